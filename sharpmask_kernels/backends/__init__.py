@@ -1,0 +1,1 @@
+"""One module per backend, the same function names in each."""

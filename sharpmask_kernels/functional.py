@@ -1,0 +1,254 @@
+"""The public ops: check the arguments, choose the backend, compute.
+
+Maps are (batch, channels, height, width) tensors, fp32, fp16, bf16 or fp64. Convolutions are 3x3 with
+stride 1 and padding 1. Names follow SharpMask (Pinheiro, Lin, Collobert, Dollár, ECCV 2016), section 3:
+``feature`` F is a map of the bottom-up pass, ``skip`` S = ReLU(Conv(F)), ``mask`` M the mask encoding.
+
+Arguments shared by all: ``upsample`` is "bilinear" (the paper; half-pixel centres) or "nearest" (the released
+code); ``padding_mode`` is "zeros" (as ``nn.Conv2d``) or "replicate" (what SharpMask models use);
+``backend`` names one backend, strictly, or is None for the best available. Bad arguments raise ``ValueError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .backends import reference
+from .windows import Windows
+
+BACKENDS: dict[str, ModuleType] = {"reference": reference}
+
+ConvParameters = tuple[Tensor, Tensor | None]
+
+
+def _backend(name: str | None) -> ModuleType:
+    if name is None:
+        return reference
+    checks.choice("backend", name, tuple(BACKENDS))
+    return BACKENDS[name]
+
+
+def merge_upsample(
+    skip: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    upsample: str = "bilinear",
+    padding_mode: str = "zeros",
+    backend: str | None = None,
+) -> Tensor:
+    """upsample2x(ReLU(Conv(Concat(S, M)))), the refinement module after its skip (section 3.2).
+
+    skip (B, Ks, H, W), mask (B, Km, H, W), weight (Ko, Ks + Km, 3, 3), bias (Ko) or None
+    -> (B, Ko, 2H, 2W). Differentiable in every tensor.
+    """
+    checks.modes(upsample, padding_mode)
+    checks.feature_map("skip", skip, "(B, Ks, H, W)")
+    checks.feature_map("mask", mask, "(B, Km, H, W)", like=skip)
+    checks.conv3x3("", weight, bias, skip.shape[1] + mask.shape[1], None, skip)
+    run = _backend(backend).merge_upsample
+    return run(skip, mask, weight, bias, upsample=upsample, padding_mode=padding_mode)
+
+
+def refine(
+    feature: Tensor,
+    mask: Tensor,
+    skip_weight: Tensor,
+    skip_bias: Tensor | None,
+    merge_weight: Tensor,
+    merge_bias: Tensor | None,
+    *,
+    upsample: str = "bilinear",
+    padding_mode: str = "zeros",
+    backend: str | None = None,
+) -> Tensor:
+    """The whole refinement module R(F, M) of section 3.2: S = ReLU(Conv(F)), then :func:`merge_upsample`.
+
+    feature (B, Kf, H, W), mask (B, Km, H, W), skip_weight (Ks, Kf, 3, 3), merge_weight (Ko, Ks + Km, 3, 3),
+    biases (Ks), (Ko) or None -> (B, Ko, 2H, 2W). Differentiable in every tensor.
+    """
+    checks.modes(upsample, padding_mode)
+    checks.feature_map("feature", feature, "(B, Kf, H, W)")
+    checks.feature_map("mask", mask, "(B, Km, H, W)", like=feature)
+    checks.conv3x3("skip_", skip_weight, skip_bias, feature.shape[1], None, feature)
+    checks.conv3x3("merge_", merge_weight, merge_bias, skip_weight.shape[0] + mask.shape[1], None, feature)
+    return _backend(backend).refine(
+        feature,
+        mask,
+        skip_weight,
+        skip_bias,
+        merge_weight,
+        merge_bias,
+        upsample=upsample,
+        padding_mode=padding_mode,
+    )
+
+
+def add_upsample(
+    horizontal: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    upsample: str = "bilinear",
+    padding_mode: str = "zeros",
+    backend: str | None = None,
+) -> Tensor:
+    """upsample2x(ReLU(horizontal + Conv(M))): :func:`merge_upsample` with its convolution split in two.
+
+    Conv(Concat(S, M)) = Conv_S(S) + Conv_M(M). The first half, ``horizontal`` (B, Ko, H, W), does not depend
+    on the window and is computed once per image (section 3.3); it carries the bias. Also the merge of the
+    released code. mask (B, Km, H, W), weight (Ko, Km, 3, 3), bias (Ko) or None -> (B, Ko, 2H, 2W).
+    Differentiable in every tensor.
+    """
+    checks.modes(upsample, padding_mode)
+    checks.feature_map("horizontal", horizontal, "(B, Ko, H, W)")
+    checks.feature_map("mask", mask, "(B, Km, H, W)", like=horizontal)
+    checks.conv3x3("", weight, bias, mask.shape[1], horizontal.shape[1], horizontal)
+    run = _backend(backend).add_upsample
+    return run(horizontal, mask, weight, bias, upsample=upsample, padding_mode=padding_mode)
+
+
+def topk_windows(scores: Sequence[Tensor], n: int) -> Windows:
+    """The ``n`` best windows of every image, over all scales.
+
+    scores: one (B, 1, h, w) map per scale. Gives exactly B * min(n, cells) windows, images one after
+    another, best first, equal scores in the order scale, row, column. NaN ranks as -inf; such rows carry the
+    score -inf and are the caller's to drop. Nothing waits for the device.
+    """
+    checks.pyramid("scores", scores)
+    checks.require(scores[0].shape[1] == 1, "scores", "of one channel", scores[0].shape[1])
+    checks.require(n >= 0, "n", "at least 0", n)
+    return reference.topk_windows(scores, n)
+
+
+def gather_windows(
+    maps: Tensor | Sequence[Tensor],
+    windows: Windows,
+    size: int,
+    *,
+    step: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """Cut every window out of its map: the top-N gather.
+
+    maps: one (B, C, H, W) per scale, or one tensor. ``size``: map cells on a window's side. ``step``: map
+    cells per grid cell. -> (N, C, size, size): window i holds the cells from (row * step, col * step) on of
+    image ``image`` at scale ``scale``, zero where it leaves its map. Differentiable in maps.
+    """
+    maps = [maps] if isinstance(maps, Tensor) else list(maps)
+    checks.pyramid("maps", maps)
+    checks.require(size >= 1, "size", "at least 1", size)
+    checks.require(step >= 1, "step", "at least 1", step)
+    checks.windows(windows, maps[0].device, len(maps), maps[0].shape[0])
+    return _backend(backend).gather_windows(maps, windows, size, step=step)
+
+
+@torch.no_grad()
+def refine_windows(
+    encoding: Tensor,
+    horizontals: Sequence[Sequence[Tensor]],
+    windows: Windows,
+    stages: Sequence[Sequence[ConvParameters]],
+    head: ConvParameters,
+    *,
+    upsample: str = "bilinear",
+    padding_mode: str = "zeros",
+    threshold: float | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """All top-N windows through all refinement stages, in one batch (section 3.3). Inference only.
+
+    encoding (N, K0, s, s): the mask encodings M1. horizontals[scale][j] (B, K(j+1), H, W): the dense
+    horizontal maps, of which stage j reads the rows row * 2^j .. + s * 2^j of its window. stages[j]: the
+    vertical convolutions [(weight, bias), ...] of stage j, ReLU between. head: (weight (1, KJ, 3, 3), bias).
+
+    -> logits (N, S, S), S = s * 2^len(stages), fp32 (fp64 for fp64 input); or, given a probability
+    ``threshold``, the bits (N, S, ceil(S / 8)) uint8 of sigmoid(logits) > threshold, packed along x, the first
+    in the lowest bit. ``out`` of that shape and dtype is written and returned.
+    """
+    checks.modes(upsample, padding_mode)
+    checks.probability("threshold", threshold)
+    checks.feature_map("encoding", encoding, "(N, K0, s, s)")
+    count, channels, size, width = encoding.shape
+    checks.require(size == width, "encoding", "square, (N, K0, s, s)", tuple(encoding.shape))
+    checks.require(len(horizontals) >= 1, "horizontals", "one list of maps per scale", "an empty list")
+    checks.require(len(stages) >= 1, "stages", "at least one stage", "an empty list")
+    for i, levels in enumerate(horizontals):
+        name = f"horizontals[{i}]"
+        checks.require(len(levels) == len(stages), name, f"of {len(stages)} maps, one per stage", len(levels))
+    for j, convs in enumerate(stages):
+        checks.require(len(convs) >= 1, f"stages[{j}]", "at least one convolution", "an empty list")
+        for i, (weight, bias) in enumerate(convs):
+            checks.conv3x3(f"stages[{j}][{i}].", weight, bias, channels, None, encoding)
+            channels = weight.shape[0]
+        maps = [levels[j] for levels in horizontals]
+        checks.pyramid(f"horizontals[:][{j}]", maps)
+        checks.same_kind(f"horizontals[:][{j}]", maps[0], encoding)
+        found = maps[0].shape[1]
+        checks.require(found == channels, f"horizontals[:][{j}]", f"of {channels} channels", found)
+    checks.conv3x3("head.", head[0], head[1], channels, 1, encoding)
+    checks.windows(windows, encoding.device, len(horizontals), horizontals[0][0].shape[0])
+    checks.require(
+        len(windows.score) == count, "windows", f"{count} windows, one per encoding", len(windows.score)
+    )
+    if out is not None:
+        _check_out(out, encoding, size << len(stages), packed=threshold is not None)
+    return _backend(backend).refine_windows(
+        encoding,
+        horizontals,
+        windows,
+        stages,
+        head,
+        upsample=upsample,
+        padding_mode=padding_mode,
+        threshold=threshold,
+        out=out,
+    )
+
+
+def _check_out(out: Tensor, encoding: Tensor, side: int, *, packed: bool) -> None:
+    shape = (encoding.shape[0], side, -(-side // 8) if packed else side)
+    dtype = torch.float64 if encoding.dtype == torch.float64 else torch.float32
+    dtype = torch.uint8 if packed else dtype
+    checks.require(tuple(out.shape) == shape, "out", f"of shape {shape}", tuple(out.shape))
+    checks.require(out.dtype == dtype, "out", f"of dtype {dtype}", out.dtype)
+    checks.require(out.device == encoding.device, "out", f"on device {encoding.device}", out.device)
+
+
+def encode_windows(
+    logits: Tensor,
+    windows: Windows,
+    image_size: tuple[int, int],
+    scales: Sequence[float],
+    *,
+    threshold: float = 0.2,
+    backend: str | None = None,
+) -> list[dict[str, object]]:
+    """Paste every window's mask into its image and run-length encode it.
+
+    logits (N, S, S), S even. All windows are of ONE image of ``image_size`` (h, w); ``windows.image`` is
+    ignored. ``scales``: the pyramid's scales. An image pixel is foreground where it lies in the window and
+    the bilinear sample of the logits there exceeds log(t / (1 - t)) for the probability ``threshold`` t.
+
+    -> COCO RLE ``{"size": [h, w], "counts": bytes}`` per window. Ends on the host, so it waits for the device.
+    """
+    checks.probability("threshold", threshold)
+    shape = tuple(logits.shape)
+    square = logits.ndim == 3 and shape[1] == shape[2] and shape[1] >= 2 and shape[1] % 2 == 0
+    checks.require(square, "logits", "of shape (N, S, S) with S even", shape)
+    checks.require(logits.is_floating_point(), "logits", "floating point", logits.dtype)
+    checks.require(min(image_size) >= 1, "image_size", "at least 1x1", tuple(image_size))
+    checks.require(all(0 < s < float("inf") for s in scales), "scales", "positive", list(scales))
+    checks.windows(windows, logits.device, len(scales), None)
+    checks.require(
+        len(windows.score) == shape[0], "windows", f"{shape[0]} windows, one per mask", len(windows.score)
+    )
+    return _backend(backend).encode_windows(logits, windows, image_size, scales, threshold=threshold)
