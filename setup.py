@@ -1,0 +1,5 @@
+"""Metadata, dependencies and package data stand in pyproject.toml."""
+
+from setuptools import setup
+
+setup()
