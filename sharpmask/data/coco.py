@@ -267,7 +267,7 @@ def _read_document(path: Path) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             document = json.load(file, object_hook=_compact)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON (truncated?): {error}") from None
     if not isinstance(document, dict):

@@ -1,0 +1,388 @@
+"""Generated pictures of occluding, textured objects with exact masks, as a COCO-format folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+from pycocotools import mask as coco_mask
+from rich.progress import track
+
+from sharpmask.data.images import load_image
+from sharpmask.errors import DataError
+
+FAMILIES = ("blob", "polygon", "ellipse", "star", "bar")
+"""Shape families; the category id is the position plus one."""
+
+# Photos that scikit-image's package itself holds (others it would download). `coffee` and `chelsea` must stay
+# out: they are kept as photos that no training image contains.
+_PHOTOS = (
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "moon.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+_PHOTO_SHARE = 0.6
+_SMALLEST_SIDE = 20  # of an object, in pixels
+_LARGEST_SHARE = 0.6  # of the picture's longer side
+_SMALLEST_VISIBLE = 64  # pixels; what occlusion leaves below this, or below the share, is not annotated
+_SMALLEST_VISIBLE_SHARE = 0.2
+_MARGIN = 4  # pixels around a shape that its soft edge may fill
+_SUPERSAMPLING = 4
+
+Textures = Literal["auto", "photo", "generated"]
+Pixels = NDArray[np.float32]
+Region = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class _Object:
+    family: str
+    alpha: Pixels  # (a, b), soft edge; its top left corner lies at (top, left) of the picture
+    top: int
+    left: int
+
+    def regions(self, height: int, width: int) -> tuple[Region, Region]:
+        """The part inside a picture of (height, width): as slices of the picture and of `alpha`."""
+        y0, x0 = max(self.top, 0), max(self.left, 0)
+        y1 = max(y0, min(self.top + self.alpha.shape[0], height))
+        x1 = max(x0, min(self.left + self.alpha.shape[1], width))
+        inner = slice(y0 - self.top, y1 - self.top), slice(x0 - self.left, x1 - self.left)
+        return (slice(y0, y1), slice(x0, x1)), inner
+
+
+def synthesize(
+    out: str | Path,
+    *,
+    images: int,
+    seed: int,
+    size: tuple[int, int] = (240, 320),
+    objects: tuple[int, int] = (3, 8),
+    textures: Textures = "auto",
+    progress: bool = False,
+) -> Path:
+    """Write a COCO-format set of occluding textured objects: `out/images/*.png` and `out/instances.json`.
+
+    Every picture, `size` = (height, width), shows `objects` = (fewest, most) objects of 20 px up to 60% of
+    the longer side, cut by each other and by the border. Annotated, as compressed RLE, is the visible part
+    only; what is left below 64 pixels or a fifth of the object is not. Picture i depends on `seed`, i,
+    `size`, `objects` and the textures alone, so a longer run begins with the pictures of a shorter one.
+
+    `textures`: "generated" draws them all; "photo" takes about 60% from photos that come with scikit-image
+    and needs it installed; "auto" is "photo" where scikit-image is installed, otherwise "generated", so its
+    output differs between machines with and without it.
+
+    The same arguments give the same bytes with the same versions of numpy, Pillow (and scikit-image) on the
+    same kind of CPU; other versions may round otherwise or compress the PNG files differently.
+
+    The folder appears at once when complete. Returns `out`. Raises DataError for arguments out of range, if
+    `out` exists and is not an empty folder, or cannot be written.
+    """
+    out = Path(out)
+    _check_arguments(out, images, seed, size, objects)
+    photos = load_texture_photos(textures)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+            work = Path(folder) / out.name
+            _write(work, images, seed, size, objects, photos, progress)
+            if out.is_dir():
+                out.rmdir()
+            work.rename(out)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from error
+    return out
+
+
+def load_texture_photos(textures: Textures = "auto") -> list[Image.Image]:
+    """The photos textures are cut from; empty if `textures`, or the lack of scikit-image, says so.
+
+    Raises DataError if `textures` is unknown, or "photo" without scikit-image.
+    """
+    if textures not in ("auto", "photo", "generated"):
+        raise DataError(f"textures: expected 'auto', 'photo' or 'generated', came {textures!r}")
+    if textures == "generated":
+        return []
+    try:
+        folder = Path(str(import_module("skimage.data").__file__)).parent
+    except ImportError:
+        folder = None
+    paths = [folder / name for name in _PHOTOS if (folder / name).is_file()] if folder else []
+    if textures == "photo" and not paths:
+        raise DataError("textures: 'photo' needs scikit-image (pip install scikit-image)")
+    return [Image.fromarray(load_image(path)) for path in paths]
+
+
+def random_shape(rng: np.random.Generator, side: int) -> NDArray[np.bool_]:
+    """Draw a shape of a random family: bool (side, side), centred, `side` pixels in its longer direction."""
+    alpha = _draw_shape(rng, _any_family(rng), side)
+    shape = alpha[_MARGIN : _MARGIN + side, _MARGIN : _MARGIN + side] >= 0.5
+    shape = shape[: alpha.shape[0] - 2 * _MARGIN, : alpha.shape[1] - 2 * _MARGIN]
+    square = np.zeros((side, side), bool)
+    top, left = (side - shape.shape[0]) // 2, (side - shape.shape[1]) // 2
+    square[top : top + shape.shape[0], left : left + shape.shape[1]] = shape
+    return square
+
+
+def random_texture(
+    rng: np.random.Generator, height: int, width: int, photos: Sequence[Image.Image] = ()
+) -> Pixels:
+    """A texture, float32 (height, width, 3) around 0..255; where there are `photos`, mostly a crop of one."""
+    if photos and rng.random() < _PHOTO_SHARE:
+        return _photo_texture(rng, height, width, photos)
+    return _generated_texture(rng, height, width)
+
+
+def _check_arguments(
+    out: Path, images: int, seed: int, size: tuple[int, int], objects: tuple[int, int]
+) -> None:
+    if images < 1:
+        raise DataError(f"images: expected 1 or more, came {images}")
+    if seed < 0:
+        raise DataError(f"seed: expected 0 or more, came {seed}")
+    if not 64 <= min(size) <= max(size) <= 8192:
+        raise DataError(f"size: expected a height and width from 64 to 8192, came {size}")
+    if not 1 <= objects[0] <= objects[1] <= 100:
+        raise DataError(f"objects: expected 1 <= fewest <= most <= 100, came {objects}")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"{out}: exists already, expected a new or empty folder")
+
+
+def _write(
+    folder: Path,
+    images: int,
+    seed: int,
+    size: tuple[int, int],
+    objects: tuple[int, int],
+    photos: Sequence[Image.Image],
+    progress: bool,
+) -> None:
+    (folder / "images").mkdir(parents=True)
+    height, width = size
+    document: dict[str, Any] = {
+        "info": {
+            "description": "Generated occluding objects with exact masks of their visible parts",
+            "seed": seed,
+            "textures": "photo" if photos else "generated",
+        },
+        "images": [],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(FAMILIES, 1)],
+        "annotations": [],
+    }
+    for index in track(range(images), "Drawing", disable=not progress):
+        rng = np.random.default_rng([seed, index])
+        scene, labels = _compose(rng, height, width, objects)
+        name = f"{index + 1:06d}.png"
+        picture = _render(rng, scene, height, width, photos)
+        picture.save(folder / "images" / name, compress_level=1)  # noise hardly compresses; be fast
+        document["images"].append({"id": index + 1, "file_name": name, "height": height, "width": width})
+        for item, visible in _visible(scene, labels):
+            document["annotations"].append(
+                _annotation(len(document["annotations"]) + 1, index + 1, item.family, visible)
+            )
+    (folder / "instances.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def _compose(
+    rng: np.random.Generator, height: int, width: int, objects: tuple[int, int]
+) -> tuple[list[_Object], NDArray[np.uint8]]:
+    """Objects from back to front, and a map (height, width) of the one on top: its position + 1, else 0."""
+    for _ in range(20):  # where one object hides most others, deal again
+        scene = [_place(rng, height, width) for _ in range(rng.integers(objects[0], objects[1] + 1))]
+        labels = np.zeros((height, width), np.uint8)
+        for number, item in enumerate(scene, 1):
+            outer, inner = item.regions(height, width)
+            labels[outer][item.alpha[inner] >= 0.5] = number
+        if len(_visible(scene, labels)) >= objects[0]:
+            break
+    return scene, labels
+
+
+def _any_family(rng: np.random.Generator) -> str:
+    return FAMILIES[int(rng.integers(len(FAMILIES)))]
+
+
+def _draw_shape(rng: np.random.Generator, family: str, side: float) -> Pixels:
+    """Coverage, float32 (a, b) in [0, 1], of a shape `side` pixels long plus a margin for its soft edge."""
+    outline = _outline(rng, family)
+    low, high = outline.min(0), outline.max(0)
+    scale = side / (high - low).max()
+    width, height = np.ceil((high - low) * scale).astype(int) + 2 * _MARGIN
+    image = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
+    draw = ImageDraw.Draw(image)
+    points = ((outline - low) * scale + _MARGIN) * _SUPERSAMPLING
+    draw.polygon(points.ravel().tolist(), fill=255)
+    if side >= 2 * _SMALLEST_SIDE and rng.random() < 0.15:
+        centre = points.mean(0) + rng.uniform(-0.1, 0.1, 2) * side * _SUPERSAMPLING
+        hole = _outline(rng, "blob") * rng.uniform(0.08, 0.2) * side * _SUPERSAMPLING + centre
+        draw.polygon(hole.ravel().tolist(), fill=0)
+    soft = image.reduce(_SUPERSAMPLING).filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.9)))
+    alpha: Pixels = np.asarray(soft, np.float32) / np.float32(255)
+    return alpha
+
+
+def _place(rng: np.random.Generator, height: int, width: int) -> _Object:
+    largest = _LARGEST_SHARE * max(height, width)
+    side = math.exp(rng.uniform(math.log(_SMALLEST_SIDE), math.log(largest)))
+    family = _any_family(rng)
+    alpha = _draw_shape(rng, family, side)
+    top = round(rng.uniform(0, height) - alpha.shape[0] / 2)
+    left = round(rng.uniform(0, width) - alpha.shape[1] / 2)
+    return _Object(family, alpha, top, left)
+
+
+def _visible(scene: Sequence[_Object], labels: NDArray[np.uint8]) -> list[tuple[_Object, NDArray[np.bool_]]]:
+    """Objects of which enough is left to see, with their visible pixels, bool (height, width)."""
+    counts = np.bincount(labels.ravel(), minlength=len(scene) + 1)
+    return [
+        (item, labels == number)
+        for number, item in enumerate(scene, 1)
+        if counts[number] >= max(_SMALLEST_VISIBLE, _SMALLEST_VISIBLE_SHARE * np.sum(item.alpha >= 0.5))
+    ]
+
+
+def _annotation(key: int, image_id: int, family: str, visible: NDArray[np.bool_]) -> dict[str, Any]:
+    rle = coco_mask.encode(np.asfortranarray(visible, np.uint8))
+    return {
+        "id": key,
+        "image_id": image_id,
+        "category_id": FAMILIES.index(family) + 1,
+        "segmentation": {
+            "size": [int(side) for side in rle["size"]],
+            "counts": rle["counts"].decode("ascii"),
+        },
+        "area": int(visible.sum()),
+        "bbox": coco_mask.toBbox(rle).tolist(),
+        "iscrowd": 0,
+    }
+
+
+def _render(
+    rng: np.random.Generator,
+    scene: Sequence[_Object],
+    height: int,
+    width: int,
+    photos: Sequence[Image.Image],
+) -> Image.Image:
+    canvas = random_texture(rng, height, width, photos)
+    for item in scene:
+        outer, inner = item.regions(height, width)
+        alpha = item.alpha[..., None]
+        rows, columns = item.alpha.shape
+        surface = random_texture(rng, rows, columns, photos) * _shading(rng, rows, columns)
+        if rng.random() < 0.5:
+            canvas[outer] *= 1 - _shadow(rng, item.alpha)[inner]
+        canvas[outer] += alpha[inner] * (surface[inner] - canvas[outer])
+    canvas += rng.normal(0, rng.uniform(0.5, 5), canvas.shape).astype(np.float32)
+    picture = Image.fromarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8))
+    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.8)))
+
+
+def _shading(rng: np.random.Generator, height: int, width: int) -> Pixels:
+    """Brightness factor (height, width, 1) falling off in a random direction."""
+    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
+    direction = rng.uniform(0, 2 * math.pi)
+    slope = rng.uniform(0, 0.35)
+    shade = 1 + slope * (math.cos(direction) * x + math.sin(direction) * y)
+    return shade[..., None].astype(np.float32)
+
+
+def _shadow(rng: np.random.Generator, alpha: Pixels) -> Pixels:
+    """Darkness (a, b, 1) in [0, 1] that the object throws on what lies behind it."""
+    mask = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(1, 4)))
+    darkness: Pixels = np.asarray(mask, np.float32) * np.float32(rng.uniform(0.1, 0.6) / 255)
+    return darkness[..., None]
+
+
+def _outline(rng: np.random.Generator, family: str) -> NDArray[np.float64]:
+    """Corners (n, 2) of a shape around the origin, longest radius about 1, turned at random."""
+    turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
+    if family == "blob":
+        waves = np.arange(1, 6)[:, None]
+        amplitude = rng.uniform(0, 0.5, (5, 1)) / waves
+        radius = np.maximum(1 + (amplitude * np.cos(waves * turn + rng.uniform(0, 7, (5, 1)))).sum(0), 0.25)
+    elif family == "polygon":
+        corners = rng.integers(3, 9)
+        turn = (np.arange(corners) + rng.uniform(-0.35, 0.35, corners)) / corners * 2 * np.pi
+        radius = rng.uniform(0.6, 1, corners)
+    elif family == "ellipse":
+        radius = np.ones_like(turn)
+    elif family == "star":
+        tips = rng.integers(4, 9)
+        turn = np.arange(2 * tips) / tips * np.pi
+        radius = np.where(np.arange(2 * tips) % 2, rng.uniform(0.35, 0.65), 1) * rng.uniform(0.9, 1, 2 * tips)
+    elif family == "bar":  # superellipse: a box with rounded corners
+        power = rng.uniform(3, 8)
+        radius = (np.abs(np.cos(turn)) ** power + np.abs(np.sin(turn)) ** power) ** (-1 / power)
+    else:
+        raise ValueError(f"family: expected one of {FAMILIES}, came {family!r}")
+    points = np.stack([radius * np.cos(turn), radius * np.sin(turn)], 1)
+    points[:, 1] *= rng.uniform(0.15, 0.4) if family == "bar" else rng.uniform(0.4, 1)
+    if family == "bar":
+        points[:, 1] += rng.uniform(-0.4, 0.4) * points[:, 0] ** 2  # bent
+    angle = rng.uniform(0, 2 * np.pi)
+    rotation = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+    return points @ np.array(rotation)
+
+
+def _photo_texture(
+    rng: np.random.Generator, height: int, width: int, photos: Sequence[Image.Image]
+) -> Pixels:
+    """A crop of one of the photos at a random zoom, mirrored and recoloured."""
+    photo = photos[int(rng.integers(len(photos)))]
+    zoom = math.exp(rng.uniform(math.log(0.4), math.log(1.6)))
+    zoom = max(zoom, width / photo.width, height / photo.height)
+    crop_width, crop_height = width / zoom, height / zoom
+    left = rng.uniform(0, photo.width - crop_width)
+    top = rng.uniform(0, photo.height - crop_height)
+    box = (left, top, min(left + crop_width, photo.width), min(top + crop_height, photo.height))
+    crop = photo.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    pixels = np.asarray(crop, np.float32)[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+    return pixels * rng.uniform(0.5, 1.3, 3).astype(np.float32) + rng.uniform(-30, 40, 3).astype(np.float32)
+
+
+def _generated_texture(rng: np.random.Generator, height: int, width: int) -> Pixels:
+    """Two random colours mixed by clouds, stripes, checks or spots."""
+    colours = rng.uniform(0, 255, (2, 3)).astype(np.float32)
+    kind = rng.choice(["clouds", "stripes", "checks", "spots"])
+    mix = _clouds(rng, height, width, rng.uniform(8, 64))
+    if kind in ("stripes", "checks"):
+        y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
+        angle, period = rng.uniform(0, math.pi), rng.uniform(5, 30)
+        along = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / period)
+        wave = np.sin(along + rng.uniform(0, 8) * mix)
+        if kind == "checks":
+            wave = wave * np.sin((x * math.sin(angle) - y * math.cos(angle)) * (2 * math.pi / period))
+        mix = np.clip(rng.uniform(0.6, 4) * wave / 2 + 0.5, 0, 1)
+    elif kind == "spots":
+        mix = np.clip(rng.uniform(4, 15) * (mix - rng.uniform(0.4, 0.6)) + 0.5, 0, 1)
+    mixed: Pixels = colours[0] + mix[..., None].astype(np.float32) * (colours[1] - colours[0])
+    return mixed
+
+
+def _clouds(rng: np.random.Generator, height: int, width: int, cell: float) -> Pixels:
+    """Smooth noise, float32 (height, width) about in [0, 1]: three octaves, the coarsest of `cell` pixels."""
+    total = np.zeros((height, width), np.float32)
+    for octave in range(3):
+        pixels = max(cell / 2**octave, 2)
+        grid = rng.random((math.ceil(height / pixels) + 1, math.ceil(width / pixels) + 1), np.float32)
+        smooth = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
+        total += np.asarray(smooth) * np.float32(4 / 7 / 2**octave)
+    return total
