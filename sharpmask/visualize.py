@@ -1,0 +1,359 @@
+"""Pictures: masks drawn over a photo, one mask growing through the refinement modules, training curves."""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from pycocotools import mask as coco_mask
+
+from sharpmask.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+# Of many starts and orders these keep the first 6, 10 and 20 colours farthest apart to the eye (in OKLab).
+FIRST_HUE = 0.86
+STYLES = ((0.95, 0.75), (0.85, 1.0), (0.55, 1.0))  # saturation, value
+FILL_OPACITY = 0.5
+EDGE_OPACITY = 0.55  # of the thin dark line around a contour
+LABEL_BACKGROUND = (20, 20, 24)
+# A dark-to-light ramp of rising lightness, so that it also reads in greyscale print.
+RAMP = ((0, 7, 6, 20), (0.25, 65, 22, 106), (0.5, 158, 47, 105), (0.75, 236, 105, 66), (1, 252, 240, 176))
+
+
+def distinct_colours(n: int) -> np.ndarray:
+    """`n` colours, (n, 3) uint8 RGB: each hue is a golden-ratio turn after the last, the most even spread for
+    any `n`; brightness and saturation change as well, so that near hues met again later still differ."""
+    rows = [colorsys.hsv_to_rgb((FIRST_HUE + i * GOLDEN_RATIO) % 1, *STYLES[i % 3]) for i in range(n)]
+    return np.round(np.array(rows).reshape(n, 3) * 255).astype(np.uint8)
+
+
+def overlay(
+    image: np.ndarray,
+    masks: Iterable[np.ndarray | Mapping[str, Any]],
+    scores: Sequence[float] | None = None,
+    boxes: Sequence[Sequence[float]] | None = None,
+    *,
+    limit: int | None = 20,
+    fill: float = FILL_OPACITY,
+) -> np.ndarray:
+    """`image` with every mask in its own colour, filled and outlined; larger masks lie under smaller ones.
+
+    image: (h, w, 3) uint8 RGB. masks: boolean (h, w) arrays or compressed COCO RLE dicts, best first; an
+    iterator is fine, only one mask at a time is held uncompressed. scores: written beside each mask where
+    there is room; with scores the `limit` best are drawn, without them the first `limit`. boxes: one
+    (x, y, width, height) in pixels per mask, drawn as rectangles. fill: opacity of the inside, 0 to 1.
+
+    Returns a new (h, w, 3) uint8 array. Raises ValueError for another shape or dtype, or for lengths that
+    differ.
+    """
+    _check_image("image", image)
+    height, width = image.shape[:2]
+    if limit is not None and scores is None:
+        masks = itertools.islice(masks, limit)
+    rles = [_as_rle(mask, height, width) for mask in masks]
+    for name, values in (("scores", scores), ("boxes", boxes)):
+        if values is not None and len(values) < len(rles):
+            raise ValueError(f"{name}: expected one per mask ({len(rles)}), got {len(values)}")
+    ranked = list(range(len(rles)))
+    if scores is not None:
+        ranked = sorted(ranked, key=lambda i: -scores[i])[:limit]
+    colours = distinct_colours(len(ranked))
+    areas = {i: int(coco_mask.area(rles[i])) for i in ranked}
+    canvas = image.copy()
+    thickness = max(1, round(min(height, width) / 320))
+    for rank, i in sorted(enumerate(ranked), key=lambda pair: -areas[pair[1]]):
+        _draw_mask(canvas, image, rles[i], colours[rank], fill, thickness)
+    if boxes is None and scores is None:
+        return canvas
+    picture = Image.fromarray(canvas)
+    if boxes is not None:
+        for rank, i in enumerate(ranked):
+            _draw_box(picture, boxes[i], tuple(colours[rank].tolist()), thickness)
+    if scores is not None:
+        labelled = [(rank, i) for rank, i in enumerate(ranked) if areas[i]]
+        _draw_scores(picture, [(rles[i], float(scores[i]), colours[rank]) for rank, i in labelled])
+    return np.asarray(picture).copy()
+
+
+def film_strip(
+    image_crop: np.ndarray,
+    stages: Sequence[np.ndarray],
+    labels: Sequence[str] | None = None,
+    *,
+    threshold: float = 0.5,
+    panel: int | None = None,
+) -> np.ndarray:
+    """One mask growing through the refinement modules: the window, every stage, the mask over the window.
+
+    image_crop: (S, S, 3) uint8, the window. stages: 2-D float arrays of rising size, (10, 10), (20, 20), ...
+    in the usual case; the last one is the mask's probability, thresholded at `threshold` for the last panel.
+    A stage with values outside [0, 1] (an activation) is stretched from its own minimum to its maximum.
+    labels: one text for each of the len(stages) + 2 panels. panel: side of a panel in pixels, by default the
+    smallest multiple of the last stage's side from 200 up, so that every stage's cells are squares of equal
+    size.
+
+    Returns (height, width, 3) uint8. Raises ValueError naming the argument that does not fit.
+    """
+    _check_image("image_crop", image_crop)
+    grids = [np.asarray(stage, dtype=np.float64) for stage in stages]
+    if not grids or any(grid.ndim != 2 or 0 in grid.shape for grid in grids):
+        raise ValueError(
+            f"stages: expected at least one non-empty 2-D array, got shapes {[g.shape for g in grids]}"
+        )
+    if labels is None:
+        labels = ["window", *(f"{g.shape[0]} x {g.shape[1]}" for g in grids), "mask"]
+    if len(labels) != len(grids) + 2:
+        raise ValueError(f"labels: expected {len(grids) + 2} (window, stages, mask), got {len(labels)}")
+    side = panel or math.ceil(200 / max(grids[-1].shape)) * max(grids[-1].shape)
+    window = np.asarray(Image.fromarray(image_crop).resize((side, side), Image.Resampling.BICUBIC))
+    # The last panel's outline follows the mask at the panel's resolution: probability is resized, then cut.
+    final = _resize_grid(grids[-1], side, Image.Resampling.BILINEAR) > threshold
+    result = (window * 0.5).astype(np.uint8)
+    _draw_mask(result, window, _as_rle(final, side, side), np.array(RAMP[3][1:]), 0.35, max(1, side // 120))
+    panels = [
+        window,
+        *(_heat(_resize_grid(_unit_range(g), side, Image.Resampling.NEAREST)) for g in grids),
+        result,
+    ]
+    return _side_by_side(panels, labels)
+
+
+def plot_training(csv_path: Path | str, png_path: Path | str) -> None:
+    """Draws the curves of a training log: losses in one panel, other metrics (IoU, accuracy) in the other.
+
+    The CSV has a `step` column and any number of metric columns; empty cells are steps without that metric.
+    Learning rates and times are left out. Columns logged often are drawn faintly with a running mean on top.
+    Raises DataError for a file that is missing or not such a table, ImportError without matplotlib.
+    """
+    curves = _read_curves(Path(csv_path))
+    losses = {name: curve for name, curve in curves.items() if "loss" in name.lower()}
+    others = {
+        name: curve for name, curve in curves.items() if name not in losses and not _is_bookkeeping(name)
+    }
+    groups = [(title, group) for title, group in (("loss", losses), ("validation", others)) if group]
+    if not groups:
+        raise DataError(f"{csv_path}: expected at least one metric column with numbers beside 'step'")
+    figure = new_figure(6.0 * len(groups), 4.0)
+    for place, (title, group) in enumerate(groups):
+        axes = figure.add_subplot(1, len(groups), place + 1)
+        for index, (name, (steps, values)) in enumerate(group.items()):
+            _draw_curve(axes, name, steps, values, f"C{index}")
+        axes.set(xlabel="step", ylabel=title)
+        if title == "validation" and all(np.min(v) >= 0 and np.max(v) <= 1 for _, v in group.values()):
+            axes.set_ylim(0, 1)
+        style_axes(axes)
+    save_figure(figure, png_path)
+
+
+def save_png(array: np.ndarray, path: Path | str) -> None:
+    """Writes an (h, w, 3) or (h, w) uint8 array as PNG, atomically: readers see the old file or the new one.
+
+    Missing folders are made. Raises OSError where `path` cannot be written.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(array))
+    _write_atomic(Path(path), lambda file: picture.save(file, format="png"))
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty matplotlib figure of `width` x `height` inches that needs no display and no global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'sharpmask[train]'") from error
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def style_axes(axes: Any) -> None:
+    """The look shared by all plots: light grid, no box, a legend without a frame."""
+    axes.grid(True, alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def save_figure(figure: Figure, path: Path | str) -> None:
+    """Writes a figure as PNG, atomically as `save_png` does."""
+    _write_atomic(Path(path), lambda file: figure.savefig(file, format="png"))
+
+
+def _write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_image(name: str, image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"{name}: expected uint8 of shape (h, w, 3), got {image.dtype} {tuple(image.shape)}")
+
+
+def _as_rle(mask: np.ndarray | Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    size = tuple(mask["size"]) if isinstance(mask, Mapping) else np.shape(mask)
+    if size != (height, width):
+        raise ValueError(f"masks: expected the image's size {(height, width)}, got {size}")
+    if isinstance(mask, Mapping):
+        return dict(mask)
+    return dict(coco_mask.encode(np.asfortranarray(np.asarray(mask, dtype=bool), dtype=np.uint8)))
+
+
+def _draw_mask(
+    canvas: np.ndarray,
+    image: np.ndarray,
+    rle: dict[str, Any],
+    colour: np.ndarray,
+    fill: float,
+    thickness: int,
+) -> None:
+    """Paints one mask into `canvas`. The inside is mixed with the photo, not with masks below, so that
+    colours stay true however many masks overlap."""
+    x, y, w, h = (int(v) for v in coco_mask.toBbox(rle))
+    if w == 0 or h == 0:
+        return
+    # Room for the contour on every side. The crop ends where the image does: no contour runs along its edge.
+    pad = 3 * thickness
+    top, left = max(0, y - pad), max(0, x - pad)
+    area = (slice(top, y + h + pad), slice(left, x + w + pad))
+    mask = coco_mask.decode(rle)[area].astype(bool)
+    photo, target = image[area].astype(np.float32), canvas[area]
+    tint = colour.astype(np.float32)
+    painted = target.astype(np.float32)
+    painted[mask] = (photo + fill * (tint - photo))[mask]
+    # Blurred, the mask is 1/2 on its border, 0 outside and 1 inside: a light line inside, a dark one outside.
+    line = np.clip(2.4 * (1 - np.abs(2 * _blur(mask, 0.75 * thickness) - 1)), 0, 1)[..., None]
+    edge = np.where(mask[..., None], tint + 0.3 * (255 - tint), (1 - EDGE_OPACITY) * painted)
+    target[...] = np.round(painted + line * (edge - painted)).astype(np.uint8)
+
+
+def _blur(mask: np.ndarray, radius: float) -> np.ndarray:
+    picture = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
+
+
+def _draw_box(picture: Image.Image, box: Sequence[float], colour: tuple[int, ...], thickness: int) -> None:
+    x, y, w, h = box
+    xs = np.clip([x, max(x, x + w - 1)], 0, picture.width - 1).tolist()
+    ys = np.clip([y, max(y, y + h - 1)], 0, picture.height - 1).tolist()
+    ImageDraw.Draw(picture).rectangle((xs[0], ys[0], xs[1], ys[1]), outline=colour, width=thickness)
+
+
+def _draw_scores(picture: Image.Image, items: Sequence[tuple[dict[str, Any], float, np.ndarray]]) -> None:
+    """Writes scores best first, each inside its mask; one that would cover an earlier one is left out."""
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(10, round(min(picture.size) / 36)))
+    taken: list[tuple[float, float, float, float]] = []
+    for rle, score, colour in items:
+        text = f"{score:.2f}"
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        half_w, half_h = (right - left) / 2 + 3, (bottom - top) / 2 + 3
+        x, y = _label_point(coco_mask.decode(rle))
+        if 4 * half_w * half_h > coco_mask.area(rle) / 3:  # would hide the object: write above it
+            y = float(coco_mask.toBbox(rle)[1]) - half_h - 2
+        x = min(max(x, half_w), max(half_w, picture.width - half_w))
+        y = min(max(y, half_h), max(half_h, picture.height - half_h))
+        frame = (x - half_w, y - half_h, x + half_w, y + half_h)
+        if any(frame[0] < t[2] and t[0] < frame[2] and frame[1] < t[3] and t[1] < frame[3] for t in taken):
+            continue
+        taken.append(frame)
+        draw.rounded_rectangle(frame, radius=3, fill=LABEL_BACKGROUND, outline=tuple(colour.tolist()))
+        draw.text((x, y), text, fill=(255, 255, 255), font=font, anchor="mm")
+
+
+def _label_point(mask: np.ndarray) -> tuple[float, float]:
+    """(x, y) of the mask's pixel nearest to its centre of mass: always on the object, also on a ring."""
+    ys, xs = np.nonzero(mask)
+    nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
+    return float(xs[nearest]), float(ys[nearest])
+
+
+def _unit_range(grid: np.ndarray) -> np.ndarray:
+    finite = grid[np.isfinite(grid)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    grid = np.clip(np.nan_to_num(grid, nan=low), low, high)
+    if low >= 0 and high <= 1:
+        return grid
+    return (grid - low) / (high - low) if high > low else np.zeros_like(grid)
+
+
+def _resize_grid(grid: np.ndarray, side: int, how: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(grid.astype(np.float32)).resize((side, side), how))
+
+
+def _heat(values: np.ndarray) -> np.ndarray:
+    position, *channels = zip(*RAMP, strict=True)
+    return np.stack([np.interp(values, position, channel) for channel in channels], axis=-1).astype(np.uint8)
+
+
+def _side_by_side(panels: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    side = panels[0].shape[0]
+    gap, font_size = max(4, side // 32), max(11, side // 14)
+    caption = font_size * 2
+    strip = Image.new("RGB", (len(panels) * (side + gap) + gap, side + caption + gap), (255, 255, 255))
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(font_size)
+    for index, (panel, label) in enumerate(zip(panels, labels, strict=True)):
+        left = gap + index * (side + gap)
+        strip.paste(Image.fromarray(panel), (left, gap))
+        centre = (left + side / 2, gap + side + caption / 2)
+        draw.text(centre, label, fill=(60, 60, 66), font=font, anchor="mm")
+    return np.asarray(strip).copy()
+
+
+def _read_curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Column name -> (steps, values) over the rows where that column holds a finite number."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if "step" not in (reader.fieldnames or ()):
+                raise DataError(f"{path}: expected a column 'step', got {reader.fieldnames or 'no columns'}")
+            for row in reader:
+                _add_row(points, row)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a readable CSV file ({error})") from error
+    return {name: (np.array(rows)[:, 0], np.array(rows)[:, 1]) for name, rows in points.items()}
+
+
+def _add_row(points: dict[str, list[tuple[float, float]]], row: Mapping[str, Any]) -> None:
+    step = _number(row["step"])
+    for name, cell in row.items():
+        value = _number(cell)
+        if name and name != "step" and math.isfinite(step) and math.isfinite(value):
+            points.setdefault(name, []).append((step, value))
+
+
+def _number(cell: object) -> float:
+    try:
+        return float(str(cell))
+    except ValueError:
+        return math.nan
+
+
+def _is_bookkeeping(name: str) -> bool:
+    words = name.lower().replace("/", "_").split("_")
+    return any(word in ("lr", "epoch", "time", "seconds", "rate", "eta") for word in words)
+
+
+def _draw_curve(axes: Any, name: str, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
+    window = len(values) // 50
+    if window < 2:
+        marker = "o" if len(values) < 30 else ""
+        axes.plot(steps, values, color=colour, linewidth=1.6, marker=marker, ms=3, label=name)
+        return
+    axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
+    mean = np.convolve(values, np.ones(window) / window, mode="valid")
+    centre = (window - 1) // 2
+    axes.plot(steps[centre : centre + len(mean)], mean, color=colour, linewidth=1.6, label=name)
