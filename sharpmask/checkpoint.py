@@ -1,0 +1,110 @@
+"""Checkpoints: one safetensors file with a model's tensors and, as JSON in its header, how to rebuild and use it.
+
+Nothing is ever unpickled, and a file's settings are compared with its tensors before any memory is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import from_plain, to_plain
+from .errors import DataError
+from .models.deepmask import DeepMask
+from .models.zoo import ModelConfig, SearchConfig, load_tensors
+
+FORMAT = "sharpmask-1"
+DEFAULT = "sharpmask_lite0_112.safetensors"
+"""The checkpoint that comes with the package."""
+
+
+def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
+    """Write a safetensors file atomically: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, dict(metadata))
+    os.replace(part, path)
+
+
+def save_model(
+    model: DeepMask,
+    path: str | Path,
+    *,
+    training: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write ``model`` with its configuration; ``training`` is kept as a record of how it was made.
+
+    ``dtype`` torch.float16 halves the file; weights are fp32 again once loaded.
+    """
+    header = {
+        "format": FORMAT,
+        "model": json.dumps(to_plain(model.config)),
+        "search": json.dumps(to_plain(model.search)),
+        "training": json.dumps(training or {}),
+    }
+    state = model.state_dict()
+    save_tensors({k: v if dtype is None else v.to(dtype) for k, v in state.items()}, header, Path(path))
+
+
+def load_model(path: str | Path | None = None, device: str | torch.device = "cpu") -> DeepMask:
+    """The model of a checkpoint, in evaluation mode; without ``path``, the one that comes with the package.
+
+    Raises ``DataError`` for a missing, foreign or damaged file.
+    """
+    path = Path(path) if path is not None else Path(str(files("sharpmask") / "assets" / DEFAULT))
+    if not path.is_file():
+        raise DataError(f"checkpoint: no file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise DataError(
+                    f"{path}: expected a checkpoint of format {FORMAT}, got {header.get('format')!r}"
+                )
+            config = from_plain(ModelConfig, _json(header, "model", path), f"{path}: model")
+            search = from_plain(SearchConfig, _json(header, "search", path), f"{path}: search")
+            _check_shapes(config, {k: file.get_slice(k).get_shape() for k in file.keys()}, path)  # noqa: SIM118
+            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from error
+    model = config.build()
+    load_tensors(model, state, str(path))
+    model.search = search
+    return model.eval().to(device)
+
+
+def read_training(path: str | Path) -> dict[str, Any]:
+    """How the model of a checkpoint was made, as recorded in it."""
+    with safe_open(path, "pt") as file:
+        return dict(_json(file.metadata() or {}, "training", Path(path)))
+
+
+def _json(header: Mapping[str, str], key: str, path: Path) -> Any:
+    try:
+        return json.loads(header[key])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: the header's {key!r} is missing or not JSON") from error
+
+
+def _check_shapes(config: ModelConfig, shapes: Mapping[str, list[int]], path: Path) -> None:
+    """Refuse settings that do not match the tensors before a hostile width takes memory."""
+    try:
+        with torch.device("meta"):
+            own = {k: list(v.shape) for k, v in config.build().state_dict().items()}
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: {str(error).splitlines()[0]}") from error
+    for name in sorted(own.keys() | shapes.keys()):
+        if own.get(name) != shapes.get(name):
+            raise DataError(
+                f"{path}: tensor {name} must be {own.get(name, 'absent')}, got {shapes.get(name, 'none')}"
+            )

@@ -1,0 +1,78 @@
+"""Typed configurations as plain data: what YAML files and checkpoints hold, checked field by field."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .errors import DataError
+
+T = TypeVar("T")
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A dataclass as nested dicts of str, int, float, bool, None and lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(asdict(config))  # type: ignore[no-any-return]
+
+
+def from_plain(cls: type[T], data: Any, source: str, base: T | None = None) -> T:
+    """A ``cls`` from plain data read from ``source``; fields left out come from ``base`` or the defaults.
+
+    Raises ``DataError`` naming the field, what it takes and what came.
+    """
+    if not isinstance(data, dict):
+        raise DataError(f"{source}: expected settings by name, got {type(data).__name__}")
+    hints = get_type_hints(cls)
+    unknown = [str(k) for k in data if k not in hints]
+    if unknown:
+        raise DataError(f"{source}: unknown setting {unknown[0]!r}; known are {', '.join(hints)}")
+    values: dict[str, Any] = {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        old = getattr(base, field.name) if base is not None else None
+        if field.name in data:
+            values[field.name] = _convert(hints[field.name], data[field.name], f"{source}: {field.name}", old)
+        elif base is not None:
+            values[field.name] = old
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise DataError(f"{source}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, name: str, base: Any = None) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _convert(args[0], value, name, base)
+    if is_dataclass(hint):
+        return from_plain(hint, value, name, base)  # type: ignore[arg-type]
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, name)
+    if origin is Literal:
+        return _require(value in args, value, name, "one of " + ", ".join(map(repr, args)))
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), value, name, "a list")
+        return tuple(_convert(args[0], v, name) for v in value)
+    if hint is Path:
+        return Path(_require(isinstance(value, str), value, name, "a path"))
+    if hint is float:
+        _require(isinstance(value, int | float) and not isinstance(value, bool), value, name, "a number")
+        return float(value)
+    return _require(type(value) is hint, value, name, f"of type {hint.__name__}")
+
+
+def _require(condition: bool, value: T, name: str, expected: str) -> T:
+    if not condition:
+        raise DataError(f"{name} must be {expected}, got {value!r}")
+    return value

@@ -1,0 +1,339 @@
+"""Dense training tiles: pieces of photos with pasted objects, and many labelled windows on each.
+
+A patch (:mod:`sharpmask.data.sampling`) costs one pass of the trunk and teaches one window. A tile costs one
+pass and teaches every window on its grid of 16 pixels that an object defines clearly: positives, centred on an
+object of the canonical size, and negatives, far from any. Training so sees what full-image inference sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sharpmask_kernels import Windows
+from sharpmask_kernels.windows import STRIDE
+
+from ..errors import DataError
+from .coco import CocoFolder, Instance, Photo
+from .synthetic import random_shape, random_texture
+
+Array = npt.NDArray[np.uint8]
+Region = tuple[slice, slice]
+
+CANONICAL = 128 / 224
+"""Longest side of a centred object over the window's side (DeepMask, section 4)."""
+GREY = 128
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """How tiles are made. Distances are pixels of the tile, sizes octaves from the canonical one."""
+
+    side: int = 256
+    """Tile side in pixels."""
+    tiles: int = 4
+    """Tiles a step."""
+    positives: int = 6
+    """Positive windows a tile, at most."""
+    negatives: int = 12
+    """Negative windows a tile, at most; half of them near an object."""
+    positive_distance: float = 11.5
+    positive_octaves: float = 0.45
+    negative_distance: float = 20.0
+    negative_octaves: float = 0.8
+    pasted: int = 5
+    """Objects pasted on a tile, at most; at least one."""
+    shapes: float = 0.2
+    """Share of the pasted objects that are textured shapes instead of objects cut from other photos."""
+    anchored: float = 0.75
+    """Share of tiles that show one of their photo's objects near the canonical size; the rest show any part."""
+    blurred: float = 0.3
+    """Share of tiles that are shrunk and enlarged again, as small objects are at inference."""
+    max_enlargement: float = 3.0
+    """Photos and cut-outs are enlarged at most so much."""
+
+
+class Placed(NamedTuple):
+    """An object on a tile: its visible pixels, and the centre and longest side that decide labels."""
+
+    mask: npt.NDArray[np.bool_]
+    """bool (side, side)"""
+    x: float
+    y: float
+    longest: float
+    usable: bool
+    """Whether it may be a positive: an example object, well visible, its extent known."""
+
+
+class TileBatch(NamedTuple):
+    """One training step. Positives come first in ``windows``; ``masks`` are theirs."""
+
+    image: Tensor
+    """uint8 (tiles, 3, side, side)"""
+    windows: Windows
+    masks: Tensor
+    """uint8 (P, S, S) in {0, 1}"""
+
+
+class TileBatches(Dataset[TileBatch]):
+    """Item ``step`` is one whole batch of tiles, a pure function of (seed, step, rank)."""
+
+    def __init__(
+        self,
+        folder: CocoFolder,
+        config: TileConfig,
+        *,
+        window: int,
+        seed: int = 0,
+        rank: int = 0,
+        length: int = 2**31,
+    ) -> None:
+        if config.side % STRIDE or config.side < window:
+            raise ValueError(f"side must be a multiple of {STRIDE} and at least {window}, got {config.side}")
+        self.photos = [p for p in folder.photos if p.instances]
+        if not self.photos:
+            raise DataError(f"{folder.annotation_file}: no photo with an object to train on")
+        self.folder, self.config, self.window, self.length = folder, config, window, length
+        self.key = (seed, rank)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, step: int) -> TileBatch:
+        rng = np.random.default_rng([*self.key, step])
+        return collate([self.tile(rng) for _ in range(self.config.tiles)])
+
+    def tile(self, rng: np.random.Generator) -> Tile:
+        """One labelled tile."""
+        image, inside, placed = self._background(rng)
+        for _ in range(int(rng.integers(min(1, self.config.pasted), self.config.pasted + 1))):
+            self._paste(rng, image, inside, placed)
+        if rng.random() < self.config.blurred:
+            image = _shrink_and_enlarge(image, 2 ** rng.uniform(0.3, 1.6))
+        return self._label(rng, image, [_visible(p) for p in placed])
+
+    def _background(self, rng: np.random.Generator) -> tuple[Array, Region, list[Placed]]:
+        config, side = self.config, self.config.side
+        photo = self.photos[rng.integers(len(self.photos))]
+        anchor = photo.instances[rng.integers(len(photo.instances))]
+        _, _, w, h = anchor.box
+        scale = self._object_scale(rng, max(w, h), config.positive_octaves)
+        if rng.random() >= config.anchored:
+            scale, anchor = 2 ** rng.uniform(-3, 0.5), None
+        x = self._offset(rng, photo.width * scale, anchor and (anchor.box[0] + w / 2) * scale)
+        y = self._offset(rng, photo.height * scale, anchor and (anchor.box[1] + h / 2) * scale)
+
+        def cut(layer: Array, fill: int) -> tuple[Array, Region]:
+            return resample(layer, (x, y), scale, side, fill)
+
+        image, inside = cut(self.folder.load(photo), GREY)
+        image[inside] = jitter_colours(rng, image[inside])
+        placed = [p for i in photo.instances if (p := self._place(i, (x, y), scale, cut)) is not None]
+        if rng.random() < 0.5:
+            image = np.ascontiguousarray(image[:, ::-1])
+            inside = inside[0], slice(side - inside[1].stop, side - inside[1].start)
+            placed = [p._replace(mask=p.mask[:, ::-1].copy(), x=side - p.x) for p in placed]
+        return image, inside, placed
+
+    def _object_scale(self, rng: np.random.Generator, longest: float, octaves: float) -> float:
+        canonical = CANONICAL * self.window
+        return min(
+            self.config.max_enlargement, canonical / max(longest, 1) * 2 ** rng.uniform(-octaves, octaves)
+        )
+
+    def _offset(self, rng: np.random.Generator, length: float, centre: float | None) -> float:
+        """Where the tile starts on an axis of the scaled photo; half a window of border is grey, as at inference."""
+        side, margin = self.config.side, self.window / 2
+        low, high = sorted((-margin, length + margin - side))
+        if centre is not None:
+            low, high = max(low, centre - side + margin), min(high, centre - margin)
+            low, high = (low, high) if low <= high else (centre - side / 2,) * 2
+        return rng.uniform(low, high)
+
+    def _place(
+        self,
+        instance: Instance,
+        origin: tuple[float, float],
+        scale: float,
+        cut: Callable[[Array, int], tuple[Array, Region]],
+    ) -> Placed | None:
+        x, y, w, h = (value * scale for value in instance.box)
+        x, y = x - origin[0], y - origin[1]
+        side = self.config.side
+        if x >= side or y >= side or x + w <= 0 or y + h <= 0:
+            return None
+        mask = cut(instance.mask().astype(np.uint8) * 255, 0)[0] > 127
+        whole = x >= 0 and y >= 0 and x + w <= side and y + h <= side
+        return Placed(mask, x + w / 2, y + h / 2, max(w, h), whole and not instance.crowd)
+
+    def _paste(self, rng: np.random.Generator, image: Array, inside: Region, placed: list[Placed]) -> None:
+        """Put one object over the tile, in place, its centre somewhere on the photo."""
+        side = self.config.side
+        pixels, alpha = self._shape(rng) if rng.random() < self.config.shapes else self._cutout(rng)
+        longest = max(alpha.shape)
+        scale = self._object_scale(rng, longest, 0.6)
+        angle = rng.normal(0, 10)
+        size = max(2, round(alpha.shape[1] * scale)), max(2, round(alpha.shape[0] * scale))
+        flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
+        layers = np.dstack([jitter_colours(rng, pixels), alpha])[:, flip]
+        turned = Image.fromarray(layers).resize(size, Image.Resampling.BILINEAR)
+        layers = np.asarray(turned.rotate(angle, Image.Resampling.BILINEAR, expand=True))
+        height, width = layers.shape[:2]
+        # The centres of windows on the grid, give or take.
+        margin = self.window / 2 - STRIDE
+        low, high = (
+            np.clip([getattr(i, end) for i in inside], margin, side - margin) for end in ("start", "stop")
+        )
+        centre = rng.uniform(low, high)
+        top, left = int(centre[0] - height / 2), int(centre[1] - width / 2)
+        y, x = max(0, top), max(0, left)
+        layers = layers[y - top : side - top, x - left : side - left]
+        target = image[y : y + layers.shape[0], x : x + layers.shape[1]]
+        opacity = layers[..., 3:].astype(np.float32) / 255
+        target[:] = target + (layers[..., :3] - target.astype(np.float32)) * opacity + 0.5
+        mask = np.zeros((side, side), dtype=bool)
+        mask[y : y + layers.shape[0], x : x + layers.shape[1]] = layers[..., 3] > 127
+        for i, other in enumerate(placed):
+            placed[i] = other._replace(mask=other.mask & ~mask, usable=other.usable)
+        whole = top >= 0 and left >= 0 and top + height <= side and left + width <= side
+        placed.append(Placed(mask, left + width / 2, top + height / 2, max(height, width), whole))
+
+    def _cutout(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        """An object of some photo: its box's pixels (h, w, 3) and opacity (h, w)."""
+        for _ in range(20):
+            photo = self.photos[rng.integers(len(self.photos))]
+            instance = photo.instances[rng.integers(len(photo.instances))]
+            if not instance.crowd and _complete(photo, instance):
+                mask = instance.mask()
+                rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+                if len(rows) >= 24 or len(cols) >= 24:
+                    box = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
+                    return self.folder.load(photo)[box], mask[box].astype(np.uint8) * 255
+        return self._shape(rng)
+
+    def _shape(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        """A made-up shape, textured, often with a piece of some photo."""
+        shape = random_shape(rng, int(rng.integers(48, 129)))
+        photo = self.photos[rng.integers(len(self.photos))]
+        texture = random_texture(rng, *shape.shape, [Image.fromarray(self.folder.load(photo))])
+        return np.clip(texture, 0, 255).astype(np.uint8), shape.astype(np.uint8) * 255
+
+    def _label(self, rng: np.random.Generator, image: Array, placed: list[Placed]) -> Tile:
+        config = self.config
+        cells = (config.side - self.window) // STRIDE + 1
+        row, col = (grid.ravel() for grid in np.indices((cells, cells)))
+        centre = self.window / 2
+        objects = np.array([(p.y, p.x, p.longest) for p in placed]).reshape(-1, 3)
+        usable = np.array([p.usable for p in placed], dtype=bool)
+        distance = np.hypot(
+            row[:, None] * STRIDE + centre - objects[:, 0], col[:, None] * STRIDE + centre - objects[:, 1]
+        )
+        octaves = np.abs(np.log2(np.maximum(objects[:, 2], 1) / (CANONICAL * self.window)))[None]
+        good = (distance <= config.positive_distance) & (octaves <= config.positive_octaves) & usable
+        far = ((distance > config.negative_distance) | (octaves > config.negative_octaves)).all(1)
+        near = far & ((distance < 3 * config.negative_distance) & (octaves < 2)).any(1)
+        # Of several objects a window belongs to the one that it fits best.
+        misfit = distance / config.positive_distance + octaves / config.positive_octaves
+        owner = np.where(good, misfit, np.inf).argmin(1) if len(placed) else np.zeros(len(row), dtype=int)
+        positives = _choose(rng, np.flatnonzero(good.any(1)), config.positives)
+        hard = _choose(rng, np.flatnonzero(near), config.negatives // 2)
+        rest = np.setdiff1d(np.flatnonzero(far), hard)
+        negatives = np.concatenate([hard, _choose(rng, rest, config.negatives - len(hard))])
+        masks = np.zeros((len(positives), self.window, self.window), dtype=np.uint8)
+        for mask, i in zip(masks, positives, strict=True):
+            y, x = row[i] * STRIDE, col[i] * STRIDE
+            mask[:] = placed[owner[i]].mask[y : y + self.window, x : x + self.window]
+        chosen = np.concatenate([positives, negatives])
+        return Tile(image, np.stack([row[chosen], col[chosen]], axis=1), masks)
+
+
+class Tile(NamedTuple):
+    """One tile: image (side, side, 3), windows' (row, col), positives first, and the positives' masks."""
+
+    image: Array
+    cells: npt.NDArray[np.int64]
+    masks: Array
+
+
+def collate(tiles: list[Tile]) -> TileBatch:
+    """Tiles to one batch, the positives of all tiles before the negatives of all."""
+    count = [len(t.masks) for t in tiles]
+    cells = np.concatenate([t.cells[:n] for t, n in zip(tiles, count, strict=True)]
+                           + [t.cells[n:] for t, n in zip(tiles, count, strict=True)])  # fmt: skip
+    rest = [len(t.cells) - n for t, n in zip(tiles, count, strict=True)]
+    owner = np.concatenate([np.repeat(np.arange(len(tiles)), count), np.repeat(np.arange(len(tiles)), rest)])
+    row, col = torch.from_numpy(np.ascontiguousarray(cells.T))
+    windows = Windows(torch.zeros(len(cells)), torch.from_numpy(owner), torch.zeros_like(row), row, col)
+    image = torch.from_numpy(np.stack([t.image for t in tiles])).permute(0, 3, 1, 2)
+    return TileBatch(image, windows, torch.from_numpy(np.concatenate([t.masks for t in tiles])))
+
+
+def resample(
+    layer: Array, origin: tuple[float, float], scale: float, side: int, fill: int
+) -> tuple[Array, Region]:
+    """The square of ``side`` pixels at ``origin`` (x, y) of ``layer`` scaled by ``scale``; ``fill`` outside.
+
+    Also gives the rows and columns that are not outside.
+    """
+    out = np.full((side, side, *layer.shape[2:]), fill, dtype=np.uint8)
+    spans = []
+    for start, length in zip(origin, (layer.shape[1], layer.shape[0]), strict=True):
+        first, last = max(0, round(-start)), min(side, round(length * scale - start))
+        low = max(0.0, (first + start) / scale)
+        spans.append((first, last, low, min(float(length), (last + start) / scale)))
+    (x0, x1, left, right), (y0, y1, top, bottom) = spans
+    if x1 > x0 and y1 > y0 and right > left and bottom > top:
+        piece = Image.fromarray(layer).resize(
+            (x1 - x0, y1 - y0), Image.Resampling.BILINEAR, (left, top, right, bottom), reducing_gap=2.0
+        )
+        out[y0:y1, x0:x1] = np.asarray(piece)
+    return out, (slice(y0, max(y0, y1)), slice(x0, max(x0, x1)))
+
+
+def jitter_colours(rng: np.random.Generator, image: Array) -> Array:
+    """Random brightness, contrast, white balance and saturation; now and then none of the colours."""
+    saturation = 0.0 if rng.random() < 0.05 else 2 ** rng.uniform(-0.7, 0.5)
+    gain = 2 ** (rng.uniform(-0.45, 0.45) + rng.uniform(-0.15, 0.15, 3))
+    offset = rng.uniform(-20, 20)
+    # The three steps are one linear map of colours, and that is one small matrix product.
+    weights = np.array([0.299, 0.587, 0.114])
+    matrix = (saturation * np.eye(3) + (1 - saturation) * weights[:, None]) * gain
+    return (
+        np.clip(image.reshape(-1, 3) @ matrix.astype(np.float32) + np.float32(offset), 0, 255)
+        .astype(np.uint8)
+        .reshape(image.shape)
+    )
+
+
+def _shrink_and_enlarge(image: Array, factor: float) -> Array:
+    side = image.shape[0]
+    small = Image.fromarray(image).resize((round(side / factor),) * 2, Image.Resampling.BILINEAR)
+    return np.array(small.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _complete(photo: Photo, instance: Instance) -> bool:
+    """Whether an object ends inside its photo, not at the edge."""
+    x, y, w, h = instance.box
+    return x > 2 and y > 2 and x + w < photo.width - 2 and y + h < photo.height - 2
+
+
+def _visible(placed: Placed) -> Placed:
+    """The object as it can be seen: centre and size of what others left of it."""
+    rows, cols = np.flatnonzero(placed.mask.any(1)), np.flatnonzero(placed.mask.any(0))
+    if not placed.usable or len(rows) == 0:
+        return placed._replace(usable=False)
+    height, width = rows[-1] + 1 - rows[0], cols[-1] + 1 - cols[0]
+    y, x = rows[0] + height / 2, cols[0] + width / 2
+    return placed._replace(x=x, y=y, longest=max(height, width), usable=placed.mask.sum() >= 64)
+
+
+def _choose(rng: np.random.Generator, items: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    return rng.permutation(items)[:count]

@@ -1,0 +1,156 @@
+"""DeepMask: from the window of an image to a coarse mask and a score.
+
+The feed-forward network of SharpMask (section 4), W160-P4-D39-F128 with head C, and the original of 2015.
+Images are RGB in [0, 1]; normalisation is part of the model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sharpmask_kernels import Windows, gather_windows
+from sharpmask_kernels.windows import STRIDE
+
+from .heads import MaskHead, ScoreHead
+from .trunk import Trunk
+
+if TYPE_CHECKING:
+    from .zoo import ModelConfig, SearchConfig
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PAD_VALUE = 0.5
+"""Grey around an image, before normalisation."""
+
+
+class DenseMaps(NamedTuple):
+    """What one image gives at one scale: everything that its windows share."""
+
+    taps: list[Tensor]
+    """Trunk maps at strides 16, 8, 4, 2."""
+    code: Tensor
+    """(B, code, rows, cols): the code of every window."""
+    score: Tensor
+    """(B, 1, rows, cols): its objectness logit."""
+
+
+class DeepMask(nn.Module):
+    """Trunk, window code, coarse mask, score.
+
+    ``window`` S: side in pixels, a multiple of 16. ``context``: pixels of image seen around a training patch,
+    half on each side, a multiple of 32. ``features``: width of the 1x1 convolution before the code.
+    """
+
+    mean: Tensor
+    std: Tensor
+    config: ModelConfig
+    """What this model was built from."""
+    search: SearchConfig
+    """How its windows are searched over full images."""
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        *,
+        window: int = 160,
+        context: int = 32,
+        features: int = 128,
+        code: int = 512,
+        mask_side: int = 56,
+        score_hidden: int = 1024,
+    ) -> None:
+        super().__init__()
+        if window % STRIDE or window < STRIDE:
+            raise ValueError(f"window must be a positive multiple of {STRIDE}, got {window}")
+        if context % (2 * STRIDE) or context < 0:
+            raise ValueError(f"context must be a multiple of {2 * STRIDE} and at least 0, got {context}")
+        self.window, self.context, self.cells = window, context, window // STRIDE
+        self.trunk = trunk
+        self.reduce = nn.Conv2d(trunk.channels[0], features, 1)
+        self.encode = nn.Linear(features * self.cells**2, code)
+        self.mask = MaskHead(code, mask_side)
+        self.score = ScoreHead(code, score_hidden)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def taps(self, image: Tensor) -> list[Tensor]:
+        """image (B, 3, H, W) in [0, 1] -> trunk maps at strides 16, 8, 4, 2."""
+        return self.trunk((image - self.mean) / self.std)
+
+    def dense(self, image: Tensor) -> DenseMaps:
+        """All windows of padded images (B, 3, h + S, w + S): the convolutional form of the heads."""
+        taps = self.taps(image)
+        kernel = self.encode.weight.unflatten(1, (-1, self.cells, self.cells))
+        code = F.conv2d(F.relu(self.reduce(taps[0])), kernel, self.encode.bias)
+        return DenseMaps(taps, code, self.score(code.movedim(1, -1))[:, None])
+
+    def window_codes(self, taps: list[Tensor], windows: Windows) -> Tensor:
+        """Codes (N, code) of some windows only; equal to ``dense`` at their grid cells. For training."""
+        features = F.relu(self.reduce(taps[0]))
+        return self.encode(gather_windows(features, windows, self.cells).flatten(1))
+
+    def patch_codes(self, taps: list[Tensor]) -> Tensor:
+        """Codes (B, code) of patches of S + context pixels, whose windows lie in the middle."""
+        return self.encode(F.relu(self.reduce(self.crop(taps[0], 0))).flatten(1))
+
+    def score_patch(self, taps: list[Tensor]) -> Tensor:
+        """Score logits (B) of patches, given their trunk maps."""
+        return self.score(self.patch_codes(taps))
+
+    def crop(self, x: Tensor, stage: int) -> Tensor:
+        """The window's cells of a patch's map at ``stage`` (stride 16 / 2^stage)."""
+        border = self.context // (2 * STRIDE) << stage
+        side = self.cells << stage
+        return x[:, :, border : border + side, border : border + side]
+
+    def coarse(self, code: Tensor) -> Tensor:
+        """Coarse mask logits (N, side, side) of codes (N, code)."""
+        return self.mask(code)
+
+    def forward(self, patch: Tensor) -> tuple[Tensor, Tensor]:
+        """patch (B, 3, S + context, S + context) -> mask logits (B, side, side), score logits (B)."""
+        code = self.patch_codes(self.taps(patch))
+        return self.coarse(code), self.score(code)
+
+
+class OriginalDeepMask(DeepMask):
+    """DeepMask of 2015: VGG-A, 224-pixel windows, separate mask and score branches, about 75M parameters.
+
+    Here ``code`` is the mask branch's 512-vector. The score branch pools by two, so its convolutional form
+    reads every other cell (pooling with stride 1, then a dilated layer), which restores stride 16.
+    """
+
+    def __init__(self, trunk: Trunk, *, window: int = 224, context: int = 0, mask_side: int = 56) -> None:
+        super().__init__(trunk, window=window, context=context, features=512, mask_side=mask_side)
+        width = trunk.channels[0]
+        self.pooled = self.cells // 2
+        self.score = nn.Sequential(  # type: ignore[assignment]
+            nn.Linear(width * self.pooled**2, 512),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(512, 1024),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(1024, 1),
+        )
+
+    def dense(self, image: Tensor) -> DenseMaps:
+        taps = self.taps(image)
+        kernel = self.encode.weight.unflatten(1, (-1, self.cells, self.cells))
+        code = F.conv2d(F.relu(self.reduce(taps[0])), kernel, self.encode.bias)
+        first, *rest = self.score
+        kernel = first.weight.unflatten(1, (-1, self.pooled, self.pooled))
+        hidden = F.conv2d(F.max_pool2d(taps[0], 2, stride=1), kernel, first.bias, dilation=2)
+        score = nn.Sequential(*rest)(hidden.movedim(1, -1)).movedim(-1, 1)
+        # A window with an odd number of cells leaves its last cell to the mask branch alone.
+        return DenseMaps(taps, code, score[:, :, : code.shape[2], : code.shape[3]])
+
+    def forward(self, patch: Tensor) -> tuple[Tensor, Tensor]:
+        taps = self.taps(patch)
+        return self.coarse(self.patch_codes(taps)), self.score_patch(taps)
+
+    def score_patch(self, taps: list[Tensor]) -> Tensor:
+        return self.score(F.max_pool2d(self.crop(taps[0], 0), 2).flatten(1)).flatten()

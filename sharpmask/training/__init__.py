@@ -1,0 +1,6 @@
+"""Training in the paper's two stages, or all heads at once on dense tiles."""
+
+from .loop import train
+from .stages import TrainConfig, stage_defaults
+
+__all__ = ["TrainConfig", "stage_defaults", "train"]
