@@ -1,0 +1,383 @@
+"""Single training patches around objects and beside them, as DeepMask samples them.
+
+Two rules. "paper": Pinheiro et al., Learning to Segment Object Candidates, 2015, section 3.2 (the joint
+learning) and SharpMask, 2016, section 4 (the patch of 160 pixels with 32 of context). "released": what the
+authors' later code does instead; differences stand at the functions below.
+
+A patch is a square of the photo of (window + context) * `scale` pixels a side, resized to window + context
+pixels; `scale` is photo pixels per window pixel. Outside the photo it is 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sharpmask.data.coco import CocoFolder, Instance, Photo
+from sharpmask.errors import DataError
+
+Head = Literal["mask", "score"]
+Rule = Literal["paper", "released"]
+HEADS: tuple[Head, ...] = ("mask", "score")
+
+OUTSIDE = 0.5
+"""Value of a patch outside the photo; the pyramid of inference pads with the same."""
+
+_MIN_AREA = 100  # of an object to learn a mask from, in square pixels
+_MIN_SIDE = 5
+_MIN_RELEASED_PATCH = 10  # pixels
+_NEGATIVE_OCTAVES = (
+    -2.0,
+    3.0,
+)  # photo pixels per pixel of a 160-pixel window, log2: windows of 40..1280 pixels
+_WINDOW_TRIES = 100
+_PHOTO_TRIES = 100
+
+
+class MaskSample(NamedTuple):
+    """`image`: float32 (3, S, S) in [0, 1], S = window + context; `mask`: float32 (m, m), 0 or 1."""
+
+    image: Tensor
+    mask: Tensor
+
+
+class ScoreSample(NamedTuple):
+    """`image`: float32 (3, S, S) in [0, 1]; `label`: +1 where an object fits the window, else -1."""
+
+    image: Tensor
+    label: int
+
+
+class PatchBatch(TypedDict):
+    """`image`: float32 (B, 3, S, S); `target`: float32, masks (B, m, m) of 0, 1 or labels (B,) of -1, +1."""
+
+    kind: Head
+    image: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """A window centred at photo point (x, y), in pixels with the photo's corner at (0, 0)."""
+
+    x: float
+    y: float
+    scale: float
+
+
+class _NoWindow(Exception):
+    """No window of the wanted kind was found in a photo."""
+
+
+class PatchSampler:
+    """Endless patches for one head; `sample(index)` depends on (`seed`, `index`) and the folder only.
+
+    Mask patches show an object, drawn by category first (all alike), then within it; crowds, objects of an
+    area below 100 pixels or a box side below 5 are left out. Score patches are positives and negatives, half
+    each.
+
+    Sizes are those of the paper, 128 (object), +-16 (jitter) and 32 (distance of negatives) in a patch of 224
+    pixels, all scaled to `window`; under "released" they are 92, 16 and 48 in 160, scaled to `window`. In
+    both the negatives' windows cover 40 to 1280 pixels of the photo.
+
+    A photo that turns out to be damaged raises DataError; with the folder's `skip_bad` another one is drawn
+    and its line is appended to `folder.skipped` (in a data loader's worker: to the worker's copy).
+    Raises DataError if the folder holds no object to learn from, ValueError for arguments out of range.
+    """
+
+    def __init__(
+        self,
+        folder: CocoFolder,
+        *,
+        head: Head,
+        window: int = 160,
+        context: int = 32,
+        mask_size: int = 112,
+        rule: Rule = "paper",
+        seed: int = 0,
+        flip: bool = True,
+    ) -> None:
+        if head not in HEADS:
+            raise ValueError(f"head: expected 'mask' or 'score', came {head!r}")
+        if rule not in ("paper", "released"):
+            raise ValueError(f"rule: expected 'paper' or 'released', came {rule!r}")
+        if window < 1 or context < 0 or mask_size < 1 or seed < 0:
+            raise ValueError(
+                "window, mask_size: expected 1 or more, context, seed: 0 or more; "
+                f"came {window}, {mask_size}, {context}, {seed}"
+            )
+        self.folder = folder
+        self.head: Head = head
+        self.window = window
+        self.side = window + context
+        self.mask_size = mask_size
+        self.rule: Rule = rule
+        self.seed = seed
+        self.flip = flip
+        if rule == "paper":
+            self.object_side = window * 128 / 224
+            self.jitter = window * 16 / 224
+            self.far = window * 32 / 224
+        else:
+            self.object_side = -(-window * 128 // 224)  # rounded up
+            self.jitter = window * 16 / 160
+            self.far = window * 48 / 160
+        self._by_category = _objects_by_category(folder)
+        self._photos = [photo for photo in folder.photos if photo.instances or rule == "paper"]
+        if not self._by_category:
+            raise DataError(
+                f"{folder.annotation_file}: no object to learn from (expected some that are no crowd, "
+                f"of {_MIN_AREA} or more square pixels and {_MIN_SIDE} or more pixels in width and height)"
+            )
+
+    def sample(self, index: int) -> MaskSample | ScoreSample:
+        """Patch number `index` (0 or more); the same on every call."""
+        rng = np.random.default_rng([self.seed, HEADS.index(self.head), index])
+        label = 1 if self.head == "mask" or rng.random() < 0.5 else -1
+        for _ in range(_PHOTO_TRIES):
+            try:
+                return self._mask_sample(rng) if self.head == "mask" else self._score_sample(rng, label)
+            except DataError as error:
+                if not self.folder.skip_bad:
+                    raise
+                if str(error) not in self.folder.skipped:
+                    self.folder.skipped.append(str(error))
+            except _NoWindow:
+                pass
+        raise DataError(
+            f"{self.folder.annotation_file}: no usable {self.head} patch in {_PHOTO_TRIES} tries "
+            "(photos are damaged, or objects leave no room for windows beside them)"
+        )
+
+    def batch(self, indices: Iterable[int]) -> PatchBatch:
+        """The samples at `indices`, stacked."""
+        samples = [self.sample(index) for index in indices]
+        targets = [
+            sample.mask if isinstance(sample, MaskSample) else torch.tensor(float(sample.label))
+            for sample in samples
+        ]
+        return {
+            "kind": self.head,
+            "image": torch.stack([sample.image for sample in samples]),
+            "target": torch.stack(targets),
+        }
+
+    def _mask_sample(self, rng: np.random.Generator) -> MaskSample:
+        photo, instance = self._draw_object(rng)
+        crop = self._jittered(rng, photo, instance)
+        image = self._cut_image(photo, crop)
+        mask = cut_mask(instance.mask(), crop.x, crop.y, crop.scale * self.window, self.mask_size)
+        if self._flips(rng):
+            image, mask = image[..., ::-1], mask[..., ::-1]
+        return MaskSample(_tensor(image), _tensor(mask))
+
+    def _score_sample(self, rng: np.random.Generator, label: int) -> ScoreSample:
+        if self.rule == "paper":
+            photo, crop = self._paper_positive(rng) if label == 1 else self._paper_negative(rng)
+        else:
+            photo = self._photos[int(rng.integers(len(self._photos)))]
+            crop = self._released_positive(rng, photo) if label == 1 else self._released_negative(rng, photo)
+        image = self._cut_image(photo, crop)
+        return ScoreSample(_tensor(image[..., ::-1] if self._flips(rng) else image), label)
+
+    def _flips(self, rng: np.random.Generator) -> bool:
+        return bool(rng.random() < 0.5) and self.flip
+
+    def _draw_object(self, rng: np.random.Generator) -> tuple[Photo, Instance]:
+        places = self._by_category[int(rng.integers(len(self._by_category)))]
+        photo_index, instance_index = places[int(rng.integers(len(places)))].tolist()
+        photo = self.folder.photos[photo_index]
+        return photo, photo.instances[instance_index]
+
+    def _jittered(self, rng: np.random.Generator, photo: Photo, instance: Instance) -> _Crop:
+        """A window that fits the object, off by up to a quarter octave and `jitter` window pixels."""
+        x, y, side = _centre_and_side(instance)
+        scale = side / self.object_side * 2 ** rng.uniform(-0.25, 0.25)
+        dx, dy = rng.uniform(-self.jitter, self.jitter, 2) * scale
+        crop = _Crop(x + dx, y + dy, scale)
+        return self._released_bounds(photo, crop) if self.rule == "released" else crop
+
+    def _paper_positive(self, rng: np.random.Generator) -> tuple[Photo, _Crop]:
+        photo, instance = self._draw_object(rng)
+        return photo, self._jittered(rng, photo, instance)
+
+    def _paper_negative(self, rng: np.random.Generator) -> tuple[Photo, _Crop]:
+        """A window off every object's canonical one by `far` window pixels on an axis, or by an octave.
+
+        The paper leaves open where negatives come from; here: any photo, also without objects; position
+        uniform in the photo, scale log-uniform. Crowds and objects too small to learn from count as well.
+        """
+        photo = self._photos[int(rng.integers(len(self._photos)))]
+        centres, octaves = self._canonical(photo)
+        for _ in range(_WINDOW_TRIES):
+            octave = rng.uniform(*_NEGATIVE_OCTAVES) + np.log2(160 / self.window)
+            centre = rng.uniform(0, 1, 2) * (photo.width, photo.height)
+            distance = np.abs(centres - centre).max(1) / 2**octave
+            if np.all((distance >= self.far) | (np.abs(octaves - octave) >= 1)):
+                return photo, _Crop(float(centre[0]), float(centre[1]), float(2**octave))
+        raise _NoWindow
+
+    def _released_positive(self, rng: np.random.Generator, photo: Photo) -> _Crop:
+        """Exactly centred on an object (crowds too), at the next lower quarter octave: no jitter.
+
+        Quarter octaves that occur in the photo are drawn first, all alike, then an object of that one.
+        """
+        centres, octaves = self._canonical(photo)
+        quarters = np.ceil(4 * octaves) - 1
+        quarter = rng.choice(np.unique(quarters))
+        x, y = centres[rng.choice(np.flatnonzero(quarters == quarter))].tolist()
+        return self._released_bounds(photo, _Crop(x, y, float(2 ** (quarter / 4))))
+
+    def _released_negative(self, rng: np.random.Generator, photo: Photo) -> _Crop:
+        """A window whose centre keeps `far` window pixels off every object within two and a half octaves.
+
+        After 100 tries the last one is taken although it is too near. One change: the released code compares
+        the window's centre, in pixels of its own scale, with object centres in pixels of theirs; here both
+        are in the window's scale.
+        """
+        centres, octaves = self._canonical(photo)
+        quarters = np.ceil(4 * octaves) - 1
+        low, high = _NEGATIVE_OCTAVES
+        for _ in range(_WINDOW_TRIES):
+            octave = rng.integers(round(4 * low), round(4 * high) + 1) / 4 + np.log2(160 / self.window)
+            centre = rng.uniform(0, 1, 2) * (photo.width, photo.height)
+            near = np.linalg.norm(centres - centre, axis=1) / 2**octave < self.far
+            if not np.any(near & (np.abs(quarters / 4 - octave) <= 2.5)):
+                break
+        return self._released_bounds(photo, _Crop(float(centre[0]), float(centre[1]), float(2**octave)))
+
+    def _released_bounds(self, photo: Photo, crop: _Crop) -> _Crop:
+        """Patches of at least 10 photo pixels, centred inside the photo."""
+        return _Crop(
+            min(max(crop.x, 0.0), photo.width),
+            min(max(crop.y, 0.0), photo.height),
+            max(crop.scale, _MIN_RELEASED_PATCH / self.side),
+        )
+
+    def _canonical(self, photo: Photo) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of each object's canonical window: the centre (n, 2), x first, and log2 of the scale (n,)."""
+        boxes = np.array([_centre_and_side(instance) for instance in photo.instances]).reshape(-1, 3)
+        octaves: NDArray[np.float64] = np.log2(boxes[:, 2] / self.object_side)
+        return boxes[:, :2], octaves
+
+    def _cut_image(self, photo: Photo, crop: _Crop) -> NDArray[np.float32]:
+        photo_pixels = self.folder.load(photo)
+        patch = cut_square(photo_pixels, crop.x, crop.y, crop.scale * self.side, self.side, OUTSIDE)
+        channels_first: NDArray[np.float32] = patch.transpose(2, 0, 1)
+        return channels_first
+
+
+class PatchBatches(Dataset[PatchBatch]):
+    """Whole batches of patches, each for one head: item `step` depends on the seeds and `step` only.
+
+    A batch is a score batch with probability `score_share`, on all ranks alike; ranks 0 .. world_size - 1 of
+    a data-parallel run see different patches of the same endless sequence. Use it with explicit steps, so
+    that a resumed run goes on exactly where it stopped:
+    `DataLoader(batches, sampler=range(first, last), batch_size=None, num_workers=...)`.
+
+    Raises ValueError for arguments out of range or a sampler that is needed but missing.
+    """
+
+    def __init__(
+        self,
+        mask: PatchSampler | None,
+        score: PatchSampler | None,
+        *,
+        batch_size: int = 32,
+        score_share: float = 0.5,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or not 0 <= score_share <= 1 or seed < 0 or not 0 <= rank < world_size:
+            raise ValueError(
+                "expected batch_size >= 1, score_share in [0, 1], seed >= 0, 0 <= rank < world_size; "
+                f"came {batch_size}, {score_share}, {seed}, {rank}, {world_size}"
+            )
+        for name, sampler, needed in (("mask", mask, score_share < 1), ("score", score, score_share > 0)):
+            if needed and (sampler is None or sampler.head != name):
+                raise ValueError(f"{name}: expected a PatchSampler with head={name!r}, came {sampler!r}")
+        self.mask = mask
+        self.score = score
+        self.batch_size = batch_size
+        self.score_share = score_share
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+
+    def __getitem__(self, step: int) -> PatchBatch:
+        is_score = np.random.default_rng([self.seed, step]).random() < self.score_share
+        sampler = self.score if is_score else self.mask
+        assert sampler is not None  # checked when made
+        first = (step * self.world_size + self.rank) * self.batch_size
+        return sampler.batch(range(first, first + self.batch_size))
+
+
+def cut_square(
+    image: NDArray[np.uint8], x: float, y: float, side: float, size: int, outside: float
+) -> NDArray[np.float32]:
+    """Resize a square of an image, (h, w) or (h, w, 3), to `size` pixels a side: float32 in [0, 1].
+
+    The square, `side` pixels wide around the point (x, y), may leave the image; result pixels that are not
+    wholly inside become `outside`. Bilinear, antialiased where it shrinks.
+    """
+    result = np.full((size, size, *image.shape[2:]), outside, np.float32)
+    columns, left, right = _inside(x, side, size, image.shape[1])
+    rows, top, bottom = _inside(y, side, size, image.shape[0])
+    if columns.start >= columns.stop or rows.start >= rows.stop:
+        return result
+    # The filter reaches beyond the box by its support; hand over that much and no more of a large photo.
+    margin = int(side / size) + 2
+    x0, y0 = max(int(left) - margin, 0), max(int(top) - margin, 0)
+    part = Image.fromarray(image[y0 : int(bottom) + margin + 1, x0 : int(right) + margin + 1])
+    resized = part.resize(
+        (columns.stop - columns.start, rows.stop - rows.start),
+        Image.Resampling.BILINEAR,
+        box=(left - x0, top - y0, min(right - x0, part.width), min(bottom - y0, part.height)),
+    )
+    result[rows, columns] = np.asarray(resized, np.float32) / np.float32(255)
+    return result
+
+
+def cut_mask(mask: NDArray[np.bool_], x: float, y: float, side: float, size: int) -> NDArray[np.float32]:
+    """`cut_square` of a mask, bool (h, w): float32 (size, size), 1 where at least half is set, else 0."""
+    return (cut_square(mask.view(np.uint8) * np.uint8(255), x, y, side, size, 0.0) >= 0.5).astype(np.float32)
+
+
+def _inside(centre: float, side: float, size: int, length: int) -> tuple[slice, float, float]:
+    """Along one axis: the result pixels wholly inside the image, and the stretch of the image they show."""
+    start, step = centre - side / 2, side / size
+    first = max(0, int(np.ceil(-start / step - 1e-9)))
+    last = min(size, int(np.floor((length - start) / step + 1e-9)))
+    return slice(first, last), max(start + first * step, 0.0), min(start + last * step, float(length))
+
+
+def _centre_and_side(instance: Instance) -> tuple[float, float, float]:
+    x, y, width, height = instance.box
+    return x + width / 2, y + height / 2, max(width, height, 1.0)
+
+
+def _objects_by_category(folder: CocoFolder) -> list[NDArray[np.int32]]:
+    """Of each category with objects to learn a mask from: their (photo, instance) positions, int32 (n, 2)."""
+    places: dict[int, list[tuple[int, int]]] = {category: [] for category in folder.categories}
+    for photo_index, photo in enumerate(folder.photos):
+        for instance_index, instance in enumerate(photo.instances):
+            if (
+                not instance.crowd
+                and instance.area >= _MIN_AREA
+                and min(instance.box[2], instance.box[3]) >= _MIN_SIDE
+            ):
+                places[instance.category_id].append((photo_index, instance_index))
+    return [np.array(found, np.int32) for found in places.values() if found]
+
+
+def _tensor(array: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
