@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -196,6 +196,9 @@ BROKEN: dict[str, tuple[Callable[[Document], None], str]] = {
     "NaN": (annotation(segmentation=[[1, 1, 9, NAN, 9, 9]]), "annotation 12: .*no finite number"),
     "infinite": (annotation(segmentation=[[1, 1, 9, INF, 9, 9]]), "annotation 12: .*no finite number"),
     "far outside": (annotation(segmentation=[[1, 1, 1e8, 1, 9, 9]]), "annotation 12: .*far outside"),
+    "far left": (annotation(segmentation=[[-1e8, 1, 9, 1, 9, 9]]), "annotation 12: .*far outside"),
+    "far above": (annotation(segmentation=[[1, -1e8, 9, 1, 9, 9]]), "annotation 12: .*far outside"),
+    "far below": (annotation(segmentation=[[1, 1e8, 9, 1, 9, 9]]), "annotation 12: .*far outside"),
     "outside": (annotation(segmentation=[square(61, 3, 5)]), "annotation 12: .*outside its image"),
     "strings": (annotation(segmentation=[["1", "2"] * 3]), "annotation 12: expected a segmentation"),
     "flat list": (annotation(segmentation=square(1, 1, 9)), "annotation 12: expected a segmentation"),
@@ -223,6 +226,7 @@ BROKEN: dict[str, tuple[Callable[[Document], None], str]] = {
     "RLE float": (rle([0.5]), "annotation 12: expected RLE counts"),
     "RLE empty": (rle([2400]), "annotation 12: empty RLE"),
     "RLE string sum": (rle("123"), "annotation 12: RLE runs"),
+    "RLE string negative run": (rle("Q[2O"), "annotation 12: RLE runs must be 0 or more .*came 2400"),
     "RLE string characters": (rle("1\x7f"), "annotation 12: RLE counts hold a character"),
     "RLE string cut": (rle("1o"), "annotation 12: RLE counts end inside"),
     "RLE string long number": (rle("oooooooo1"), "annotation 12: RLE counts hold a number"),
@@ -286,6 +290,7 @@ def test_image_that_changed_after_reading(tmp_path: Path) -> None:
         copy.load(copy.photos[0])
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 300), min_size=1, max_size=60),
     st.integers(0, 2**26),
@@ -296,6 +301,7 @@ def test_counts_decode_as_pycocotools_wrote_them(runs: list[int], first: int) ->
     np.testing.assert_array_equal(decode_counts(written), runs)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_any_bytes_decode_or_raise(data: bytes) -> None:
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -424,6 +424,7 @@ def test_cut_agrees_with_antialiased_interpolation(side: int, size: int) -> None
     np.testing.assert_allclose(cut_square(image, 90, 100, side, size, 0.5), expected, atol=2 / 255)
 
 
+@settings(deadline=None)
 @given(
     x=st.floats(-100, 200),
     y=st.floats(-100, 200),

@@ -71,6 +71,30 @@ def test_objects_differ_from_what_surrounds_them(dataset: CocoFolder) -> None:
     assert np.median(contrasts) > 30
 
 
+def test_masks_end_where_objects_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """White objects on black: over all outlines, mask and brightness change at the same place."""
+    shades = iter([0, 200] * 20)
+
+    def flat(_: object, height: int, width: int, __: object) -> np.ndarray:
+        return np.full((height, width, 3), next(shades), np.float32)
+
+    monkeypatch.setattr(synthetic, "random_texture", flat)
+    synthesize(tmp_path / "a", images=20, seed=1, objects=(1, 1), textures="generated")
+    offsets = []
+    for photo in CocoFolder(tmp_path / "a").photos:
+        mask = photo.instances[0].mask()
+        pixels = photo.load().mean(-1)
+        bright = pixels > np.median(pixels[mask]) / 2
+        outline = (mask ^ np.roll(mask, 1, 0)).sum() + (mask ^ np.roll(mask, 1, 1)).sum()
+        offsets.append((int(mask.sum()) - int(bright.sum())) / outline)
+    assert abs(np.mean(offsets)) < 0.1  # pixels
+
+
+def test_enough_objects_stay_visible(tmp_path: Path) -> None:
+    synthesize(tmp_path / "a", images=8, seed=0, size=(120, 120), objects=(6, 6), textures="generated")
+    assert all(len(photo.instances) == 6 for photo in CocoFolder(tmp_path / "a").photos)
+
+
 def test_same_seed_same_bytes(dataset: CocoFolder, tmp_path: Path) -> None:
     longer = contents(synthesize(tmp_path / "longer", images=4, seed=3, textures="generated"))
     shorter = contents(synthesize(tmp_path / "shorter", images=3, seed=3, textures="generated"))
