@@ -1,0 +1,1 @@
+"""Photos, COCO-format folders, generated pictures and the sampling of training patches."""

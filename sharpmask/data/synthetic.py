@@ -349,7 +349,7 @@ def _photo_texture(
     photo = photos[int(rng.integers(len(photos)))]
     zoom = math.exp(rng.uniform(math.log(0.4), math.log(1.6)))
     zoom = max(zoom, width / photo.width, height / photo.height)
-    crop_width, crop_height = width / zoom, height / zoom
+    crop_width, crop_height = min(width / zoom, photo.width), min(height / zoom, photo.height)
     left = rng.uniform(0, photo.width - crop_width)
     top = rng.uniform(0, photo.height - crop_height)
     box = (left, top, min(left + crop_width, photo.width), min(top + crop_height, photo.height))

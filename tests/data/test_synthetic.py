@@ -195,6 +195,15 @@ def test_random_textures_of_any_size(photos: list[Image.Image]) -> None:
             assert np.isfinite(texture).all()
 
 
+def test_photo_textures_larger_than_their_photo() -> None:
+    """width / (width / 49) is more than 49 for some widths: rounding must not lead out of the photo."""
+    widths = [width for width in range(90, 400) if width / (width / 49) > 49]
+    assert widths
+    for width in widths:
+        texture = synthetic._photo_texture(np.random.default_rng(0), 20, width, [Image.new("RGB", (49, 300))])
+        assert texture.shape == (20, width, 3)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_its_look(family: str) -> None:
     """Solidity (share of the bounding circle) tells thin bars and spiky stars from round shapes."""
