@@ -6,7 +6,6 @@ Nothing is ever unpickled, and a file's settings are compared with its tensors b
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from .config import from_plain, to_plain
 from .errors import DataError
+from .files import atomic
 from .models.deepmask import DeepMask
 from .models.zoo import ModelConfig, SearchConfig, load_tensors
 
@@ -29,10 +29,8 @@ DEFAULT = "sharpmask_lite0_112.safetensors"
 
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
     """Write a safetensors file atomically: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, dict(metadata))
-    os.replace(part, path)
+    with atomic(path) as part:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, dict(metadata))
 
 
 def save_model(
@@ -68,9 +66,7 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
-                raise DataError(
-                    f"{path}: expected a checkpoint of format {FORMAT}, got {header.get('format')!r}"
-                )
+                raise DataError(f"{path}: expected a checkpoint of format {FORMAT}, got {header.get('format')!r}")
             config = from_plain(ModelConfig, _json(header, "model", path), f"{path}: model")
             search = from_plain(SearchConfig, _json(header, "search", path), f"{path}: search")
             _check_shapes(config, {k: file.get_slice(k).get_shape() for k in file.keys()}, path)  # noqa: SIM118
@@ -105,6 +101,4 @@ def _check_shapes(config: ModelConfig, shapes: Mapping[str, list[int]], path: Pa
         raise DataError(f"{path}: {str(error).splitlines()[0]}") from error
     for name in sorted(own.keys() | shapes.keys()):
         if own.get(name) != shapes.get(name):
-            raise DataError(
-                f"{path}: tensor {name} must be {own.get(name, 'absent')}, got {shapes.get(name, 'none')}"
-            )
+            raise DataError(f"{path}: tensor {name} must be {own.get(name, 'absent')}, got {shapes.get(name, 'none')}")

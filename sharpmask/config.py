@@ -22,7 +22,7 @@ def to_plain(config: Any) -> dict[str, Any]:
             return [plain(v) for v in value]
         return str(value) if isinstance(value, Path) else value
 
-    return plain(asdict(config))  # type: ignore[no-any-return]
+    return plain(asdict(config))
 
 
 def from_plain(cls: type[T], data: Any, source: str, base: T | None = None) -> T:

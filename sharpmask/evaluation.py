@@ -398,9 +398,7 @@ def _checked_rle(where: str, rle: Any, size: tuple[int, int]) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
     if (runs < 0).any() or runs.sum() != size[0] * size[1]:
-        raise DataError(
-            f"{where}: expected RLE runs >= 0 of {size[0] * size[1]} in all, got {int(runs.sum())}"
-        )
+        raise DataError(f"{where}: expected RLE runs >= 0 of {size[0] * size[1]} in all, got {int(runs.sum())}")
     return {"size": list(size), "counts": counts.encode("ascii")}
 
 

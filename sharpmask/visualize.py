@@ -6,16 +6,16 @@ import colorsys
 import csv
 import itertools
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pycocotools import mask as coco_mask
 
 from sharpmask.errors import DataError
+from sharpmask.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,9 +108,7 @@ def film_strip(
     _check_image("image_crop", image_crop)
     grids = [np.asarray(stage, dtype=np.float64) for stage in stages]
     if not grids or any(grid.ndim != 2 or 0 in grid.shape for grid in grids):
-        raise ValueError(
-            f"stages: expected at least one non-empty 2-D array, got shapes {[g.shape for g in grids]}"
-        )
+        raise ValueError(f"stages: expected at least one non-empty 2-D array, got shapes {[g.shape for g in grids]}")
     if labels is None:
         labels = ["window", *(f"{g.shape[0]} x {g.shape[1]}" for g in grids), "mask"]
     if len(labels) != len(grids) + 2:
@@ -138,9 +136,7 @@ def plot_training(csv_path: Path | str, png_path: Path | str) -> None:
     """
     curves = _read_curves(Path(csv_path))
     losses = {name: curve for name, curve in curves.items() if "loss" in name.lower()}
-    others = {
-        name: curve for name, curve in curves.items() if name not in losses and not _is_bookkeeping(name)
-    }
+    others = {name: curve for name, curve in curves.items() if name not in losses and not _is_bookkeeping(name)}
     groups = [(title, group) for title, group in (("loss", losses), ("validation", others)) if group]
     if not groups:
         raise DataError(f"{csv_path}: expected at least one metric column with numbers beside 'step'")
@@ -162,7 +158,8 @@ def save_png(array: np.ndarray, path: Path | str) -> None:
     Missing folders are made. Raises OSError where `path` cannot be written.
     """
     picture = Image.fromarray(np.ascontiguousarray(array))
-    _write_atomic(Path(path), lambda file: picture.save(file, format="png"))
+    with atomic(Path(path)) as part:
+        picture.save(part, format="png")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -183,18 +180,8 @@ def style_axes(axes: Any) -> None:
 
 def save_figure(figure: Figure, path: Path | str) -> None:
     """Writes a figure as PNG, atomically as `save_png` does."""
-    _write_atomic(Path(path), lambda file: figure.savefig(file, format="png"))
-
-
-def _write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic(Path(path)) as part:
+        figure.savefig(part, format="png")
 
 
 def _check_image(name: str, image: np.ndarray) -> None:

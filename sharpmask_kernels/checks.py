@@ -37,9 +37,7 @@ def feature_map(name: str, x: Any, shape: str, like: Tensor | None = None) -> No
         raise TypeError(f"{name} must be a tensor {shape}, got {type(x).__name__}")
     require(x.ndim == 4, name, f"of shape {shape}", tuple(x.shape))
     require(x.is_floating_point(), name, "floating point", x.dtype)
-    require(
-        min(x.shape[1:]) >= 1, name, f"of shape {shape} with no empty dimension but the batch", tuple(x.shape)
-    )
+    require(min(x.shape[1:]) >= 1, name, f"of shape {shape} with no empty dimension but the batch", tuple(x.shape))
     if like is not None:
         same_kind(name, x, like)
         require(

@@ -196,9 +196,7 @@ def refine_windows(
         checks.require(found == channels, f"horizontals[:][{j}]", f"of {channels} channels", found)
     checks.conv3x3("head.", head[0], head[1], channels, 1, encoding)
     checks.windows(windows, encoding.device, len(horizontals), horizontals[0][0].shape[0])
-    checks.require(
-        len(windows.score) == count, "windows", f"{count} windows, one per encoding", len(windows.score)
-    )
+    checks.require(len(windows.score) == count, "windows", f"{count} windows, one per encoding", len(windows.score))
     if out is not None:
         _check_out(out, encoding, size << len(stages), packed=threshold is not None)
     return _backend(backend).refine_windows(
@@ -248,7 +246,5 @@ def encode_windows(
     checks.require(min(image_size) >= 1, "image_size", "at least 1x1", tuple(image_size))
     checks.require(all(0 < s < float("inf") for s in scales), "scales", "positive", list(scales))
     checks.windows(windows, logits.device, len(scales), None)
-    checks.require(
-        len(windows.score) == shape[0], "windows", f"{shape[0]} windows, one per mask", len(windows.score)
-    )
+    checks.require(len(windows.score) == shape[0], "windows", f"{shape[0]} windows, one per mask", len(windows.score))
     return _backend(backend).encode_windows(logits, windows, image_size, scales, threshold=threshold)

@@ -51,9 +51,7 @@ def grid_size(height: int, width: int, window: int) -> tuple[int, int]:
     return tuple(math.ceil((side + window) / STRIDE) - window // STRIDE + 1 for side in (height, width))  # type: ignore[return-value]
 
 
-def sample_positions(
-    length: int, scale: float, cell: int, window: int
-) -> tuple[int, npt.NDArray[np.float64]]:
+def sample_positions(length: int, scale: float, cell: int, window: int) -> tuple[int, npt.NDArray[np.float64]]:
     """Where the image pixels of one axis sample a window's logits.
 
     Along an axis of ``length`` image pixels the window at grid ``cell`` of ``scale`` is sampled by pixel p at

@@ -136,9 +136,7 @@ class CocoFolder:
                 for photo in self.photos
             ],
             "categories": [{"id": key, "name": name} for key, name in self.categories.items()],
-            "annotations": [
-                _to_coco(photo, instance) for photo in self.photos for instance in photo.instances
-            ],
+            "annotations": [_to_coco(photo, instance) for photo in self.photos for instance in photo.instances],
         }
 
     def _reject(self, line: str) -> None:
@@ -154,9 +152,7 @@ class CocoFolder:
             if not isinstance(entry, dict):
                 self._reject(f"{where} at position {position}: expected an object, came {_show(entry)}")
             elif type(entry.get("id")) is not int:
-                self._reject(
-                    f"{where} at position {position}: expected an integer id, came {_show(entry.get('id'))}"
-                )
+                self._reject(f"{where} at position {position}: expected an integer id, came {_show(entry.get('id'))}")
             elif entry["id"] in seen:
                 self._reject(f"{where} {entry['id']}: this id occurs more than once")
             else:
@@ -323,9 +319,7 @@ def _check_image(entry: dict[str, Any], folder: Path) -> tuple[Path, int, int]:
     stored = image_size(path)
     if (height, width) == stored:
         return path, *stored
-    turned = "; the file was probably annotated after EXIF turning, store it upright" * (
-        (width, height) == stored
-    )
+    turned = "; the file was probably annotated after EXIF turning, store it upright" * ((width, height) == stored)
     raise _Bad(
         f"{path}: expected {_show(width)}x{_show(height)} pixels (width x height) as annotated, "
         f"came {stored[1]}x{stored[0]}{turned}"
@@ -390,9 +384,7 @@ def _check_polygons(polygons: Polygons, height: int, width: int) -> Box:
     points = 0
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2:
-            raise _Bad(
-                f"degenerate polygon: expected x, y of at least 3 points, came {len(polygon)} coordinates"
-            )
+            raise _Bad(f"degenerate polygon: expected x, y of at least 3 points, came {len(polygon)} coordinates")
         if not math.isfinite(sum(polygon)):
             raise _Bad("a polygon has a coordinate that is no finite number")
         xs, ys = polygon[0::2], polygon[1::2]
@@ -415,9 +407,7 @@ def _check_polygons(polygons: Polygons, height: int, width: int) -> Box:
 
 def _drawing_steps(polygons: Polygons) -> float:
     outlines = [np.frombuffer(polygon).reshape(-1, 2) for polygon in polygons]
-    return _POLYGON_GRID * sum(
-        float(np.abs(outline - np.roll(outline, 1, 0)).max(1).sum()) for outline in outlines
-    )
+    return _POLYGON_GRID * sum(float(np.abs(outline - np.roll(outline, 1, 0)).max(1).sum()) for outline in outlines)
 
 
 def _check_rle(rle: dict[str, Any], height: int, width: int) -> tuple[bytes, Box]:
@@ -436,9 +426,7 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> tuple[bytes, Box
     else:
         raise _Bad(f"expected RLE counts (a string or run lengths within the image), came {_show(counts)}")
     if (runs < 0).any() or runs.sum() != height * width:
-        raise _Bad(
-            f"RLE runs must be 0 or more and sum to {height}*{width} = {height * width}, came {runs.sum()}"
-        )
+        raise _Bad(f"RLE runs must be 0 or more and sum to {height}*{width} = {height * width}, came {runs.sum()}")
     if not runs[1::2].any():
         raise _Bad("empty RLE: no pixel is set")
     if compressed is None:

@@ -23,9 +23,7 @@ MAX_PIXELS = 200_000_000
 TRANSPARENT_GREY = 128
 
 
-def load_image(
-    path: str | Path, *, apply_exif: bool = True, max_pixels: int = MAX_PIXELS
-) -> NDArray[np.uint8]:
+def load_image(path: str | Path, *, apply_exif: bool = True, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read an image file as a fresh uint8 array (h, w, 3), RGB.
 
     Greyscale, palette, CMYK and alpha images are converted; transparent pixels are blended onto mid-grey

@@ -161,8 +161,7 @@ class PatchSampler:
         """The samples at `indices`, stacked."""
         samples = [self.sample(index) for index in indices]
         targets = [
-            sample.mask if isinstance(sample, MaskSample) else torch.tensor(float(sample.label))
-            for sample in samples
+            sample.mask if isinstance(sample, MaskSample) else torch.tensor(float(sample.label)) for sample in samples
         ]
         return {
             "kind": self.head,
@@ -370,11 +369,7 @@ def _objects_by_category(folder: CocoFolder) -> list[NDArray[np.int32]]:
     places: dict[int, list[tuple[int, int]]] = {category: [] for category in folder.categories}
     for photo_index, photo in enumerate(folder.photos):
         for instance_index, instance in enumerate(photo.instances):
-            if (
-                not instance.crowd
-                and instance.area >= _MIN_AREA
-                and min(instance.box[2], instance.box[3]) >= _MIN_SIDE
-            ):
+            if not instance.crowd and instance.area >= _MIN_AREA and min(instance.box[2], instance.box[3]) >= _MIN_SIDE:
                 places[instance.category_id].append((photo_index, instance_index))
     return [np.array(found, np.int32) for found in places.values() if found]
 

@@ -141,18 +141,14 @@ def random_shape(rng: np.random.Generator, side: int) -> NDArray[np.bool_]:
     return square
 
 
-def random_texture(
-    rng: np.random.Generator, height: int, width: int, photos: Sequence[Image.Image] = ()
-) -> Pixels:
+def random_texture(rng: np.random.Generator, height: int, width: int, photos: Sequence[Image.Image] = ()) -> Pixels:
     """A texture, float32 (height, width, 3) around 0..255; where there are `photos`, mostly a crop of one."""
     if photos and rng.random() < _PHOTO_SHARE:
         return _photo_texture(rng, height, width, photos)
     return _generated_texture(rng, height, width)
 
 
-def _check_arguments(
-    out: Path, images: int, seed: int, size: tuple[int, int], objects: tuple[int, int]
-) -> None:
+def _check_arguments(out: Path, images: int, seed: int, size: tuple[int, int], objects: tuple[int, int]) -> None:
     if images < 1:
         raise DataError(f"images: expected 1 or more, came {images}")
     if seed < 0:
@@ -342,9 +338,7 @@ def _outline(rng: np.random.Generator, family: str) -> NDArray[np.float64]:
     return points @ np.array(rotation)
 
 
-def _photo_texture(
-    rng: np.random.Generator, height: int, width: int, photos: Sequence[Image.Image]
-) -> Pixels:
+def _photo_texture(rng: np.random.Generator, height: int, width: int, photos: Sequence[Image.Image]) -> Pixels:
     """A crop of one of the photos at a random zoom, mirrored and recoloured."""
     photo = photos[int(rng.integers(len(photos)))]
     zoom = math.exp(rng.uniform(math.log(0.4), math.log(1.6)))

@@ -123,13 +123,13 @@ class TileBatches(Dataset[TileBatch]):
     def _background(self, rng: np.random.Generator) -> tuple[Array, Region, list[Placed]]:
         config, side = self.config, self.config.side
         photo = self.photos[rng.integers(len(self.photos))]
-        anchor = photo.instances[rng.integers(len(photo.instances))]
-        _, _, w, h = anchor.box
+        left, top, w, h = photo.instances[rng.integers(len(photo.instances))].box
         scale = self._object_scale(rng, max(w, h), config.positive_octaves)
-        if rng.random() >= config.anchored:
-            scale, anchor = 2 ** rng.uniform(-3, 0.5), None
-        x = self._offset(rng, photo.width * scale, anchor and (anchor.box[0] + w / 2) * scale)
-        y = self._offset(rng, photo.height * scale, anchor and (anchor.box[1] + h / 2) * scale)
+        anchored = rng.random() < config.anchored
+        if not anchored:
+            scale = 2 ** rng.uniform(-3, 0.5)
+        x = self._offset(rng, photo.width * scale, (left + w / 2) * scale if anchored else None)
+        y = self._offset(rng, photo.height * scale, (top + h / 2) * scale if anchored else None)
 
         def cut(layer: Array, fill: int) -> tuple[Array, Region]:
             return resample(layer, (x, y), scale, side, fill)
@@ -145,9 +145,7 @@ class TileBatches(Dataset[TileBatch]):
 
     def _object_scale(self, rng: np.random.Generator, longest: float, octaves: float) -> float:
         canonical = CANONICAL * self.window
-        return min(
-            self.config.max_enlargement, canonical / max(longest, 1) * 2 ** rng.uniform(-octaves, octaves)
-        )
+        return min(self.config.max_enlargement, canonical / max(longest, 1) * 2 ** rng.uniform(-octaves, octaves))
 
     def _offset(self, rng: np.random.Generator, length: float, centre: float | None) -> float:
         """Where the tile starts on an axis of the scaled photo; half a window of border is grey, as at inference."""
@@ -189,9 +187,7 @@ class TileBatches(Dataset[TileBatch]):
         height, width = layers.shape[:2]
         # The centres of windows on the grid, give or take.
         margin = self.window / 2 - STRIDE
-        low, high = (
-            np.clip([getattr(i, end) for i in inside], margin, side - margin) for end in ("start", "stop")
-        )
+        low, high = (np.clip([getattr(i, end) for i in inside], margin, side - margin) for end in ("start", "stop"))
         centre = rng.uniform(low, high)
         top, left = int(centre[0] - height / 2), int(centre[1] - width / 2)
         y, x = max(0, top), max(0, left)
@@ -223,7 +219,7 @@ class TileBatches(Dataset[TileBatch]):
         """A made-up shape, textured, often with a piece of some photo."""
         shape = random_shape(rng, int(rng.integers(48, 129)))
         photo = self.photos[rng.integers(len(self.photos))]
-        texture = random_texture(rng, *shape.shape, [Image.fromarray(self.folder.load(photo))])
+        texture = random_texture(rng, shape.shape[0], shape.shape[1], [Image.fromarray(self.folder.load(photo))])
         return np.clip(texture, 0, 255).astype(np.uint8), shape.astype(np.uint8) * 255
 
     def _label(self, rng: np.random.Generator, image: Array, placed: list[Placed]) -> Tile:
@@ -276,9 +272,7 @@ def collate(tiles: list[Tile]) -> TileBatch:
     return TileBatch(image, windows, torch.from_numpy(np.concatenate([t.masks for t in tiles])))
 
 
-def resample(
-    layer: Array, origin: tuple[float, float], scale: float, side: int, fill: int
-) -> tuple[Array, Region]:
+def resample(layer: Array, origin: tuple[float, float], scale: float, side: int, fill: int) -> tuple[Array, Region]:
     """The square of ``side`` pixels at ``origin`` (x, y) of ``layer`` scaled by ``scale``; ``fill`` outside.
 
     Also gives the rows and columns that are not outside.

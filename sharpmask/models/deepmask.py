@@ -142,6 +142,7 @@ class OriginalDeepMask(DeepMask):
         kernel = self.encode.weight.unflatten(1, (-1, self.cells, self.cells))
         code = F.conv2d(F.relu(self.reduce(taps[0])), kernel, self.encode.bias)
         first, *rest = self.score
+        assert isinstance(first, nn.Linear)
         kernel = first.weight.unflatten(1, (-1, self.pooled, self.pooled))
         hidden = F.conv2d(F.max_pool2d(taps[0], 2, stride=1), kernel, first.bias, dilation=2)
         score = nn.Sequential(*rest)(hidden.movedim(1, -1)).movedim(-1, 1)

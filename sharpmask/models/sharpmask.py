@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+import itertools
+from typing import Final, NamedTuple, TypeAlias, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from .trunk import Trunk
 
 ConvParameters: TypeAlias = tuple[Tensor, Tensor | None]
 
-PADDING = "replicate"
+PADDING: Final = "replicate"
 """The released code pads symmetrically, which for one cell is this; so no border of zeros enters a mask."""
 
 
@@ -70,7 +71,7 @@ class PaperRefinement(RefinementModule):
         super().__init__()
         self.skip_channels = skip_channels
         widths = [feature_channels, *([skip_hidden] if skip_hidden else []), skip_channels]
-        self.skip = nn.ModuleList(conv3x3(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.skip = nn.ModuleList(conv3x3(a, b) for a, b in itertools.pairwise(widths))
         self.merge = conv3x3(skip_channels + mask_channels, out_channels)
 
     def _skip(self, feature: Tensor, convs: int) -> Tensor:
@@ -88,10 +89,10 @@ class PaperRefinement(RefinementModule):
 
     def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
         options = {"upsample": self.upsample, "padding_mode": PADDING}
-        last = self.skip[-1]
         weight, bias = self.merge.weight, self.merge.bias
         if len(self.skip) == 1:
-            return refine(feature, mask, last.weight, last.bias, weight, bias, **options)
+            skip = cast(nn.Conv2d, self.skip[0])
+            return refine(feature, mask, skip.weight, skip.bias, weight, bias, **options)
         return merge_upsample(self._skip(feature, len(self.skip)), mask, weight, bias, **options)
 
 
@@ -103,9 +104,7 @@ class ReleasedRefinement(RefinementModule):
 
     upsample = "nearest"
 
-    def __init__(
-        self, feature_channels: int, mask_channels: int, out_channels: int, skip_channels: int
-    ) -> None:
+    def __init__(self, feature_channels: int, mask_channels: int, out_channels: int, skip_channels: int) -> None:
         super().__init__()
         hidden = min(64, feature_channels // 2)
         self.h = nn.Sequential(
@@ -121,7 +120,7 @@ class ReleasedRefinement(RefinementModule):
         return self.h(feature)
 
     def vertical(self) -> list[ConvParameters]:
-        return [(conv.weight, conv.bias) for conv in self.v]
+        return [(conv.weight, conv.bias) for conv in cast(list[nn.Conv2d], self.v)]
 
 
 class Refined(NamedTuple):
@@ -177,18 +176,14 @@ class SharpMask(DeepMask):
         self.crop_first = crop_first
         self.encoding = nn.Linear(code, mask_channels[0] * self.cells**2)
         self.refinements = nn.ModuleList(
-            PaperRefinement(f, m, out, s, skip_hidden)
-            if refinement == "paper"
-            else ReleasedRefinement(f, m, out, s)
-            for f, m, out, s in zip(
-                trunk.channels, mask_channels[:-1], mask_channels[1:], skip_channels, strict=True
-            )
+            PaperRefinement(f, m, out, s, skip_hidden) if refinement == "paper" else ReleasedRefinement(f, m, out, s)
+            for f, m, out, s in zip(trunk.channels, mask_channels[:-1], mask_channels[1:], skip_channels, strict=True)
         )
         self.head = conv3x3(mask_channels[-1], 1)
 
-    @property
-    def upsample(self) -> str:
-        return self.refinements[0].upsample  # type: ignore[return-value]
+    def refinement_modules(self) -> list[RefinementModule]:
+        """The refinement modules, coarse first."""
+        return [cast(RefinementModule, module) for module in self.refinements]
 
     def refinement_parameters(self) -> list[nn.Parameter]:
         """What the second training stage trains: M1's linear layer, all refinement modules, the head."""
@@ -200,12 +195,12 @@ class SharpMask(DeepMask):
 
     def horizontals(self, taps: list[Tensor]) -> list[Tensor]:
         """The horizontal map of every stage, stride 16 first: once per image, shared by its windows."""
-        return [module.horizontal(tap) for module, tap in zip(self.refinements, taps, strict=True)]
+        return [module.horizontal(tap) for module, tap in zip(self.refinement_modules(), taps, strict=True)]
 
     def top_down(self, code: Tensor, horizontals: list[Tensor]) -> list[Tensor]:
         """All mask encodings M1 .. M5 of codes (N, code), given their windows' horizontal maps; differentiable."""
         encodings = [self.mask_encoding(code)]
-        for module, horizontal in zip(self.refinements, horizontals, strict=True):
+        for module, horizontal in zip(self.refinement_modules(), horizontals, strict=True):
             encodings.append(module.add(horizontal, encodings[-1]))
         return encodings
 
@@ -214,13 +209,14 @@ class SharpMask(DeepMask):
 
         For inference: no gradient.
         """
+        modules = self.refinement_modules()
         return refine_windows(
             self.mask_encoding(code),
             horizontals,
             windows,
-            [module.vertical() for module in self.refinements],
+            [module.vertical() for module in modules],
             (self.head.weight, self.head.bias),
-            upsample=self.upsample,
+            upsample=modules[0].upsample,
             padding_mode=PADDING,
         )
 
@@ -238,7 +234,7 @@ class SharpMask(DeepMask):
             horizontals = [self.crop(h, stage) for stage, h in enumerate(self.horizontals(taps))]
             return self.head(self.top_down(code, horizontals)[-1])[:, 0]
         mask = self.mask_encoding(code)
-        for stage, (module, tap) in enumerate(zip(self.refinements, taps, strict=True)):
+        for stage, (module, tap) in enumerate(zip(self.refinement_modules(), taps, strict=True)):
             mask = module(self.crop(tap, stage), mask)
         return self.head(mask)[:, 0]
 

@@ -14,7 +14,7 @@ from .sharpmask import SharpMask
 from .trunk import build_trunk, read_state_dict
 
 Architecture = Literal["deepmask", "sharpmask", "deepmask-original"]
-TrunkName = Literal["resnet50", "resnet18", "efficientnet_lite0", "vgg11"]
+TrunkName = Literal["resnet50", "resnet18", "efficientnet_lite0", "efficientnet_lite0_deep", "vgg11"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class ModelConfig:
         if self.architecture == "deepmask-original":
             return OriginalDeepMask(trunk, window=self.window, context=self.context, mask_side=self.mask_side)
         shared = {
-            name: getattr(self, name)
-            for name in ("window", "context", "features", "code", "mask_side", "score_hidden")
+            name: getattr(self, name) for name in ("window", "context", "features", "code", "mask_side", "score_hidden")
         }
         if self.architecture == "deepmask":
             return DeepMask(trunk, **shared)

@@ -31,7 +31,8 @@ from ..data.sampling import PatchBatches, PatchSampler
 from ..data.tiles import TileBatch, TileBatches
 from ..errors import DataError
 from ..evaluation import PatchMetrics
-from ..models import DeepMask, SharpMask
+from ..files import write_text
+from ..models import DeepMask, ModelConfig, SharpMask
 from .stages import (
     TERMS,
     TrainConfig,
@@ -39,6 +40,7 @@ from .stages import (
     learning_rate,
     parameter_groups,
     patch_losses,
+    resize_masks,
     tile_losses,
     total_loss,
 )
@@ -82,10 +84,10 @@ class Run:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self.device = torch.device(config.device)
-        self.model = initial_model(config).to(self.device, memory_format=torch.channels_last).train()
+        self.model = initial_model(config).to(self.device).to(memory_format=torch.channels_last).train()
         freeze(self.model, config)
         self.learning = [p for p in self.model.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.learning] if config.ema else self.learning
+        self.average: list[Tensor] = [p.detach().clone() for p in self.learning] if config.ema else []
         self.optimizer = make_optimizer(self.model, config)
         self.step, self.best = 0, -1.0
         if config.resume:
@@ -97,7 +99,8 @@ class Run:
         self.validator = None
         if config.validation is not None and rank == 0:
             folder = CocoFolder(config.validation, categories=categories, skip_bad=config.skip_bad)
-            self.validator = Validator(folder, config)
+            samples = config.validation_samples
+            self.validator = Validator(folder, self.model.config, samples=samples)
         if rank == 0:
             config.out.mkdir(parents=True, exist_ok=True)
             write_text(config.out / SETTINGS, yaml.safe_dump(to_plain(config), sort_keys=False))
@@ -137,7 +140,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step) * group["factor"]
         compute = tile_losses if isinstance(batch, TileBatch) else patch_losses
-        losses = compute(self.model, batch, config)  # type: ignore[arg-type]
+        losses = compute(self.model, batch, config)
         self.optimizer.zero_grad(set_to_none=True)
         if losses:
             total_loss(losses, config).backward()
@@ -152,9 +155,7 @@ class Run:
         values = {name: value.item() for name, value in losses.items()}
         for name, value in values.items():
             if not math.isfinite(value):
-                raise DataError(
-                    f"training: the {name} loss became {value} at step {self.step}; try a smaller lr"
-                )
+                raise DataError(f"training: the {name} loss became {value} at step {self.step}; try a smaller lr")
         return values
 
     def _share_gradients(self) -> None:
@@ -233,9 +234,7 @@ class Run:
     def _finish(self) -> None:
         skipped = len(self.folder.skipped)
         if skipped:
-            self.console.print(
-                f"left out {skipped} broken images or annotations, first: {self.folder.skipped[0]}"
-            )
+            self.console.print(f"left out {skipped} broken images or annotations, first: {self.folder.skipped[0]}")
         self.log.close()
         self.console.print(f"checkpoint: {self.config.out / CHECKPOINT}")
 
@@ -261,41 +260,33 @@ class Averaged:
 
 
 class Validator:
-    """Patch metrics of both masks and the score on fixed samples of a folder (DeepMask, section 5)."""
+    """Patch metrics of all that a model gives, on fixed samples of a folder (DeepMask, section 5)."""
 
-    def __init__(self, folder: CocoFolder, config: TrainConfig) -> None:
-        self.config = config
-        shape = {"window": config.model.window, "context": config.model.context, "seed": 2}
-        self.masks = PatchSampler(folder, head="mask", mask_size=config.model.window, **shape)  # type: ignore[arg-type]
-        self.scores = PatchSampler(folder, head="score", **shape)  # type: ignore[arg-type]
+    def __init__(self, folder: CocoFolder, config: ModelConfig, *, samples: int, batch_size: int = 32) -> None:
+        shape: dict[str, Any] = {"window": config.window, "context": config.context, "seed": 2}
+        self.masks = PatchSampler(folder, head="mask", mask_size=config.window, **shape)
+        self.scores = PatchSampler(folder, head="score", **shape)
+        self.chunks = torch.arange(samples).split(batch_size)
 
     @torch.no_grad()
     def __call__(self, model: DeepMask) -> dict[str, float]:
-        """Metrics by name: mean, median IoU, shares of IoU >= .5 and >= .7 (threshold .5), score accuracy."""
-        metrics = {name: PatchMetrics() for name in TERMS[self.config.stage]}
-        device = next(model.parameters()).device
-        size = self.config.batch_size
-        for first in range(0, self.config.validation_samples, size):
-            chunk = range(first, min(first + size, self.config.validation_samples))
-            masks = [self.masks.sample(i) for i in chunk]
-            image = torch.stack([m.image for m in masks]).to(device)
-            target = torch.stack([m.mask for m in masks])
-            taps = model.taps(image)
+        """Metrics by name: mean and median IoU and the shares of IoU >= .5 and >= .7 of coarse and refined masks
+        at probability .5, and the accuracy of the score's sign."""
+        device = model.mean.device
+        coarse, refined, score = PatchMetrics(), PatchMetrics(), PatchMetrics()
+        for chunk in self.chunks:
+            batch = self.masks.batch(chunk.tolist())
+            taps = model.taps(batch["image"].to(device))
             code = model.patch_codes(taps)
-            if "coarse" in metrics:
-                metrics["coarse"].add_masks(resize(model.coarse(code), target.shape[-1]).cpu(), target)
-            if isinstance(model, SharpMask) and "refined" in metrics:
-                metrics["refined"].add_masks(model.refine_patch(taps, code).cpu(), target)
-            if "score" in metrics:
-                scores = [self.scores.sample(i) for i in chunk]
-                logits = model.score_patch(model.taps(torch.stack([s.image for s in scores]).to(device)))
-                metrics["score"].add_scores(logits.cpu(), torch.tensor([s.label for s in scores]))
-        return {
-            f"{name}_{metric}".replace("score_score", "score"): value
-            for name, collected in metrics.items()
-            for metric, value in collected.compute().items()
-            if not math.isnan(value)
-        }
+            target = batch["target"]
+            coarse.add_masks(resize_masks(model.coarse(code), target).cpu(), target)
+            if isinstance(model, SharpMask):
+                refined.add_masks(model.refine_patch(taps, code).cpu(), target)
+            batch = self.scores.batch(chunk.tolist())
+            score.add_scores(model.score_patch(model.taps(batch["image"].to(device))).cpu(), batch["target"])
+        named = {"coarse_": coarse, "refined_": refined, "": score}
+        metrics = {f"{name}{k}": v for name, m in named.items() for k, v in m.compute().items()}
+        return {k: v for k, v in metrics.items() if not math.isnan(v)}
 
 
 class Log:
@@ -424,15 +415,3 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, tuple):
         return type(batch)(*(to_device(v, device) for v in batch))
     return batch
-
-
-def resize(logits: Tensor, side: int) -> Tensor:
-    """Logits (N, h, w) to (N, side, side), bilinear."""
-    return torch.nn.functional.interpolate(logits[:, None], (side, side), mode="bilinear")[:, 0]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's text atomically."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.tiles import TileBatch, TileConfig
 from ..evaluation import mask_iou
@@ -41,7 +41,7 @@ class TrainConfig:
     out: Path
     """Folder of the run: checkpoints, log and settings."""
     stage: tyro.conf.Suppress[StageName] = "deepmask"
-    model: Annotated[ModelConfig, tyro.conf.arg(prefix_name=False)] = field(default_factory=ModelConfig)
+    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     trunk_weights: str | None = None
     """"imagenet", or a file with a classifier's state_dict."""
     start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
@@ -115,9 +115,7 @@ class TrainConfig:
         if self.stage != "deepmask" and self.model.architecture != "sharpmask":
             raise ValueError(f"architecture must be 'sharpmask' in stage {self.stage!r}")
         if len(self.milestones) != len(self.factors):
-            raise ValueError(
-                f"factors must be {len(self.milestones)} numbers like milestones, got {self.factors}"
-            )
+            raise ValueError(f"factors must be {len(self.milestones)} numbers like milestones, got {self.factors}")
         for name in (
             "steps",
             "batch_size",
@@ -195,8 +193,7 @@ def mask_loss(logits: Tensor, target: Tensor, dice: float) -> Tensor:
 
     logits (N, h, w) are resized to the target's (N, H, W) in {0, 1} first.
     """
-    if logits.shape != target.shape:
-        logits = F.interpolate(logits[:, None], target.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    logits = resize_masks(logits, target)
     loss = F.binary_cross_entropy_with_logits(logits, target)
     if dice:
         probability = logits.sigmoid().flatten(1)
@@ -251,17 +248,17 @@ def tile_losses(model: DeepMask, batch: TileBatch, config: TrainConfig) -> dict[
 
 def quality(logits: Tensor, target: Tensor) -> Tensor:
     """How good each mask (N, h, w) is, as a score to predict: clamp(1.1 IoU, .3, 1)."""
-    if logits.shape != target.shape:
-        logits = F.interpolate(logits[:, None], target.shape[1:], mode="bilinear", align_corners=False)[:, 0]
-    return (1.1 * mask_iou(logits, target)).clamp(0.3, 1).to(target)
+    return (1.1 * mask_iou(resize_masks(logits, target), target)).clamp(0.3, 1).to(target)
+
+
+def resize_masks(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits (N, h, w) at the size of target (N, H, W), bilinear."""
+    if logits.shape == target.shape:
+        return logits
+    return F.interpolate(logits[:, None], target.shape[1:], mode="bilinear", align_corners=False)[:, 0]
 
 
 def total_loss(losses: dict[str, Tensor], config: TrainConfig) -> Tensor:
     """The weighted sum that is minimised."""
     weighted = [config.score_weight * v if k == "score" else v for k, v in losses.items()]
     return config.loss_scale * torch.stack(weighted).sum()
-
-
-def learning_modules(model: nn.Module) -> list[str]:
-    """Names of the parameters that learn."""
-    return [name for name, p in model.named_parameters() if p.requires_grad]

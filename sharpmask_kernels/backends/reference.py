@@ -96,9 +96,7 @@ def gather_windows(maps: Sequence[Tensor], windows: Windows, size: int, *, step:
     # with no shape that depends on the windows' values.
     device = maps[0].device
     channels = maps[0].shape[1]
-    table = torch.cat(
-        [m.permute(0, 2, 3, 1).reshape(-1, channels) for m in maps] + [maps[0].new_zeros(1, channels)]
-    )
+    table = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels) for m in maps] + [maps[0].new_zeros(1, channels)])
     pixels = [m.shape[0] * m.shape[2] * m.shape[3] for m in maps]
     first = torch.tensor([sum(pixels[:i]) for i in range(len(maps))], device=device)
     heights = torch.tensor([m.shape[2] for m in maps], device=device)

@@ -1,0 +1,193 @@
+"""The command line: ``sharpmask demo | propose | train | eval | synth``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import tyro
+import yaml
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from .config import from_plain
+from .errors import DataError
+from .training.stages import StageName, TrainConfig, stage_defaults
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How full images are searched; what is not given comes from the checkpoint."""
+
+    scales: tuple[float, ...] | None = None
+    """Sizes at which an image is looked at, e.g. 0.25 0.5 1."""
+    threshold: float | None = None
+    """Probability above which a pixel belongs to a mask."""
+    mask_nms: float | None = None
+    """Drop proposals whose mask overlaps a better one's by more than this IoU; 1 for none."""
+    box_nms: float | None = None
+    """The same for boxes."""
+    max_side: int = 800
+    """Longer photos are searched as if their longer side had this many pixels; 0 for no limit."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, ..."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Find objects on a photo that comes with the package, and show how a mask grows."""
+
+    out: Path = Path("sharpmask-demo")
+    """Folder to write into."""
+
+
+@dataclass(frozen=True)
+class Propose:
+    """Find object masks on photos.
+
+    Writes proposals.json (COCO results), and per photo a JSON file and an overlay picture.
+    """
+
+    images: Positional[tuple[Path, ...]]
+    """Photos, or folders of photos."""
+    checkpoint: Path | None = None
+    """Model to use; without one, the model that comes with the package."""
+    top_n: int = 100
+    """Windows to refine per photo."""
+    out: Path = Path("proposals")
+    """Folder to write into."""
+    refine: bool = True
+    """Refine masks, or keep the coarse ones."""
+    overlay: bool = True
+    """Write overlay pictures."""
+    timing: bool = False
+    """Print the time of each stage."""
+    resume: bool = False
+    """Keep photos that have a result in the output folder already."""
+    search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure average recall on a COCO-format folder, of a model or of a results file."""
+
+    dataset: Path
+    """Folder with images and a COCO instances file."""
+    checkpoint: Path | None = None
+    """Model to measure; without one and without results, the model that comes with the package."""
+    results: Path | None = None
+    """COCO results JSON to measure instead of a model."""
+    out: Path = Path("evaluation")
+    """Folder to write into."""
+    top_n: int = 1000
+    """Proposals per photo."""
+    coarse: bool = False
+    """Measure the coarse masks of the same windows too."""
+    patches: int = 0
+    """Also measure the IoU of single patches, on so many."""
+    categories: tuple[str, ...] = ()
+    """Count objects of these categories only; empty for all."""
+    skip_bad: bool = False
+    """Leave out broken images and annotations, and count them, instead of stopping."""
+    resume: bool = False
+    """Keep photos that have a result in the output folder already."""
+    search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
+
+
+@dataclass(frozen=True)
+class Synth:
+    """Write a COCO-format folder of made-up pictures with occluding textured objects."""
+
+    out: Positional[Path]
+    """Folder to write into; must not exist yet or be empty."""
+    images: int = 100
+    seed: int = 0
+    size: tuple[int, int] = (240, 320)
+    """Height and width of the pictures."""
+    textures: Literal["auto", "photo", "generated"] = "auto"
+    """From photos of scikit-image where it is installed, or generated."""
+
+
+OPTIONS: dict[str, Any] = {"demo": Demo, "propose": Propose, "eval": Eval, "synth": Synth}
+STAGES: dict[str, str] = {
+    "deepmask": "Train the coarse mask and the score (the paper's first stage).",
+    "sharpmask": "Train the refinement, all else frozen (the second stage).",
+    "joint": "Train all heads at once on dense tiles (the recipe of the model that comes with the package).",
+}
+
+
+def stage_config(stage: StageName) -> TrainConfig:
+    """A stage's settings before any are given."""
+    return TrainConfig(dataset=tyro.MISSING, out=tyro.MISSING, **stage_defaults(stage))
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Any]:
+    """The command and its settings. Prints help or usage errors and exits as command lines do."""
+    name, rest = split_command(argv)
+    prog = f"sharpmask {name}"
+    if not name.startswith("train "):
+        return name, tyro.cli(OPTIONS[name], prog=prog, description=OPTIONS[name].__doc__, args=rest)
+    stage = cast(StageName, name.removeprefix("train "))
+    config, rest = read_config(stage_config(stage), rest)
+    help_text = f"{STAGES[stage]} --config FILE reads settings from YAML; flags go over it."
+    return name, tyro.cli(TrainConfig, prog=prog, description=help_text, default=config, args=rest)
+
+
+def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, of one or two words, and its arguments."""
+    known = [*OPTIONS, *(f"train {stage}" for stage in STAGES)]
+    for words in (1, 2):
+        name = " ".join(argv[:words])
+        if name in known:
+            return name, list(argv[words:])
+    asked = not argv or argv[0] in ("-h", "--help") or (argv[:1] == ["train"] and argv[1:2] in ([], ["-h"], ["--help"]))
+    table = Table("command", "what it does", box=None, pad_edge=False)
+    for name in OPTIONS:
+        table.add_row(f"sharpmask {name}", (OPTIONS[name].__doc__ or "").splitlines()[0])
+    for stage, text in STAGES.items():
+        table.add_row(f"sharpmask train {stage}", text)
+    Console(stderr=not asked).print(table, "\nsharpmask COMMAND --help tells its options.")
+    if asked:
+        raise SystemExit(0)
+    raise DataError(f"command must be one of {', '.join(known)}, got {' '.join(argv[:2])!r}")
+
+
+def read_config(base: TrainConfig, argv: list[str]) -> tuple[TrainConfig, list[str]]:
+    """``base`` with the settings of the YAML file that ``--config`` names, and the other arguments."""
+    if "--config" not in argv:
+        return base, argv
+    at = argv.index("--config")
+    if at + 1 == len(argv):
+        raise DataError("--config must be followed by a YAML file")
+    path = Path(argv[at + 1])
+    try:
+        plain = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    return from_plain(TrainConfig, plain, str(path), base), argv[:at] + argv[at + 2 :]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the ``sharpmask`` command; gives the exit status."""
+    try:
+        name, config = parse(sys.argv[1:] if argv is None else argv)
+        return run(name, config)
+    except (DataError, ValueError) as error:
+        print(f"sharpmask: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sharpmask: interrupted", file=sys.stderr)
+        return 130
+
+
+def run(name: str, config: Any) -> int:
+    """Carry out a parsed command. Modules are imported when needed, so that help comes at once."""
+    from . import commands
+
+    if isinstance(config, TrainConfig):
+        return commands.train(config)
+    return int(getattr(commands, name)(config))
