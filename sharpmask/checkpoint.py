@@ -6,7 +6,8 @@ Nothing is ever unpickled, and a file's settings are compared with its tensors b
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -60,19 +61,11 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
     Raises ``DataError`` for a missing, foreign or damaged file.
     """
     path = Path(path) if path is not None else Path(str(files("sharpmask") / "assets" / DEFAULT))
-    if not path.is_file():
-        raise DataError(f"checkpoint: no file {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise DataError(f"{path}: expected a checkpoint of format {FORMAT}, got {header.get('format')!r}")
-            config = from_plain(ModelConfig, _json(header, "model", path), f"{path}: model")
-            search = from_plain(SearchConfig, _json(header, "search", path), f"{path}: search")
-            _check_shapes(config, {k: file.get_slice(k).get_shape() for k in file.keys()}, path)  # noqa: SIM118
-            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from error
+    with _opened(path) as (file, header):
+        config = from_plain(ModelConfig, _json(header, "model", path), f"{path}: model")
+        search = from_plain(SearchConfig, _json(header, "search", path), f"{path}: search")
+        _check_shapes(config, {k: file.get_slice(k).get_shape() for k in file.keys()}, path)  # noqa: SIM118
+        state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     model = config.build()
     load_tensors(model, state, str(path))
     model.search = search
@@ -80,9 +73,27 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
-    """How the model of a checkpoint was made, as recorded in it."""
-    with safe_open(path, "pt") as file:
-        return dict(_json(file.metadata() or {}, "training", Path(path)))
+    """How the model of a checkpoint was made, as recorded in it. Raises ``DataError`` as :func:`load_model`."""
+    with _opened(Path(path)) as (_, header):
+        training = _json(header, "training", Path(path))
+    if not isinstance(training, dict):
+        raise DataError(f"{path}: training: expected settings by name, got {type(training).__name__}")
+    return training
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A checkpoint's file and header; what is wrong with the file becomes a ``DataError``."""
+    if not path.is_file():
+        raise DataError(f"checkpoint: no file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise DataError(f"{path}: expected a checkpoint of format {FORMAT}, got {header.get('format')!r}")
+            yield file, header
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from error
 
 
 def _json(header: Mapping[str, str], key: str, path: Path) -> Any:

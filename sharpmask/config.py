@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import DataError
 
@@ -51,8 +51,6 @@ def from_plain(cls: type[T], data: Any, source: str, base: T | None = None) -> T
 
 def _convert(hint: Any, value: Any, name: str, base: Any = None) -> Any:
     origin, args = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _convert(args[0], value, name, base)
     if is_dataclass(hint):
         return from_plain(hint, value, name, base)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
@@ -68,7 +66,10 @@ def _convert(hint: Any, value: Any, name: str, base: Any = None) -> Any:
         return Path(_require(isinstance(value, str), value, name, "a path"))
     if hint is float:
         _require(isinstance(value, int | float) and not isinstance(value, bool), value, name, "a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise DataError(f"{name} must be a number that a float can hold, got an integer beyond it") from None
     return _require(type(value) is hint, value, name, f"of type {hint.__name__}")
 
 

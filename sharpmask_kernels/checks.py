@@ -31,10 +31,14 @@ def modes(upsample: str, padding_mode: str) -> None:
     choice("padding_mode", padding_mode, PADDING_MODES)
 
 
+def tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+
+
 def feature_map(name: str, x: Any, shape: str, like: Tensor | None = None) -> None:
     """A floating-point tensor of rank 4; with ``like``, of its dtype, device, batch, height and width."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor {shape}, got {type(x).__name__}")
+    tensor(name, x)
     require(x.ndim == 4, name, f"of shape {shape}", tuple(x.shape))
     require(x.is_floating_point(), name, "floating point", x.dtype)
     require(min(x.shape[1:]) >= 1, name, f"of shape {shape} with no empty dimension but the batch", tuple(x.shape))
@@ -57,6 +61,7 @@ def conv3x3(
     name: str, weight: Tensor, bias: Tensor | None, in_channels: int, out_channels: int | None, like: Tensor
 ) -> None:
     """Weight (out_channels, in_channels, 3, 3) and bias (out_channels) or None."""
+    tensor(f"{name}weight", weight)
     outs = "out_channels" if out_channels is None else str(out_channels)
     require(
         weight.ndim == 4
@@ -69,6 +74,7 @@ def conv3x3(
     )
     same_kind(f"{name}weight", weight, like)
     if bias is not None:
+        tensor(f"{name}bias", bias)
         expected = (weight.shape[0],)
         require(tuple(bias.shape) == expected, f"{name}bias", f"of shape {expected}", tuple(bias.shape))
         same_kind(f"{name}bias", bias, like)

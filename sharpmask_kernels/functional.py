@@ -6,7 +6,8 @@ stride 1 and padding 1. Names follow SharpMask (Pinheiro, Lin, Collobert, Dollá
 
 Arguments shared by all: ``upsample`` is "bilinear" (the paper; half-pixel centres) or "nearest" (the released
 code); ``padding_mode`` is "zeros" (as ``nn.Conv2d``) or "replicate" (what SharpMask models use);
-``backend`` names one backend, strictly, or is None for the best available. Bad arguments raise ``ValueError``.
+``backend`` names one backend, strictly, or is None for the best available. Bad arguments raise ``ValueError``,
+or ``TypeError`` where a tensor is due and something else came.
 """
 
 from __future__ import annotations
@@ -192,8 +193,10 @@ def refine_windows(
         maps = [levels[j] for levels in horizontals]
         checks.pyramid(f"horizontals[:][{j}]", maps)
         checks.same_kind(f"horizontals[:][{j}]", maps[0], encoding)
-        found = maps[0].shape[1]
+        batch, found = maps[0].shape[:2]
         checks.require(found == channels, f"horizontals[:][{j}]", f"of {channels} channels", found)
+        images = horizontals[0][0].shape[0]
+        checks.require(batch == images, f"horizontals[:][{j}]", f"of batch {images} like the first stage's", batch)
     checks.conv3x3("head.", head[0], head[1], channels, 1, encoding)
     checks.windows(windows, encoding.device, len(horizontals), horizontals[0][0].shape[0])
     checks.require(len(windows.score) == count, "windows", f"{count} windows, one per encoding", len(windows.score))

@@ -64,13 +64,18 @@ class Trunk(nn.Module):
 def read_state_dict(path: Path) -> StateDict:
     """Tensors by name from a .safetensors file, or from a .pth read without running pickled code."""
     if not path.is_file():
-        raise DataError(f"trunk weights: no file {path}")
+        raise DataError(f"weights: no file {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # both readers raise many types on hostile or truncated files
-        raise DataError(f"trunk weights: cannot read {path}: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"weights: cannot read {path}: {reason}") from error
+    for name, value in state.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided):
+            raise DataError(f"weights: {path}: expected dense tensors by name, got {type(value).__name__} {name!r}")
+    return state
 
 
 def symmetric_pad(x: Tensor, pad: int) -> Tensor:

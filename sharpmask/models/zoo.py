@@ -17,6 +17,10 @@ Architecture = Literal["deepmask", "sharpmask", "deepmask-original"]
 TrunkName = Literal["resnet50", "resnet18", "efficientnet_lite0", "efficientnet_lite0_deep", "vgg11"]
 
 
+MAX_SIZE = 1 << 16
+"""Of any width or side in a model: beyond all use, and small enough to compute with."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that fixes a model's tensors. The defaults are the paper's."""
@@ -55,6 +59,12 @@ class ModelConfig:
         return model
 
     def _build(self) -> DeepMask:
+        sizes = [("skip_hidden", self.skip_hidden, 0), ("context", self.context, 0)]
+        sizes += [(k, getattr(self, k), 1) for k in ("window", "features", "code", "mask_side", "score_hidden")]
+        sizes += [(k, v, 1) for k in ("mask_channels", "skip_channels") for v in getattr(self, k)]
+        for name, value, least in sizes:
+            if not least <= value <= MAX_SIZE:
+                raise ValueError(f"{name} must be at least {least} and at most {MAX_SIZE}, got {value}")
         if self.refinement not in ("paper", "released"):
             raise ValueError(f"refinement must be 'paper' or 'released', got {self.refinement!r}")
         trunk = build_trunk(self.trunk)

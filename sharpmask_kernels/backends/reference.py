@@ -39,11 +39,18 @@ def up2(x: Tensor, mode: str) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
+def memory_format(*maps: Tensor) -> torch.memory_format:
+    """What an op gives out: channels_last if all its maps are that, and not contiguous at the same time."""
+    if all(m.is_contiguous(memory_format=torch.channels_last) and not m.is_contiguous() for m in maps):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
 def merge_upsample(
     skip: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *, upsample: str, padding_mode: str
 ) -> Tensor:
     merged = conv3x3(torch.cat([skip, mask], dim=1), weight, bias, padding_mode)
-    return up2(F.relu(merged), upsample)
+    return up2(F.relu(merged), upsample).contiguous(memory_format=memory_format(skip, mask))
 
 
 def refine(
@@ -58,13 +65,15 @@ def refine(
     padding_mode: str,
 ) -> Tensor:
     skip = F.relu(conv3x3(feature, skip_weight, skip_bias, padding_mode))
-    return merge_upsample(skip, mask, merge_weight, merge_bias, upsample=upsample, padding_mode=padding_mode)
+    out = merge_upsample(skip, mask, merge_weight, merge_bias, upsample=upsample, padding_mode=padding_mode)
+    return out.contiguous(memory_format=memory_format(feature, mask))
 
 
 def add_upsample(
     horizontal: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *, upsample: str, padding_mode: str
 ) -> Tensor:
-    return up2(F.relu(horizontal + conv3x3(mask, weight, bias, padding_mode)), upsample)
+    merged = horizontal + conv3x3(mask, weight, bias, padding_mode)
+    return up2(F.relu(merged), upsample).contiguous(memory_format=memory_format(horizontal, mask))
 
 
 def topk_windows(scores: Sequence[Tensor], n: int) -> Windows:
@@ -113,7 +122,8 @@ def gather_windows(maps: Sequence[Tensor], windows: Windows, size: int, *, step:
     index = first[scale][:, None, None] + (windows.image[:, None, None] * height + row) * width + col
     index = torch.where(inside, index, len(table) - 1)
     gathered = table.index_select(0, index.flatten())
-    return gathered.view(len(scale), size, size, channels).permute(0, 3, 1, 2).contiguous()
+    gathered = gathered.view(len(scale), size, size, channels).permute(0, 3, 1, 2)
+    return gathered.contiguous(memory_format=memory_format(*maps))
 
 
 def refine_windows(
@@ -130,8 +140,8 @@ def refine_windows(
 ) -> Tensor:
     count, _, size, _ = encoding.shape
     side = size << len(stages)
+    dtype = torch.float64 if encoding.dtype == torch.float64 else torch.float32
     if out is None and threshold is None:
-        dtype = torch.float64 if encoding.dtype == torch.float64 else torch.float32
         out = encoding.new_empty((count, side, side), dtype=dtype)
     elif out is None:
         out = torch.empty((count, side, -(-side // 8)), dtype=torch.uint8, device=encoding.device)
@@ -146,7 +156,8 @@ def refine_windows(
                 x = F.relu(conv3x3(x, weight, bias, padding_mode))
             weight, bias = convs[-1]
             x = add_upsample(horizontal, x, weight, bias, upsample=upsample, padding_mode=padding_mode)
-        logits = conv3x3(x, *head, padding_mode)[:, 0]
+        # To the logits' dtype before the comparison, which would else round its threshold to 16 bits.
+        logits = conv3x3(x, *head, padding_mode)[:, 0].to(dtype)
         out[chunk] = logits if threshold is None else pack_bits(logits > logit(threshold))
     return out
 
@@ -171,7 +182,8 @@ def encode_windows(
     *,
     threshold: float,
 ) -> list[dict[str, object]]:
-    values = logits.detach().cpu().numpy()
+    # numpy knows no bf16.
+    values = (logits.float() if logits.dtype == torch.bfloat16 else logits).detach().cpu().numpy()
     side = values.shape[-1]
     height, width = image_size
     cells = zip(*(t.tolist() for t in (windows.scale, windows.row, windows.col)), strict=True)
