@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from sharpmask_kernels import Windows, encode_windows, gather_windows, topk_windows
 from sharpmask_kernels.windows import STRIDE, scaled_size
 
-from .data.images import load_image
+from .data.images import load_image, to_rgb
 from .data.tiles import CANONICAL
 from .models import DeepMask, SharpMask
 from .models.deepmask import PAD_VALUE
@@ -103,7 +103,8 @@ class ProposalGenerator:
         scores = windows.score.sigmoid().cpu().numpy()
         with watch("suppress"):
             assert self.search is not None
-            filled = [int(i) for i in np.flatnonzero(coco_mask.area(rles))] if rles else []
+            # By boxes: pycocotools' area fails on more than 255 masks with numpy 2.
+            filled = [int(i) for i in np.flatnonzero(coco_mask.toBbox(rles)[:, 2])] if rles else []
             stay = suppress([rles[i] for i in filled], self.search.mask_nms, self.search.box_nms)
             kept = [filled[i] for i in stay]
         return Proposals(maps.image, [rles[i] for i in kept], scores[kept], watch.seconds)
@@ -114,20 +115,18 @@ class ProposalGenerator:
         may cover the point, the best-scoring one whose refined mask does (or the best, if none does)."""
         watch = Stopwatch(self.device)
         maps = self.look(image, watch)
-        score = torch.cat([s.flatten() for s in maps.score])
-        score = torch.where(score.isnan(), -torch.inf, score)
+        score = all_scores(maps)
         scale, row, col, x, y, reach = self._grid(maps)
         chosen = []
         for px, py in _pairs("points", points, 2):
-            near = (x - px).abs().maximum((y - py).abs()) <= reach
-            # A point in a far corner may have no window around it; then the nearest have to do.
-            distance = torch.where(near, 0.0, torch.hypot(x - px, y - py) / reach)
-            order = torch.argsort(distance, stable=True) if not near.any() else torch.argsort(
-                torch.where(near, -score, torch.inf), stable=True
-            )  # fmt: skip
+            around = torch.nonzero((x - px).abs().maximum((y - py).abs()) <= reach).flatten()
+            if len(around):
+                order = around[torch.argsort(score[around], descending=True, stable=True)]
+            else:  # a point in a far corner: the nearest windows have to do
+                order = torch.argsort(torch.hypot(x - px, y - py) / reach, stable=True)
             chosen.append(order[:candidates])
         flat = torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.int64)
-        windows = Windows(score[flat].float(), torch.zeros_like(flat), scale[flat], row[flat], col[flat])
+        windows = Windows(score[flat], torch.zeros_like(flat), scale[flat], row[flat], col[flat])
         rles = self.segment(maps, windows, watch)
         height, width = maps.image.shape[:2]
         best, first = [], 0
@@ -154,7 +153,7 @@ class ProposalGenerator:
             size = (torch.log2(2 * reach) - np.log2(max(w, h, 1e-6))).abs() / 0.45
             chosen.append((centre.square() + size.square()).argmin())
         flat = torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.int64)
-        score = torch.cat([s.flatten() for s in maps.score])[flat].float()
+        score = all_scores(maps)[flat]
         windows = Windows(score, torch.zeros_like(flat), scale[flat], row[flat], col[flat])
         rles = self.segment(maps, windows, watch)
         return Proposals(maps.image, rles, score.sigmoid().cpu().numpy(), watch.seconds)
@@ -246,19 +245,26 @@ class ProposalGenerator:
 
 
 def as_pixels(image: ImageLike) -> npt.NDArray[np.uint8]:
-    """A photo as uint8 (h, w, 3) RGB."""
+    """A photo as uint8 (h, w, 3) RGB; a PIL image of any mode is converted and turned as a file would be."""
     if isinstance(image, str | Path):
         return load_image(image)
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        return np.array(to_rgb(ImageOps.exif_transpose(image), "image"))
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape) < 1:
         raise ValueError(f"image must be uint8 (h, w, 3), got {image.dtype} {image.shape}")
-    return image
+    # An array turned from BGR is a view with a negative stride, which PyTorch does not take.
+    return np.ascontiguousarray(image)
 
 
 def as_tensor(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     """Pixels (h, w, 3) in 0..255 to (1, 3, h, w) in [0, 1]."""
     return torch.tensor(pixels, device=device).permute(2, 0, 1)[None].float() / 255
+
+
+def all_scores(maps: ImageMaps) -> Tensor:
+    """Score logits of all windows, in the order of ``topk_windows``; NaN ranks last."""
+    score = torch.cat([s.flatten() for s in maps.score]).float()
+    return torch.where(score.isnan(), -torch.inf, score)
 
 
 def best_channel(encoding: Tensor, mask: Tensor) -> Tensor:
