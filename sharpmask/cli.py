@@ -145,19 +145,20 @@ def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
         if name in known:
             return name, list(argv[words:])
     asked = not argv or argv[0] in ("-h", "--help") or (argv[:1] == ["train"] and argv[1:2] in ([], ["-h"], ["--help"]))
+    if not asked:
+        raise DataError(f"command must be one of {', '.join(known)}, got {' '.join(argv[:2])!r}")
     table = Table("command", "what it does", box=None, pad_edge=False)
     for name in OPTIONS:
         table.add_row(f"sharpmask {name}", (OPTIONS[name].__doc__ or "").splitlines()[0])
     for stage, text in STAGES.items():
         table.add_row(f"sharpmask train {stage}", text)
-    Console(stderr=not asked).print(table, "\nsharpmask COMMAND --help tells its options.")
-    if asked:
-        raise SystemExit(0)
-    raise DataError(f"command must be one of {', '.join(known)}, got {' '.join(argv[:2])!r}")
+    Console().print(table, "\nsharpmask COMMAND --help tells its options.")
+    raise SystemExit(0)
 
 
 def read_config(base: TrainConfig, argv: list[str]) -> tuple[TrainConfig, list[str]]:
     """``base`` with the settings of the YAML file that ``--config`` names, and the other arguments."""
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in argv:
         return base, argv
     at = argv.index("--config")
@@ -168,7 +169,10 @@ def read_config(base: TrainConfig, argv: list[str]) -> tuple[TrainConfig, list[s
         plain = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    return from_plain(TrainConfig, plain, str(path), base), argv[:at] + argv[at + 2 :]
+    config = from_plain(TrainConfig, plain, str(path), base)
+    if config.stage != base.stage:
+        raise DataError(f"{path}: stage must be {base.stage!r} as the command says, got {config.stage!r}")
+    return config, argv[:at] + argv[at + 2 :]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,8 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         name, config = parse(sys.argv[1:] if argv is None else argv)
         return run(name, config)
-    except (DataError, ValueError) as error:
-        print(f"sharpmask: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print("sharpmask:", *str(error).split(), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sharpmask: interrupted", file=sys.stderr)

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -37,6 +38,19 @@ ERR = Console(stderr=True)
 DEMO_PHOTO = "coffee.jpg"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 assert len(FORMATS) == 7  # one entry above, or two spellings, per format
+
+
+def say(text: str, console: Console = OUT) -> None:
+    """One line of text as it is: no markup in a file's name, no line break in a path."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def check_device(name: str) -> None:
+    """Raises ``DataError`` for a device that PyTorch does not know or that is not there."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def make_generator(model: DeepMask, options: SearchOptions, *, top_n: int, refine: bool) -> ProposalGenerator:
@@ -80,40 +94,42 @@ def demo(options: Demo) -> int:
         ("overlay.png", "the best masks over the photo"),
         ("film_strip.png", "one mask growing through the refinement modules"),
     ):
-        OUT.print(f"{options.out / name}: {what}", highlight=False)
+        say(f"{options.out / name}: {what}")
     return 0
 
 
 def propose(options: Propose) -> int:
     photos = find_photos(options.images)
+    check_device(options.search.device)
     model = load_model(options.checkpoint, options.search.device)
     generator = make_generator(model, options.search, top_n=options.top_n, refine=options.refine)
     ids = image_ids(photos)
     timing: dict[str, float] = {}
-    failed = seen = 0
+    parts: list[Path] = []
+    seen = 0
     for photo in track(photos, "Proposals", console=ERR, disable=len(photos) == 1):
         part = options.out / f"{photo.stem}-{ids[photo]}.json"
         if options.resume and part.exists():
+            parts.append(part)
             continue
         try:
             found = generator.generate(photo)
         except DataError as error:
-            ERR.print(f"sharpmask: {error}", markup=False, highlight=False, soft_wrap=True)
-            failed += 1
+            say(f"sharpmask: {error}", ERR)
             continue
         if options.overlay:
             found.save_overlay(part.with_suffix(".png"))
         # The result comes last: where it exists, the photo is done.
         write_text(part, json.dumps(results_of(found, ids[photo], photo)))
+        parts.append(part)
         seen += 1
         for stage, seconds in found.timing.items():
             timing[stage] = timing.get(stage, 0.0) + seconds
-    parts = [options.out / f"{p.stem}-{ids[p]}.json" for p in photos]
     merge_results(parts, options.out / "proposals.json")
     if options.timing and seen:
         print_timing({k: v / seen for k, v in timing.items()}, f"time per photo, mean of {seen}")
-    OUT.print(f"{options.out / 'proposals.json'}: {len(photos) - failed} of {len(photos)} photos", highlight=False)
-    return 1 if failed else 0
+    say(f"{options.out / 'proposals.json'}: {len(parts)} of {len(photos)} photos")
+    return 0 if len(parts) == len(photos) else 1
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:
@@ -124,6 +140,8 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
         if not inside:
             raise DataError(f"{path}: no image file in this folder")
         found += inside
+    if not found:
+        raise DataError("images: expected photos or folders of photos, got none")
     return list(dict.fromkeys(found))
 
 
@@ -145,10 +163,9 @@ def merge_results(parts: Iterable[Path], path: Path) -> None:
     def lines() -> Iterator[str]:
         separator = "[\n"
         for part in parts:
-            if part.exists():
-                for entry in json.loads(part.read_text()):
-                    yield separator + json.dumps(entry)
-                    separator = ",\n"
+            for entry in json.loads(part.read_text()):
+                yield separator + json.dumps(entry)
+                separator = ",\n"
         yield "\n]\n" if separator == ",\n" else "[]\n"
 
     write_text(path, lines())
@@ -164,12 +181,14 @@ def eval(options: Eval) -> int:
     if options.results is not None:
         rows[options.results.stem] = load_results(options.results, truth)
     else:
+        check_device(options.search.device)
         model = load_model(options.checkpoint, options.search.device)
         kinds = {"refined": True} | ({"coarse": False} if options.coarse else {})
         for name, refine in kinds.items():
             generator = make_generator(model, options.search, top_n=options.top_n, refine=refine)
             path = options.out / f"{name}.json"
-            search_folder(folder, generator, options.out / name, path, resume=options.resume)
+            bad = search_folder(folder, generator, options.out / name, path, resume=options.resume)
+            truth = without_images(truth, bad)
             rows[name] = load_results(path, truth)
         if options.patches:
             summary["patches"] = measure_patches(model, folder, options.patches)
@@ -178,23 +197,30 @@ def eval(options: Eval) -> int:
     for group in (recalls, boxes):
         OUT.print(recall_table(group, paper=True))
     for name, value in summary.get("patches", {}).items():
-        OUT.print(f"{name:24} {value:.3f}", highlight=False)
+        say(f"{name:24} {value:.3f}")
     summary |= {name: recall.to_json() for name, recall in (recalls | boxes).items()}
     write_text(options.out / "recall.json", json.dumps(summary, indent=1))
     try:
         plot_recall(recalls | boxes, options.out / "recall.png")
     except ImportError as error:
-        ERR.print(f"no plot: {error}", markup=False)
+        say(f"no plot: {error}", ERR)
     if folder.skipped:
-        ERR.print(f"left out {len(folder.skipped)} broken entries, first: {folder.skipped[0]}", markup=False)
-    OUT.print(f"{options.out}: recall.json", highlight=False)
+        say(f"left out {len(folder.skipped)} broken entries, first: {folder.skipped[0]}", ERR)
+    say(f"{options.out}: recall.json")
     return 0
 
 
-def search_folder(folder: CocoFolder, generator: ProposalGenerator, parts: Path, path: Path, *, resume: bool) -> None:
-    """Proposals of all photos of a folder into ``path``, photo by photo so that it can go on later."""
-    outputs = [parts / f"{photo.id}.json" for photo in folder.photos]
-    for photo, file in track(list(zip(folder.photos, outputs, strict=True)), "Proposals", console=ERR):
+def search_folder(
+    folder: CocoFolder, generator: ProposalGenerator, parts: Path, path: Path, *, resume: bool
+) -> set[int]:
+    """Proposals of all photos of a folder into ``path``, photo by photo so that it can go on later.
+
+    Gives the ids of the photos that turned out to be broken and were left out.
+    """
+    outputs = {photo.id: parts / f"{photo.id}.json" for photo in folder.photos}
+    bad: set[int] = set()
+    for photo in track(folder.photos, "Proposals", console=ERR):
+        file = outputs[photo.id]
         if resume and file.exists():
             continue
         try:
@@ -202,10 +228,21 @@ def search_folder(folder: CocoFolder, generator: ProposalGenerator, parts: Path,
         except DataError as error:
             if not folder.skip_bad:
                 raise
-            folder.skipped.append(str(error))
+            bad.add(photo.id)
+            if str(error) not in folder.skipped:
+                folder.skipped.append(str(error))
             continue
         write_text(file, json.dumps(found.to_coco(photo.id)))
-    merge_results(outputs, path)
+    merge_results((file for key, file in outputs.items() if key not in bad), path)
+    return bad
+
+
+def without_images(truth: dict[str, Any], ids: set[int]) -> dict[str, Any]:
+    """A COCO ``instances`` dict without some images and what is on them."""
+    return truth | {
+        "images": [image for image in truth["images"] if image["id"] not in ids],
+        "annotations": [entry for entry in truth["annotations"] if entry["image_id"] not in ids],
+    }
 
 
 def measure_patches(model: DeepMask, folder: CocoFolder, count: int) -> dict[str, float]:
@@ -217,10 +254,11 @@ def synth(options: Synth) -> int:
     path = synthesize(
         options.out, images=options.images, seed=options.seed, size=options.size, textures=options.textures
     )
-    OUT.print(f"{path}: {options.images} pictures", highlight=False)
+    say(f"{path}: {options.images} pictures")
     return 0
 
 
 def train(config: TrainConfig) -> int:
+    check_device(config.device)
     run_training(config, ERR)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -65,6 +66,9 @@ def _convert(hint: Any, value: Any, name: str, base: Any = None) -> Any:
     if hint is Path:
         return Path(_require(isinstance(value, str), value, name, "a path"))
     if hint is float:
+        if isinstance(value, str):  # YAML takes 1e-3 for a text: it wants 1.0e-3
+            with suppress(ValueError):
+                value = float(value)
         _require(isinstance(value, int | float) and not isinstance(value, bool), value, name, "a number")
         try:
             return float(value)

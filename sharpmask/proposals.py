@@ -71,12 +71,12 @@ def suppress(rles: list[Rle], mask_nms: float | None, box_nms: float | None) -> 
 
     A mask goes if its IoU with one that stays exceeds ``mask_nms``, or their boxes' IoU ``box_nms``.
     """
-    stay = np.ones(len(rles), dtype=bool)
+    overlaps = np.zeros((len(rles), len(rles)), dtype=bool)
     for limit, shapes in ((mask_nms, rles), (box_nms, coco_mask.toBbox(rles) if rles else [])):
-        if limit is None or not len(rles):
-            continue
-        overlaps = np.asarray(coco_mask.iou(shapes, shapes, [0] * len(rles))) > limit
-        for i in np.flatnonzero(stay):
-            if stay[i]:
-                stay[i + 1 :] &= ~overlaps[i, i + 1 :]
+        if limit is not None and rles:
+            overlaps |= np.asarray(coco_mask.iou(shapes, shapes, [0] * len(rles))) > limit
+    stay = np.ones(len(rles), dtype=bool)
+    for i in range(len(rles)):
+        if stay[i]:
+            stay[i + 1 :] &= ~overlaps[i, i + 1 :]
     return [int(i) for i in np.flatnonzero(stay)]

@@ -1,7 +1,17 @@
-"""Which tests run: slow ones on request, GPU ones where there is a GPU."""
+"""Which tests run: slow ones on request, GPU ones where there is a GPU; and what several files share."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
+from sharpmask.checkpoint import save_model
+from sharpmask.data.images import load_image
+from sharpmask.data.synthetic import synthesize
+from sharpmask.models import ModelConfig, SharpMask
+from sharpmask.models.zoo import SearchConfig
+from sharpmask_kernels import gather_windows, topk_windows
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,3 +25,63 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: needs --run-slow"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def synth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO-format folder of six small generated pictures."""
+    out = tmp_path_factory.mktemp("data") / "synth"
+    return synthesize(out, images=6, seed=5, size=(120, 160), objects=(2, 4), textures="generated")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModelConfig:
+    """A SharpMask as small as they come: windows of 48 pixels, few channels."""
+    return ModelConfig(
+        trunk="efficientnet_lite0",
+        window=48,
+        features=8,
+        code=16,
+        mask_side=12,
+        score_hidden=16,
+        mask_channels=(4, 4, 4, 4, 4),
+        skip_channels=(4, 4, 4, 4),
+        skip_hidden=8,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_sharpmask(tiny: ModelConfig, synth: Path) -> SharpMask:
+    """The tiny model with weights that make masks and scores vary over an image. Not to be changed."""
+    torch.manual_seed(3)
+    model = tiny.build()
+    assert isinstance(model, SharpMask)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    image = torch.tensor(load_image(synth / "images" / "000001.png")).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        standardize(model.encode, model.dense(image).code.movedim(1, 0).flatten(1).T)
+        maps = model.dense(image)
+        windows = topk_windows([maps.score], 20)
+        code = gather_windows(maps.code, windows, 1).flatten(1)
+        standardize(model.score[4], maps.score.flatten()[:, None])
+        standardize(model.mask, model.coarse(code).flatten(1), spread=3)
+        standardize(model.head, model.refine_dense(maps.taps, code, windows).flatten()[:, None], spread=3, shift=-1)
+    model.search = SearchConfig(scales=(0.5, 0.75, 1.0))
+    return model.eval()
+
+
+def standardize(layer: nn.Linear | nn.Conv2d, outputs: torch.Tensor, spread: float = 1.0, shift: float = 0.0) -> None:
+    """Change a last layer so that its ``outputs`` (n, channels) would have this mean and standard deviation."""
+    gain = spread / outputs.std(0)
+    layer.weight.mul_(gain.view(-1, *[1] * (layer.weight.ndim - 1)))
+    layer.bias.sub_(outputs.mean(0)).mul_(gain).add_(shift)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_sharpmask: SharpMask, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_model(tiny_sharpmask, path)
+    return path

@@ -37,7 +37,7 @@ def load_image(path: str | Path, *, apply_exif: bool = True, max_pixels: int = M
     """
     with _opened(path, max_pixels) as image:
         upright = ImageOps.exif_transpose(image) if apply_exif else image
-        return np.array(_to_rgb(upright, path), dtype=np.uint8)
+        return np.array(to_rgb(upright, path), dtype=np.uint8)
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -111,7 +111,8 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
         raise DataError(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from error
 
 
-def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+def to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    """An image of any mode as RGB, as `load_image` describes; `path` names it in errors."""
     if image.mode.startswith("I"):  # 16-bit greyscale, also when Pillow holds it in 32 bits
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:

@@ -31,6 +31,7 @@ Region = tuple[slice, slice]
 CANONICAL = 128 / 224
 """Longest side of a centred object over the window's side (DeepMask, section 4)."""
 GREY = 128
+TRIES = 100
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,19 @@ class TileBatches(Dataset[TileBatch]):
 
     def __getitem__(self, step: int) -> TileBatch:
         rng = np.random.default_rng([*self.key, step])
-        return collate([self.tile(rng) for _ in range(self.config.tiles)])
+        return collate([self._usable_tile(rng) for _ in range(self.config.tiles)])
+
+    def _usable_tile(self, rng: np.random.Generator) -> Tile:
+        """A tile of photos that can be read; the folder's ``skip_bad`` says whether others are left out."""
+        for _ in range(TRIES):
+            try:
+                return self.tile(rng)
+            except DataError as error:
+                if not self.folder.skip_bad:
+                    raise
+                if str(error) not in self.folder.skipped:
+                    self.folder.skipped.append(str(error))
+        raise DataError(f"{self.folder.annotation_file}: no tile in {TRIES} tries, so many photos are damaged")
 
     def tile(self, rng: np.random.Generator) -> Tile:
         """One labelled tile."""

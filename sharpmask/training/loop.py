@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
@@ -79,17 +80,20 @@ class Run:
     """One training run and everything it carries from step to step."""
 
     def __init__(self, config: TrainConfig, rank: int, console: Console) -> None:
-        self.config, self.rank, self.console = config, rank, console
+        self.rank, self.console = rank, console
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.device = torch.device(config.device)
+        self.device = own_device(config.device)
         self.model = initial_model(config).to(self.device).to(memory_format=torch.channels_last).train()
+        # A checkpoint to start from decides the model, and batches must fit that one.
+        self.config = config = replace(config, model=self.model.config)
         freeze(self.model, config)
         self.learning = [p for p in self.model.parameters() if p.requires_grad]
         self.average: list[Tensor] = [p.detach().clone() for p in self.learning] if config.ema else []
         self.optimizer = make_optimizer(self.model, config)
         self.step, self.best = 0, -1.0
+        self.sums: dict[str, list[float]] = {}
         if config.resume:
             self._load_state()
         elif (config.out / STATE).exists():
@@ -103,13 +107,12 @@ class Run:
             self.validator = Validator(folder, self.model.config, samples=samples)
         if rank == 0:
             config.out.mkdir(parents=True, exist_ok=True)
-            write_text(config.out / SETTINGS, yaml.safe_dump(to_plain(config), sort_keys=False))
+            write_text(config.out / SETTINGS, yaml.safe_dump(to_plain(replace(config, resume=False)), sort_keys=False))
             self.log = Log(config.out, self.step)
 
     def loop(self) -> None:
         """Train to the end, saving, measuring and logging on the way."""
-        config = self.config
-        sums: dict[str, list[float]] = {}
+        config, sums = self.config, self.sums
         with make_progress(self.console) as progress:
             task = progress.add_task(config.stage, total=config.steps, completed=self.step, loss="")
             for batch in self._batches():
@@ -159,18 +162,24 @@ class Run:
         return values
 
     def _share_gradients(self) -> None:
-        """Average the gradients over all processes; a head that this batch did not touch counts as zero."""
+        """Average the gradients over all processes.
+
+        What one process's batch did not touch counts as zero; what no batch touched has no gradient and rests,
+        as it does in a single process.
+        """
         if not dist.is_initialized():
             return
+        touched = torch.tensor([float(p.grad is not None) for p in self.learning], device=self.device)
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.learning]
-        flat = torch.cat([g.flatten() for g in grads])
+        flat = torch.cat([touched, *(g.flatten() for g in grads)])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
-        for p, g in zip(self.learning, flat.split([g.numel() for g in grads]), strict=True):
-            p.grad = g.view(p.shape)
+        touched, *shared = flat.split([len(grads), *(g.numel() for g in grads)])
+        for p, t, g in zip(self.learning, touched.tolist(), shared, strict=True):
+            p.grad = g.view(p.shape) if t else None
 
     def _batches(self) -> Iterator[Any]:
-        batches = make_batches(self.folder, self.config, self.rank)
+        batches = Fetching(self.folder, make_batches(self.folder, self.config, self.rank))
         # Workers never touch the kernels, and each has one thread.
         loader = DataLoader(
             batches,
@@ -179,7 +188,11 @@ class Run:
             num_workers=self.config.workers,
             pin_memory=self.device.type == "cuda",
         )
-        for batch in loader:
+        skipped = self.folder.skipped
+        for batch, lines in loader:
+            skipped += [line for line in lines if line not in skipped]
+            if isinstance(batch, DataError):
+                raise batch
             yield to_device(batch, self.device)
 
     def _validate(self) -> dict[str, float]:
@@ -205,17 +218,22 @@ class Run:
             tensors |= {f"average.{i}": v for i, v in enumerate(self.average)}
         for i, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
-        metadata = {"step": str(self.step), "best": repr(self.best)}
+        metadata = {"step": str(self.step), "best": repr(self.best), "sums": json.dumps(self.sums)}
         save_tensors(tensors, metadata, self.config.out / STATE)
 
     def _load_state(self) -> None:
         path = self.config.out / STATE
         if not path.is_file():
             raise DataError(f"out: no run to resume in {self.config.out} ({STATE} is missing)")
-        with safe_open(path, "pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            metadata = file.metadata()
-        self.step, self.best = int(metadata["step"]), float(metadata["best"])
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+            self.step, self.best = int(metadata["step"]), float(metadata["best"])
+            # Losses since the last line of the log.
+            self.sums = json.loads(metadata["sums"])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise DataError(f"{path}: not the state of a run: {str(error).splitlines()[0]}") from error
         model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         try:
             self.model.load_state_dict(model)
@@ -234,9 +252,12 @@ class Run:
     def _finish(self) -> None:
         skipped = len(self.folder.skipped)
         if skipped:
-            self.console.print(f"left out {skipped} broken images or annotations, first: {self.folder.skipped[0]}")
+            self._say(f"left out {skipped} broken images or annotations, first: {self.folder.skipped[0]}")
         self.log.close()
-        self.console.print(f"checkpoint: {self.config.out / CHECKPOINT}")
+        self._say(f"checkpoint: {self.config.out / CHECKPOINT}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Averaged:
@@ -330,6 +351,26 @@ class Log:
             pass
 
 
+class Fetched(NamedTuple):
+    """A batch, or why there is none, and what its process has left out so far."""
+
+    batch: Any
+    skipped: list[str]
+
+
+class Fetching(Dataset[Fetched]):
+    """Batches in a form in which errors and counts survive the way out of a worker process."""
+
+    def __init__(self, folder: CocoFolder, batches: Dataset[Any]) -> None:
+        self.folder, self.batches = folder, batches
+
+    def __getitem__(self, step: int) -> Fetched:
+        try:
+            return Fetched(self.batches[step], self.folder.skipped)
+        except DataError as error:
+            return Fetched(error, self.folder.skipped)
+
+
 class _Range(SequentialSampler):
     """The steps still to do, as a sampler."""
 
@@ -392,7 +433,16 @@ def make_batches(folder: CocoFolder, config: TrainConfig, rank: int) -> Dataset[
         score_share=config.score_share if "score" in TERMS[config.stage] else 0.0,
         seed=config.seed,
         rank=rank,
+        world_size=dist.get_world_size() if dist.is_initialized() else 1,
     )
+
+
+def own_device(name: str) -> torch.device:
+    """The device of this process: of several processes, each has the GPU of its own number."""
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is None and dist.is_initialized():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
 
 
 def make_progress(console: Console) -> Progress:
