@@ -158,6 +158,11 @@ def paint_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "jitter_colours", paint)
 
 
+def core(mask: np.ndarray) -> np.ndarray:
+    """The mask without the two outermost pixels, which are blended with what lies beneath."""
+    return np.all([np.roll(mask, shift, axis) for shift in (-2, 2) for axis in (0, 1)], axis=0) & mask
+
+
 def test_masks_are_the_pixels_of_the_pasted_objects(folder: CocoFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, tiles=1, blurred=0.0, pasted=3)
     compared = 0
@@ -166,15 +171,15 @@ def test_masks_are_the_pixels_of_the_pasted_objects(folder: CocoFolder, monkeypa
         batches = Spied(folder, config, window=WINDOW, seed=2)
         batch = batches[step]
         image = batch.image[0, 0].numpy().astype(int)
-        # The photo's own objects have its colour; of tiny remnants only blended outlines are left.
         for p in batches.seen[0]:
-            if p.mask.sum() < 150 or np.median(image[p.mask]) < 15:
+            inner = core(p.mask)
+            # The photo's own objects have its colour.
+            if inner.sum() < 60 or np.median(image[inner]) < 15:
                 continue
-            values = image[p.mask]
-            colour = np.bincount(values).argmax()
-            assert np.mean(values == colour) > 0.6
-            elsewhere = (image == colour) & ~p.mask
-            assert elsewhere.sum() <= 0.1 * p.mask.sum() + 10
+            colour = int(np.median(image[inner]))
+            assert np.mean(np.abs(image[inner] - colour) <= 2) > 0.9
+            # Elsewhere the colour comes from blending outlines only.
+            assert ((image == colour) & ~p.mask).sum() < 0.1 * p.mask.sum() + 10
             compared += 1
         together = np.zeros(image.shape, int)
         for p in batches.seen[0]:
