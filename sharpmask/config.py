@@ -46,7 +46,7 @@ def from_plain(cls: type[T], data: Any, source: str, base: T | None = None) -> T
             values[field.name] = old
     try:
         return cls(**values)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # a value missing, or out of the range that the class allows
         raise DataError(f"{source}: {error}") from error
 
 

@@ -1,0 +1,356 @@
+"""DeepMask, SharpMask and the DeepMask of 2015: sizes, heads, and one meaning for patches and whole images."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sharpmask.errors import DataError
+from sharpmask.models import DeepMask, ModelConfig, SharpMask, build_model
+from sharpmask.models.deepmask import MEAN, STD, OriginalDeepMask
+from sharpmask.models.sharpmask import ReleasedRefinement
+from sharpmask.models.trunk import Trunk
+from sharpmask.models.zoo import SearchConfig
+from sharpmask_kernels import Windows
+from sharpmask_kernels.windows import grid_size
+
+SMALL: dict[str, Any] = {"trunk": "efficientnet_lite0", "features": 8, "code": 16, "mask_side": 12, "score_hidden": 10}
+
+
+class TinyTrunk(Trunk):
+    """Four strided convolutions: the smallest network with maps at strides 16, 8, 4, 2."""
+
+    channels = (6, 5, 4, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, *self.channels[::-1])
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise(widths))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        taps = []
+        for conv in self.convs:
+            image = F.relu(conv(image))
+            taps.append(image)
+        return taps[::-1]
+
+
+def count(*modules: nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def image(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def all_cells(rows: int, cols: int, index: int = 0) -> Windows:
+    row, col = (x.flatten() for x in torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij"))
+    return Windows(torch.zeros(len(row)), torch.full_like(row, index), torch.zeros_like(row), row, col)
+
+
+# Parameter counts, from the layers of the papers.
+
+
+def test_size_of_deepmask() -> None:
+    """17.33M: ResNet-50 up to stride 16, the 512-vector, a mask of 56x56, head C."""
+    bottlenecks = 0
+    width = 64
+    for planes, blocks in ((64, 3), (128, 4), (256, 6)):
+        for i in range(blocks):
+            bottlenecks += width * planes + planes * planes * 9 + planes * planes * 4
+            bottlenecks += width * planes * 4 if i == 0 else 0
+            width = planes * 4
+    with torch.device("meta"):
+        model = build_model("deepmask")
+    assert count(model.trunk) == 3 * 64 * 49 + bottlenecks == 8_512_704
+    assert count(model.reduce, model.encode) == 1024 * 128 + 128 + 12_800 * 512 + 512
+    assert count(model.mask) == 513 * 56 * 56
+    assert count(model.score) == 513 * 1024 + 1025
+    assert count(model) == 17_333_121
+
+
+def test_size_of_the_released_refinement() -> None:
+    """2.75M, and the released network's layers."""
+    with torch.device("meta"):
+        model = build_model("sharpmask", refinement="released")
+        without = count(build_model("deepmask"))
+    modules = [m for m in model.refinements if isinstance(m, ReleasedRefinement)]
+    assert len(modules) == 4
+    assert count(model.encoding) == 513 * 32 * 100 == 1_641_600
+    assert sum(count(m.v) for m in modules) == 18_450
+    assert sum(count(m.h) for m in modules) == 1_090_466
+    assert count(model.head) == 19
+    assert count(model) - without == 2_750_535
+    assert sum(p.numel() for p in model.refinement_parameters()) == 2_750_535
+    widths = [[c.in_channels for c in m.h if isinstance(c, nn.Conv2d)] + [m.h[-1].out_channels] for m in modules]
+    assert widths == [[1024, 64, 32, 16], [512, 64, 16, 8], [256, 64, 8, 4], [64, 32, 4, 2]]
+    assert [[c.in_channels for c in m.v] + [m.v[-1].out_channels] for m in modules] == [
+        [32, 32, 16],
+        [16, 16, 8],
+        [8, 8, 4],
+        [4, 4, 2],
+    ]
+
+
+def test_size_of_the_papers_refinement() -> None:
+    expected = 513 * 3200 + 19
+    for features, k, out in ((1024, 32, 16), (512, 16, 8), (256, 8, 4), (64, 4, 2)):
+        expected += (features * 9 + 1) * 64 + (64 * 9 + 1) * k + (2 * k * 9 + 1) * out
+    with torch.device("meta"):
+        assert count(build_model("sharpmask")) - count(build_model("deepmask")) == expected == 2_757_821
+
+
+def test_size_of_the_original_deepmask() -> None:
+    """About 75M: VGG-A, 512-vector and mask of 56x56, score branch of 512 and 1024 units."""
+    vgg = sum(
+        (a * 9 + 1) * b
+        for a, b in zip((3, 64, 128, 256, 256, 512, 512, 512), (64, 128, 256, 256, 512, 512, 512, 512), strict=True)
+    )
+    mask = 513 * 512 + (512 * 14 * 14 + 1) * 512 + 513 * 56 * 56
+    score = (512 * 7 * 7 + 1) * 512 + 513 * 1024 + 1025
+    with torch.device("meta"):
+        assert count(build_model("deepmask-original")) == vgg + mask + score == 75_844_545
+
+
+# Patches, windows and whole images agree.
+
+
+def models() -> list[DeepMask]:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"window": 48, "features": 7, "code": 9, "mask_side": 10, "score_hidden": 8}
+    tiny = {
+        "deepmask": DeepMask(TinyTrunk(), context=32, **small),
+        "no context": DeepMask(TinyTrunk(), context=0, **small),
+        "sharpmask": SharpMask(TinyTrunk(), context=64, **small),
+        "original": OriginalDeepMask(TinyTrunk(), window=64, mask_side=10),
+        "original, odd": OriginalDeepMask(TinyTrunk(), window=80, context=32, mask_side=10),
+        "efficientnet": build_model("deepmask", window=48, **SMALL),
+        "resnet18": build_model("deepmask", window=32, **SMALL | {"trunk": "resnet18"}),
+    }
+    return [pytest.param(model.eval(), id=name) for name, model in tiny.items()]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("model", models())
+@torch.no_grad()
+def test_dense_heads_are_patch_heads_at_every_cell(model: DeepMask) -> None:
+    padded = image(2, 3, model.window + 49, model.window + 30)  # odd sizes
+    maps = model.dense(padded)
+    rows, cols = maps.code.shape[2:]
+    assert (rows, cols) == grid_size(49, 30, model.window)
+    assert maps.score.shape == (2, 1, rows, cols)
+    taps = model.taps(padded)
+    assert all(torch.equal(a, b) for a, b in zip(taps, maps.taps, strict=True))
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    for index in range(2):
+        windows = all_cells(rows, cols, index)
+        codes = model.window_codes(taps, windows)
+        torch.testing.assert_close(codes, maps.code[index].flatten(1).T, **close)
+    # The same cells as patches, whose taps have the context around them (here: zeros beyond the image).
+    border = model.context // 32
+    surrounded = F.pad(taps[0], (border,) * 4)
+    side = model.cells + 2 * border
+    for row in range(rows):
+        for col in range(cols):
+            patch = [surrounded[:, :, row : row + side, col : col + side]]
+            torch.testing.assert_close(model.patch_codes(patch), maps.code[:, :, row, col], **close)
+            torch.testing.assert_close(model.score_patch(patch), maps.score[:, 0, row, col], **close)
+
+
+@torch.no_grad()
+def test_original_score_pools_pairs_of_cells() -> None:
+    """Pooled by two from each window's own first cell: not from the image's, which would be stride 32."""
+    torch.manual_seed(0)
+    model = OriginalDeepMask(TinyTrunk(), window=64, mask_side=4).eval()
+    padded = image(1, 3, 112, 96)
+    maps = model.dense(padded)
+    for row in range(4):
+        for col in range(3):
+            cells = maps.taps[0][0, :, row : row + 4, col : col + 4]
+            pooled = torch.stack([cells[:, i : i + 2, j : j + 2].amax((1, 2)) for i in (0, 2) for j in (0, 2)], dim=1)
+            torch.testing.assert_close(model.score(pooled.flatten())[0], maps.score[0, 0, row, col])
+
+
+@pytest.mark.parametrize("model", models())
+def test_forward(model: DeepMask) -> None:
+    patch = image(2, 3, model.window + model.context, model.window + model.context)
+    out = model(patch)
+    taps = model.taps(patch)
+    code = model.patch_codes(taps)
+    assert torch.equal(out[0], model.coarse(code))
+    assert out[0].shape == (2, model.mask.side, model.mask.side)
+    assert torch.equal(out[-1], model.score_patch(taps))
+    assert out[-1].shape == (2,)
+    if isinstance(model, SharpMask):
+        assert out.refined.shape == (2, model.window, model.window)
+        assert torch.equal(out.refined, model.refine_patch(taps, code))
+
+
+def test_images_are_normalised_in_the_model() -> None:
+    seen: list[Tensor] = []
+    model = DeepMask(TinyTrunk(), window=48)
+    model.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = image(1, 3, 80, 80)
+    model(x)
+    for channel in range(3):
+        torch.testing.assert_close(seen[0][0, channel], (x[0, channel] - MEAN[channel]) / STD[channel])
+    assert not {"mean", "std"} & model.state_dict().keys()
+
+
+def test_score_dropout_is_off_in_evaluation() -> None:
+    torch.manual_seed(0)
+    model = DeepMask(TinyTrunk(), window=48)
+    code = torch.randn(4, 512)
+    assert not torch.equal(model.train().score(code), model.score(code))
+    assert torch.equal(model.eval().score(code), model.score(code))
+
+
+@torch.no_grad()
+def test_half_precision() -> None:
+    """All of a model in bf16 is the model up to rounding; refined logits are fp32."""
+    torch.manual_seed(0)
+    model = SharpMask(TinyTrunk(), window=48, features=7, code=9).eval()
+    padded = image(1, 3, 96, 96)
+
+    def refined() -> Tensor:
+        dtype = next(model.parameters()).dtype
+        maps = model.dense(padded.to(dtype))
+        windows = all_cells(*maps.code.shape[2:])
+        return model.refine_codes(maps.code[0].flatten(1).T, [model.horizontals(maps.taps)], windows)
+
+    expected = refined()
+    model.bfloat16()
+    out = refined()
+    assert out.dtype == torch.float32
+    # A dozen convolutions, each rounded to 2^-8.
+    torch.testing.assert_close(out, expected, rtol=0, atol=0.05 * expected.abs().max().item())
+
+
+# SharpMask beside DeepMask.
+
+
+@torch.no_grad()
+def test_deepmask_loads_into_sharpmask() -> None:
+    torch.manual_seed(0)
+    first = build_model("deepmask", window=48, **SMALL).eval()
+    second = build_model("sharpmask", window=48, **SMALL).eval()
+    missing, unexpected = second.load_state_dict(first.state_dict(), strict=False)
+    assert not unexpected
+    assert {name.split(".")[0] for name in missing} == {"encoding", "refinements", "head"}
+    patch = image(1, 3, 80, 80)
+    mask, score = first(patch)
+    out = second(patch)
+    assert torch.equal(out.coarse, mask)
+    assert torch.equal(out.score, score)
+
+
+@pytest.mark.parametrize("refinement", ["paper", "released"])
+def test_refinement_parameters(refinement: str) -> None:
+    """What stage two trains, by name; and a refined mask reaches all of it, and the trunk."""
+    torch.manual_seed(0)
+    model = SharpMask(TinyTrunk(), refinement=refinement, window=48, mask_side=8)
+    chosen = {id(p) for p in model.refinement_parameters()}
+    names = {name for name, p in model.named_parameters() if id(p) in chosen}
+    convs = ("skip.0", "skip.1", "merge") if refinement == "paper" else ("h.0", "h.2", "h.4", "v.0", "v.1")
+    modules = ["encoding", "head", *(f"refinements.{i}.{conv}" for i in range(4) for conv in convs)]
+    assert names == {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+    model(image(2, 3, 80, 80)).refined.square().sum().backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    # The widest stages can lose a channel to ReLU, but no tensor is left out.
+    assert with_gradient == {n for n, _ in model.named_parameters() if not n.startswith(("mask.", "score."))}
+
+
+# build_model.
+
+
+def test_build_model_passes_everything_on() -> None:
+    with torch.device("meta"):
+        model = build_model(
+            "sharpmask", window=112, context=64, mask_channels=(8, 7, 6, 5, 4), skip_channels=(3, 2, 3, 2),
+            skip_hidden=9, crop_first=True, **SMALL,
+        )  # fmt: skip
+    assert isinstance(model, SharpMask)
+    assert (model.window, model.context, model.cells, model.crop_first) == (112, 64, 7, True)
+    assert model.encoding.out_features == 8 * 49
+    first = model.refinements[0]
+    assert [(c.in_channels, c.out_channels) for c in first.skip] == [(112, 9), (9, 3)]
+    assert (first.merge.in_channels, first.merge.out_channels) == (3 + 8, 7)
+    assert model.head.in_channels == 4
+    assert model.config == ModelConfig(
+        "sharpmask", window=112, context=64, mask_channels=(8, 7, 6, 5, 4), skip_channels=(3, 2, 3, 2), skip_hidden=9,
+        crop_first=True, **SMALL,
+    )  # fmt: skip
+    assert model.search == SearchConfig()
+
+
+def test_defaults() -> None:
+    with torch.device("meta"):
+        model, original = build_model("sharpmask"), build_model("deepmask-original")
+    assert (model.config.trunk, model.window, model.context, model.crop_first) == ("resnet50", 160, 32, False)
+    assert (original.config.trunk, original.window, original.context) == ("vgg11", 224, 0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "message"),
+    [
+        ("maskrcnn", {}, "architecture must be 'deepmask', 'sharpmask' or 'deepmask-original', got 'maskrcnn'"),
+        ("sharpmask", {"trunk": "alexnet"}, "trunk must be one of .*got 'alexnet'"),
+        ("sharpmask", {"refinement": "new"}, "refinement must be 'paper' or 'released', got 'new'"),
+        ("deepmask", {"window": 100}, "window must be a positive multiple of 16, got 100"),
+        ("deepmask", {"window": 0}, "window must be at least 1 and at most 65536, got 0"),
+        ("deepmask", {"context": 16}, "context must be a multiple of 32 and at least 0, got 16"),
+        ("deepmask", {"context": -32}, "context must be at least 0 and at most 65536, got -32"),
+        ("deepmask", {"features": 0}, "features must be at least 1 and at most 65536, got 0"),
+        ("deepmask", {"code": 10**30}, "code must be at least 1 and at most 65536, got 10{30}"),
+        ("sharpmask", {"mask_channels": (8, 4, 2)}, "must have 5 and 4 entries, got 3 and 4"),
+        ("sharpmask", {"skip_channels": (8, 4, 0, 2)}, "skip_channels must be at least 1 .* got 0"),
+    ],
+)
+def test_refusals(architecture: Any, options: dict[str, Any], message: str) -> None:
+    options = SMALL | options
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        build_model(architecture, **options)
+
+
+def test_all_weights_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "all.safetensors"
+    model = build_model("deepmask", window=32, **SMALL)
+    state = model.state_dict()
+    save_file(state, path)
+    again = build_model("deepmask", window=32, weights=path, **SMALL)
+    assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
+    for changed, message in (
+        ({k: v for k, v in state.items() if k != "mask.bias"}, "tensor mask.bias is missing"),
+        (state | {"more": torch.zeros(1)}, "tensor more is not part of the model"),
+        (state | {"mask.bias": torch.zeros(3)}, r"mask.bias must be \(144,\), got \(3,\)"),
+    ):
+        save_file(changed, path)
+        with pytest.raises(DataError, match=rf"all\.safetensors: {message}"):
+            build_model("deepmask", window=32, weights=path, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": ()}, "scales"),
+        ({"scales": (0.5, 0.0)}, "scales"),
+        ({"scales": (float("nan"),)}, "scales"),
+        ({"scales": (17.0,)}, "scales"),
+        ({"threshold": 0.0}, "threshold must be strictly between 0 and 1, got 0.0"),
+        ({"mask_nms": 1.0}, "mask_nms"),
+        ({"box_nms": float("nan")}, "box_nms"),
+    ],
+)
+def test_search_refusals(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        SearchConfig(**options)
+
+
+def test_the_papers_scales() -> None:
+    assert SearchConfig().scales == tuple(2**e for e in (-2.5, -2, -1.5, -1, -0.5, 0, 0.5))
