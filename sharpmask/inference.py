@@ -178,6 +178,8 @@ class ProposalGenerator:
         stages = [best_channel(m, final).cpu().numpy() for m in encodings[:-1]]
         scale, row, col = (int(v) * factor for v, factor in zip(window[2:], (1, STRIDE, STRIDE), strict=True))
         padded = self._scaled(as_tensor(maps.image, self.device), maps.scales[scale])[0]
+        # The last windows of a grid reach up to a cell beyond the border.
+        padded = F.pad(padded, (0, STRIDE, 0, STRIDE), value=PAD_VALUE)
         pixels = padded[:, row : row + self.model.window, col : col + self.model.window].permute(1, 2, 0)
         return (pixels * 255).round().byte().cpu().numpy(), [*stages, final[0, 0].cpu().numpy()]
 
