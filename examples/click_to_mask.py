@@ -8,7 +8,7 @@ from importlib.resources import files
 from sharpmask.checkpoint import load_model
 from sharpmask.inference import ProposalGenerator
 
-POINTS = [(280, 110), (365, 285)]  # x, y in pixels: the cup, the sugar
+POINTS = [(280, 110), (365, 285)]  # x, y in pixels: the cup, the spoon
 BOXES = [(165, 15, 240, 205), (320, 235, 85, 95)]  # x, y, width, height: the same two
 
 
