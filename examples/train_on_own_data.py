@@ -23,11 +23,11 @@ SHARP = replace(COARSE, architecture="sharpmask", mask_channels=(16, 8, 8, 4, 4)
 
 def main() -> None:
     with TemporaryDirectory() as folder:
-        data = synthesize(Path(folder) / "data", images=12, seed=1, textures="generated")
+        data = synthesize(Path(folder) / "data", images=8, seed=1, textures="generated")
         held_out = synthesize(Path(folder) / "held-out", images=4, seed=2, textures="generated")
         small: dict[str, Any] = {
             "validation": held_out,
-            "validation_samples": 16,
+            "validation_samples": 8,
             "sampling": "dense",  # many windows a step: the quickest to learn on a CPU
             "tiles": TileConfig(side=128, tiles=3),
             "optimizer": "adamw",
@@ -38,16 +38,16 @@ def main() -> None:
             "log_every": 5,
         }
 
-        first = stage_defaults("deepmask") | small | {"model": COARSE, "steps": 30, "trunk_weights": "imagenet"}
+        first = stage_defaults("deepmask") | small | {"model": COARSE, "steps": 20, "trunk_weights": "imagenet"}
         coarse = train(TrainConfig(dataset=data, out=Path(folder) / "coarse", **first))
 
-        second = stage_defaults("sharpmask") | small | {"model": SHARP, "steps": 20, "start_from": coarse}
+        second = stage_defaults("sharpmask") | small | {"model": SHARP, "steps": 10, "start_from": coarse}
         checkpoint = train(TrainConfig(dataset=data, out=Path(folder) / "sharp", **second))
 
         photo = sorted((held_out / "images").iterdir())[0]
         found = ProposalGenerator(load_model(checkpoint), top_n=20).generate(photo)
         found.save_overlay("train_on_own_data.png", limit=5)
-    print(f"train_on_own_data.png: the best of {len(found)} proposals; after 50 steps they are no good yet")
+    print(f"train_on_own_data.png: the best of {len(found)} proposals; after 30 steps they are no good yet")
 
 
 if __name__ == "__main__":
