@@ -99,6 +99,8 @@ class TileBatches(Dataset[TileBatch]):
     ) -> None:
         if config.side % STRIDE or config.side < window:
             raise ValueError(f"side must be a multiple of {STRIDE} and at least {window}, got {config.side}")
+        if config.tiles < 1:
+            raise ValueError(f"tiles must be at least 1, got {config.tiles}")
         self.photos = [p for p in folder.photos if p.instances]
         if not self.photos:
             raise DataError(f"{folder.annotation_file}: no photo with an object to train on")

@@ -100,6 +100,7 @@ class Run:
             raise DataError(f"out: {config.out} holds a run already; --resume goes on with it")
         categories = list(config.categories) or None
         self.folder = CocoFolder(config.dataset, categories=categories, skip_bad=config.skip_bad)
+        self.batches = make_batches(self.folder, config, rank)
         self.validator = None
         if config.validation is not None and rank == 0:
             folder = CocoFolder(config.validation, categories=categories, skip_bad=config.skip_bad)
@@ -179,10 +180,9 @@ class Run:
             p.grad = g.view(p.shape) if t else None
 
     def _batches(self) -> Iterator[Any]:
-        batches = Fetching(self.folder, make_batches(self.folder, self.config, self.rank))
         # Workers never touch the kernels, and each has one thread.
         loader = DataLoader(
-            batches,
+            Fetching(self.folder, self.batches),
             batch_size=None,
             sampler=_Range(self.step, self.config.steps),
             num_workers=self.config.workers,
