@@ -1,0 +1,21 @@
+"""SharpMask: object masks from photos, refined top-down (Pinheiro, Lin, Collobert, Dollár, ECCV 2016)."""
+
+from .checkpoint import load_model, save_model
+from .errors import DataError
+from .inference import ProposalGenerator
+from .models import DeepMask, ModelConfig, SharpMask, build_model
+from .models.zoo import SearchConfig
+from .proposals import Proposals
+
+__all__ = [
+    "DataError",
+    "DeepMask",
+    "ModelConfig",
+    "ProposalGenerator",
+    "Proposals",
+    "SearchConfig",
+    "SharpMask",
+    "build_model",
+    "load_model",
+    "save_model",
+]

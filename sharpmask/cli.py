@@ -77,6 +77,8 @@ class Eval:
 
     dataset: Path
     """Folder with images and a COCO instances file."""
+    annotations: Path | None = None
+    """COCO instances file, where it is not found by itself."""
     checkpoint: Path | None = None
     """Model to measure; without one and without results, the model that comes with the package."""
     results: Path | None = None
@@ -99,6 +101,17 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Pack:
+    """Write a checkpoint for passing on: 16-bit weights, and the search settings that suit it."""
+
+    checkpoint: Positional[Path]
+    """Checkpoint to read."""
+    out: Positional[Path]
+    """Checkpoint to write."""
+    search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
+
+
+@dataclass(frozen=True)
 class Synth:
     """Write a COCO-format folder of made-up pictures with occluding textured objects."""
 
@@ -112,7 +125,7 @@ class Synth:
     """From photos of scikit-image where it is installed, or generated."""
 
 
-OPTIONS: dict[str, Any] = {"demo": Demo, "propose": Propose, "eval": Eval, "synth": Synth}
+OPTIONS: dict[str, Any] = {"demo": Demo, "propose": Propose, "eval": Eval, "synth": Synth, "pack": Pack}
 STAGES: dict[str, str] = {
     "deepmask": "Train the coarse mask and the score (the paper's first stage).",
     "sharpmask": "Train the refinement, all else frozen (the second stage).",

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .checkpoint import load_model
+from .checkpoint import load_model, read_training, save_model
 from .data.coco import CocoFolder
 from .data.images import FORMATS
 from .data.synthetic import synthesize
@@ -23,6 +23,7 @@ from .evaluation import average_recall, load_results, plot_recall, recall_table
 from .files import write_text
 from .inference import ProposalGenerator
 from .models import DeepMask
+from .models.zoo import SearchConfig
 from .proposals import Proposals
 from .training import TrainConfig
 from .training import train as run_training
@@ -30,7 +31,7 @@ from .training.loop import Validator
 from .visualize import film_strip, save_png
 
 if TYPE_CHECKING:
-    from .cli import Demo, Eval, Propose, SearchOptions, Synth
+    from .cli import Demo, Eval, Pack, Propose, SearchOptions, Synth
 
 OUT = Console()
 ERR = Console(stderr=True)
@@ -53,13 +54,16 @@ def check_device(name: str) -> None:
         raise DataError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def make_generator(model: DeepMask, options: SearchOptions, *, top_n: int, refine: bool) -> ProposalGenerator:
-    """A generator with the checkpoint's settings, those given on the command line over them."""
+def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:
+    """The checkpoint's settings, those given on the command line over them."""
     given = {k: getattr(options, k) for k in ("scales", "threshold", "mask_nms", "box_nms")}
     # 1 switches suppression off: no IoU exceeds it.
     off = {k: None for k in ("mask_nms", "box_nms") if given[k] == 1}
-    search = replace(model.search, **{k: v for k, v in given.items() if v is not None} | off)
-    return ProposalGenerator(model, top_n, refine, search, options.max_side or None)
+    return replace(model.search, **{k: v for k, v in given.items() if v is not None} | off)
+
+
+def make_generator(model: DeepMask, options: SearchOptions, *, top_n: int, refine: bool) -> ProposalGenerator:
+    return ProposalGenerator(model, top_n, refine, search_settings(model, options), options.max_side or None)
 
 
 def print_timing(timing: Mapping[str, float], title: str) -> None:
@@ -174,7 +178,10 @@ def merge_results(parts: Iterable[Path], path: Path) -> None:
 def eval(options: Eval) -> int:
     if options.results is not None and options.checkpoint is not None:
         raise DataError("results and checkpoint: give one of the two")
-    folder = CocoFolder(options.dataset, categories=list(options.categories) or None, skip_bad=options.skip_bad)
+    categories = list(options.categories) or None
+    folder = CocoFolder(
+        options.dataset, annotations=options.annotations, categories=categories, skip_bad=options.skip_bad
+    )
     truth = folder.ground_truth()
     rows: dict[str, Sequence[Mapping[str, Any]]] = {}
     summary: dict[str, Any] = {}
@@ -255,6 +262,14 @@ def synth(options: Synth) -> int:
         options.out, images=options.images, seed=options.seed, size=options.size, textures=options.textures
     )
     say(f"{path}: {options.images} pictures")
+    return 0
+
+
+def pack(options: Pack) -> int:
+    model = load_model(options.checkpoint)
+    model.search = search_settings(model, options.search)
+    save_model(model, options.out, training=read_training(options.checkpoint), dtype=torch.float16)
+    OUT.print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB", highlight=False)
     return 0
 
 

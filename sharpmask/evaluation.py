@@ -144,7 +144,7 @@ def recall_table(rows: Mapping[str, Recall], *, paper: bool = False) -> Table:
     table = Table(title=f"Average recall of {' and '.join(_KIND_NAMES[kind] for kind in sorted(kinds))} (%)")
     table.add_column("", no_wrap=True)
     for heading in (*(f"AR@{count}" for count in counts), "AUC", "AUC-S", "AUC-M", "AUC-L"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, recall in rows.items():
         cells = [recall.ar[count]["all"] if count in recall.ar else math.nan for count in counts]
         table.add_row(name, *map(_percent, [*cells, *(recall.auc[size] for size in SIZES)]))

@@ -223,7 +223,7 @@ def find_annotations(root: Path) -> Path:
     if len(found) != 1:
         raise DataError(
             f"{root}: expected instances.json or exactly one annotations/instances*.json, "
-            f"found {len(found)}; name the file with annotations="
+            f"found {len(found)}; name the file with annotations= (--annotations)"
         )
     return found[0]
 

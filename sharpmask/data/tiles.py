@@ -44,7 +44,7 @@ class TileConfig:
     """Tiles a step."""
     positives: int = 6
     """Positive windows a tile, at most."""
-    negatives: int = 12
+    negatives: int = 24
     """Negative windows a tile, at most; half of them near an object."""
     positive_distance: float = 11.5
     positive_octaves: float = 0.45
@@ -54,8 +54,10 @@ class TileConfig:
     """Objects pasted on a tile, at most; at least one."""
     shapes: float = 0.2
     """Share of the pasted objects that are textured shapes instead of objects cut from other photos."""
-    anchored: float = 0.75
+    anchored: float = 0.5
     """Share of tiles that show one of their photo's objects near the canonical size; the rest show any part."""
+    free_scales: tuple[float, float] = (0.125, 2.0)
+    """Range of scales of tiles that show any part of a photo."""
     blurred: float = 0.3
     """Share of tiles that are shrunk and enlarged again, as small objects are at inference."""
     max_enlargement: float = 3.0
@@ -142,7 +144,8 @@ class TileBatches(Dataset[TileBatch]):
         scale = self._object_scale(rng, max(w, h), config.positive_octaves)
         anchored = rng.random() < config.anchored
         if not anchored:
-            scale = 2 ** rng.uniform(-3, 0.5)
+            # Uniform in scale, not in octaves: a pyramid has more windows on its finer levels, most of them empty.
+            scale = rng.uniform(*config.free_scales)
         x = self._offset(rng, photo.width * scale, (left + w / 2) * scale if anchored else None)
         y = self._offset(rng, photo.height * scale, (top + h / 2) * scale if anchored else None)
 

@@ -153,13 +153,11 @@ class InvertedResidual(nn.Module):
     """EfficientNet-Lite's block: 1x1 expansion, depthwise k x k, linear 1x1 projection; ReLU6, no
     squeeze-excite, normalisation folded into the convolutions (Tan and Le, 2019; the "lite" variants)."""
 
-    def __init__(
-        self, channels: int, out_channels: int, kernel: int, stride: int, expansion: int, dilation: int
-    ) -> None:
+    def __init__(self, channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = channels * expansion
         self.expand = nn.Conv2d(channels, hidden, 1) if expansion > 1 else nn.Identity()
-        self.depthwise = SameConv2d(hidden, hidden, kernel, stride, dilation, groups=hidden)
+        self.depthwise = SameConv2d(hidden, hidden, kernel, stride, groups=hidden)
         self.project = nn.Conv2d(hidden, out_channels, 1)
         self.residual = stride == 1 and channels == out_channels
 
@@ -175,11 +173,8 @@ class SameConv2d(nn.Conv2d):
     The weights were trained so; and a fixed placement keeps a map cell's centre independent of the size.
     """
 
-    def __init__(
-        self, channels: int, out_channels: int, kernel: int, stride: int, dilation: int = 1, groups: int = 1
-    ) -> None:
-        padding = kernel // 2 * dilation if stride == 1 else 0
-        super().__init__(channels, out_channels, kernel, stride, padding, dilation, groups)
+    def __init__(self, channels: int, out_channels: int, kernel: int, stride: int, groups: int = 1) -> None:
+        super().__init__(channels, out_channels, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups)
         before = (kernel - stride) // 2
         self.border = (before, kernel - 1 - before) * 2
 
@@ -188,37 +183,20 @@ class SameConv2d(nn.Conv2d):
 
 
 class EfficientNetLite0Trunk(Trunk):
-    """EfficientNet-Lite0 at strides up to 16: a small trunk for CPUs.
+    """EfficientNet-Lite0 up to stride 16: a small trunk for CPUs."""
 
-    ``deep`` keeps the blocks that would have stride 32 (all but the last), at stride 16 with dilation 2, so that
-    ImageNet's most object-like features serve too.
-    """
+    channels = (112, 40, 24, 16)
+    # out_channels, kernel, stride, expansion, blocks
+    LAYOUT = ((16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3), (112, 5, 1, 6, 3))
 
-    # out_channels, kernel, stride, expansion, dilation, blocks
-    LAYOUT = (
-        (16, 3, 1, 1, 1, 1),
-        (24, 3, 2, 6, 1, 2),
-        (40, 5, 2, 6, 1, 2),
-        (80, 3, 2, 6, 1, 3),
-        (112, 5, 1, 6, 1, 3),
-    )
-    DEEP = (192, 5, 1, 6, 2, 4)
-
-    def __init__(self, deep: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        layout = (*self.LAYOUT, self.DEEP) if deep else self.LAYOUT
-        self.channels = (layout[-1][0], 40, 24, 16)
         self.stem = SameConv2d(3, 32, 3, 2)
         groups, width = [], 32
-        for out, kernel, stride, expansion, dilation, count in layout:
+        for out, kernel, stride, expansion, count in self.LAYOUT:
             blocks = []
             for i in range(count):
-                # The first deep block stands where the stride was: it reads maps that are not dilated yet.
-                first = i == 0
-                block = InvertedResidual(
-                    width, out, kernel, stride if first else 1, expansion, 1 if first else dilation
-                )
-                blocks.append(block)
+                blocks.append(InvertedResidual(width, out, kernel, stride if i == 0 else 1, expansion))
                 width = out
             groups.append(nn.Sequential(*blocks))
         self.groups = nn.ModuleList(groups)
@@ -227,10 +205,7 @@ class EfficientNetLite0Trunk(Trunk):
         half = self.groups[0](F.relu6(self.stem(image)))
         quarter = self.groups[1](half)
         eighth = self.groups[2](quarter)
-        sixteenth = eighth
-        for group in self.groups[3:]:
-            sixteenth = group(sixteenth)
-        return [sixteenth, eighth, quarter, half]
+        return [self.groups[4](self.groups[3](eighth)), eighth, quarter, half]
 
     def stages(self) -> list[nn.Module]:
         return [self.stem, *self.groups]
@@ -285,7 +260,6 @@ TRUNKS: dict[str, Callable[[], Trunk]] = {
     "resnet50": lambda: ResNetTrunk("resnet50"),
     "resnet18": lambda: ResNetTrunk("resnet18"),
     "efficientnet_lite0": EfficientNetLite0Trunk,
-    "efficientnet_lite0_deep": lambda: EfficientNetLite0Trunk(deep=True),
     "vgg11": VggTrunk,
 }
 

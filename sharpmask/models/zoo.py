@@ -14,7 +14,7 @@ from .sharpmask import SharpMask
 from .trunk import build_trunk, read_state_dict
 
 Architecture = Literal["deepmask", "sharpmask", "deepmask-original"]
-TrunkName = Literal["resnet50", "resnet18", "efficientnet_lite0", "efficientnet_lite0_deep", "vgg11"]
+TrunkName = Literal["resnet50", "resnet18", "efficientnet_lite0", "vgg11"]
 
 
 MAX_SIZE = 1 << 16

@@ -57,7 +57,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     is already in use.
     """
     with process_group() as rank:
-        run = Run(config, rank, console or Console(stderr=True, quiet=rank > 0))
+        run = Run(config, rank, Console(quiet=True) if rank else console or Console(stderr=True))
         run.loop()
     return config.out / CHECKPOINT
 
@@ -99,11 +99,12 @@ class Run:
         elif (config.out / STATE).exists():
             raise DataError(f"out: {config.out} holds a run already; --resume goes on with it")
         categories = list(config.categories) or None
-        self.folder = CocoFolder(config.dataset, categories=categories, skip_bad=config.skip_bad)
+        filters: dict[str, Any] = {"categories": categories, "skip_bad": config.skip_bad}
+        self.folder = CocoFolder(config.dataset, annotations=config.annotations, **filters)
         self.batches = make_batches(self.folder, config, rank)
         self.validator = None
         if config.validation is not None and rank == 0:
-            folder = CocoFolder(config.validation, categories=categories, skip_bad=config.skip_bad)
+            folder = CocoFolder(config.validation, annotations=config.validation_annotations, **filters)
             samples = config.validation_samples
             self.validator = Validator(folder, self.model.config, samples=samples)
         if rank == 0:
@@ -208,7 +209,17 @@ class Run:
         return row
 
     def _record(self) -> dict[str, Any]:
-        return {"step": self.step, **to_plain(self.config)}
+        """How the model was made; without paths, which are nobody else's business."""
+        places = {
+            "dataset",
+            "annotations",
+            "validation",
+            "validation_annotations",
+            "out",
+            "start_from",
+            "trunk_weights",
+        }
+        return {"step": self.step, **{k: v for k, v in to_plain(self.config).items() if k not in places}}
 
     def _save(self) -> None:
         with Averaged(self):
@@ -387,6 +398,10 @@ class _Range(SequentialSampler):
 def initial_model(config: TrainConfig) -> DeepMask:
     """The model that training starts with: fresh, or from a checkpoint whose shared parts it takes over."""
     if config.start_from is None:
+        if config.stage == "sharpmask" and config.trained == "stage":
+            raise DataError(
+                "from must name a checkpoint of stage 'deepmask' (or --trained all learns everything), got none"
+            )
         model = config.model.build()
         if config.trunk_weights is not None:
             model.trunk.load_weights(config.trunk_weights)

@@ -40,6 +40,8 @@ class TrainConfig:
     """Folder with images and a COCO instances file."""
     out: Path
     """Folder of the run: checkpoints, log and settings."""
+    annotations: Path | None = None
+    """COCO instances file of ``dataset``, where it is not found by itself."""
     stage: tyro.conf.Suppress[StageName] = "deepmask"
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     trunk_weights: str | None = None
@@ -48,6 +50,8 @@ class TrainConfig:
     """Checkpoint to start from; its trunk and heads decide the model's."""
     validation: Path | None = None
     """Folder like ``dataset`` to measure on; without one nothing is measured during training."""
+    validation_annotations: Path | None = None
+    """COCO instances file of ``validation``, where it is not found by itself."""
     categories: tuple[str, ...] = ()
     """Train on objects of these categories only; empty for all."""
     skip_bad: bool = False
