@@ -210,16 +210,9 @@ class Run:
 
     def _record(self) -> dict[str, Any]:
         """How the model was made; without paths, which are nobody else's business."""
-        places = {
-            "dataset",
-            "annotations",
-            "validation",
-            "validation_annotations",
-            "out",
-            "start_from",
-            "trunk_weights",
-        }
-        return {"step": self.step, **{k: v for k, v in to_plain(self.config).items() if k not in places}}
+        inputs = ("dataset", "annotations", "validation", "validation_annotations", "start_from", "trunk_weights")
+        settings = {k: v for k, v in to_plain(self.config).items() if k not in (*inputs, "out")}
+        return {"step": self.step, **settings}
 
     def _save(self) -> None:
         with Averaged(self):
