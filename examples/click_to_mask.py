@@ -5,8 +5,7 @@ Writes two overlay pictures into the current folder.
 
 from importlib.resources import files
 
-from sharpmask.checkpoint import load_model
-from sharpmask.inference import ProposalGenerator
+from sharpmask import ProposalGenerator, load_model
 
 POINTS = [(280, 110), (365, 285)]  # x, y in pixels: the cup, the spoon
 BOXES = [(165, 15, 240, 205), (320, 235, 85, 95)]  # x, y, width, height: the same two

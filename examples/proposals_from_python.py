@@ -5,8 +5,7 @@ Prints the best proposals and writes an overlay picture into the current folder.
 
 from importlib.resources import files
 
-from sharpmask.checkpoint import load_model
-from sharpmask.inference import ProposalGenerator
+from sharpmask import ProposalGenerator, load_model
 
 
 def main() -> None:
