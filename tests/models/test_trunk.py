@@ -250,8 +250,6 @@ def test_efficientnet_is_the_published_network(published: StateDict) -> None:
 
 
 @torch.no_grad()
-
-
 def test_efficientnet_has_no_normalisation_left() -> None:
     trunk = EfficientNetLite0Trunk()
     assert not list(trunk.buffers())
