@@ -81,9 +81,7 @@ def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             for _ in range(0 if image == 4 else 40 if image == 1 else 6):
                 moved = ellipse(*(centre + rng.normal(0, 4, 2)), *(radii * np.exp(rng.normal(0, 0.15, 2))))
                 score = round(float(rng.random()), 2)  # rounded: equal scores must occur
-                results.append(
-                    {"image_id": image, "category_id": 1, "score": score, "segmentation": rle(moved)}
-                )
+                results.append({"image_id": image, "category_id": 1, "score": score, "segmentation": rle(moved)})
     return dataset(annotations, images=5, categories=3), results
 
 
@@ -150,9 +148,7 @@ def test_by_hand() -> None:
         {"image_id": 1, "score": 0.5, "segmentation": rle(part)},
     ]
     recall = average_recall(truth, results, counts=(1, 2))
-    assert recall.ar[1] == pytest.approx(
-        {"all": 0, "small": math.nan, "medium": 0, "large": math.nan}, nan_ok=True
-    )
+    assert recall.ar[1] == pytest.approx({"all": 0, "small": math.nan, "medium": 0, "large": math.nan}, nan_ok=True)
     assert recall.ar[2]["all"] == recall.ar[2]["medium"] == pytest.approx(0.7)
     # AR is 0 at 1, .7 from 2 on, straight on the log axis between.
     assert recall.auc["all"] == pytest.approx(0.7 * (1 - math.log10(2) / 3 / 2))
@@ -165,17 +161,13 @@ def test_object_with_id_zero_and_foreign_categories_count() -> None:
     mask = ellipse(60, 60, 30, 30)
     truth = dataset([annotation(0, 1, mask, category_id=7)])
     truth["categories"] = [{"id": 7, "name": "dog"}]
-    recall = average_recall(
-        truth, [{"image_id": 1, "category_id": 1, "score": 1.0, "segmentation": rle(mask)}]
-    )
+    recall = average_recall(truth, [{"image_id": 1, "category_id": 1, "score": 1.0, "segmentation": rle(mask)}])
     assert recall.ar[10]["all"] == 1
 
 
 def test_images_without_results_and_crowds() -> None:
     mask, crowd = ellipse(60, 60, 30, 30), ellipse(140, 100, 30, 30)
-    truth = dataset(
-        [annotation(1, 1, mask), annotation(2, 2, mask), annotation(3, 2, crowd, iscrowd=1)], images=2
-    )
+    truth = dataset([annotation(1, 1, mask), annotation(2, 2, mask), annotation(3, 2, crowd, iscrowd=1)], images=2)
     hit = {"image_id": 1, "score": 1.0, "segmentation": rle(mask)}
     on_crowd = {"image_id": 2, "score": 1.0, "segmentation": rle(crowd)}
     assert average_recall(truth, [hit, on_crowd]).ar[10]["all"] == 0.5
@@ -248,9 +240,7 @@ def test_load_results_refuses_bad_entries(tmp_path: Path, change: dict[str, Any]
     assert "results.json: entry 1:" in text and message in text and "\n" not in text and len(text) < 400
 
 
-@pytest.mark.parametrize(
-    "content", [b"[{", b"\xff\xfe\x00", b"{}", b"[1]", b"[" * 100_000, b'[{"image_id": 1}]']
-)
+@pytest.mark.parametrize("content", [b"[{", b"\xff\xfe\x00", b"{}", b"[1]", b"[" * 100_000, b'[{"image_id": 1}]'])
 def test_load_results_refuses_bad_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "results.json"
     path.write_bytes(content)

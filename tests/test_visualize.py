@@ -166,9 +166,7 @@ def test_film_strip_refuses_misfits() -> None:
 
 def test_plot_training(tmp_path: Path) -> None:
     rows = ["step,train_loss,lr,iou_mean,share_50,note"]
-    rows += [
-        f"{i},{1 / (i + 1)},0.1,{'' if i % 10 else i / 300},{'' if i % 10 else 0.5},x" for i in range(300)
-    ]
+    rows += [f"{i},{1 / (i + 1)},0.1,{'' if i % 10 else i / 300},{'' if i % 10 else 0.5},x" for i in range(300)]
     log, picture = tmp_path / "log.csv", tmp_path / "curves.png"
     log.write_text("\n".join(rows) + "\n300,0.5")  # a last row cut short, as in a run still being written
     plot_training(log, picture)
@@ -178,9 +176,7 @@ def test_plot_training(tmp_path: Path) -> None:
     plot_training(tmp_path / "losses.csv", picture)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "loss\n1\n", "step,loss\n", "step,loss\n1,nan\n", "step\n1\n", "step,lr\n1,2\n"]
-)
+@pytest.mark.parametrize("text", ["", "loss\n1\n", "step,loss\n", "step,loss\n1,nan\n", "step\n1\n", "step,lr\n1,2\n"])
 def test_plot_training_refuses_other_tables(tmp_path: Path, text: str) -> None:
     log = tmp_path / "log.csv"
     log.write_text(text)
@@ -191,9 +187,7 @@ def test_plot_training_refuses_other_tables(tmp_path: Path, text: str) -> None:
         plot_training(tmp_path / "nowhere.csv", tmp_path / "curves.png")
 
 
-def test_plots_without_matplotlib_say_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plots_without_matplotlib_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     log = tmp_path / "log.csv"
     log.write_text("step,loss\n1,2\n")

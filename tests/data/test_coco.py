@@ -158,9 +158,7 @@ def test_truncated_json(tmp_path: Path, share: float) -> None:
         CocoFolder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["[]", "3", '{"images": [], "annotations": {}, "categories": []}', "[" * 99999]
-)
+@pytest.mark.parametrize("text", ["[]", "3", '{"images": [], "annotations": {}, "categories": []}', "[" * 99999])
 def test_json_of_another_shape(tmp_path: Path, text: str) -> None:
     (tmp_path / "instances.json").write_text(text)
     with pytest.raises(DataError, match=r"instances\.json: "):

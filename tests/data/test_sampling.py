@@ -57,9 +57,7 @@ def make(tmp_path: Path) -> Make:
                 key = len(document["annotations"]) + 1
                 document["annotations"].append({"id": key, "image_id": number, **entry})
             Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-            document["images"].append(
-                {"id": number, "file_name": f"{number}.png", "height": 300, "width": 400}
-            )
+            document["images"].append({"id": number, "file_name": f"{number}.png", "height": 300, "width": 400})
         (tmp_path / "instances.json").write_text(json.dumps(document))
         return CocoFolder(tmp_path, **options)
 
@@ -139,12 +137,8 @@ def test_released_jitter_is_16_of_160_around_an_object_of_92(make: Make) -> None
     assert 0.2 < octaves.max() < 0.27
 
 
-@pytest.mark.parametrize(
-    ("width", "shown"), [(92, (108, 110)), (93, (92, 94)), (80, (94, 96)), (20, (94, 96))]
-)
-def test_released_positives_are_centred_at_quarter_octaves(
-    make: Make, width: int, shown: tuple[int, int]
-) -> None:
+@pytest.mark.parametrize(("width", "shown"), [(92, (108, 110)), (93, (92, 94)), (80, (94, 96)), (20, (94, 96))])
+def test_released_positives_are_centred_at_quarter_octaves(make: Make, width: int, shown: tuple[int, int]) -> None:
     """The scale is the next lower quarter octave, so that objects measure 92 to 92 * 2^(1/4) = 109.4."""
     sampler = PatchSampler(make([rectangle(150, 120, width, 10)]), head="score", rule="released")
     positives = [score_sample(sampler, i) for i in range(8)]
@@ -411,9 +405,7 @@ def test_cut_over_the_border() -> None:
 @pytest.mark.parametrize(("side", "size"), [(16, 48), (48, 16), (30, 23)])
 def test_cut_agrees_with_antialiased_interpolation(side: int, size: int) -> None:
     image = noise(200, 220)
-    around = image[
-        100 - side - side // 2 : 100 + side + side // 2, 90 - side - side // 2 : 90 + side + side // 2
-    ]
+    around = image[100 - side - side // 2 : 100 + side + side // 2, 90 - side - side // 2 : 90 + side + side // 2]
     scaled = torch.nn.functional.interpolate(
         torch.from_numpy(around).permute(2, 0, 1)[None].float() / 255,
         size=(3 * size, 3 * size),
