@@ -1,0 +1,46 @@
+"""The checkpoint and the photo that come with the package."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sharpmask
+from sharpmask.checkpoint import DEFAULT, read_training
+
+ASSETS = Path(str(files("sharpmask"))) / "assets"
+PHOTO = ASSETS / "coffee.jpg"
+
+
+@pytest.fixture(scope="module")
+def generator() -> sharpmask.ProposalGenerator:
+    return sharpmask.ProposalGenerator(sharpmask.load_model(), top_n=100)
+
+
+def test_it_is_small_and_keeps_no_path_of_the_machine_that_made_it() -> None:
+    path = ASSETS / DEFAULT
+    assert path.stat().st_size <= 15e6
+    record = read_training(path)
+    assert record["stage"] == "joint" and record["sampling"] == "dense"
+    assert "/" not in str({k: v for k, v in record.items() if k != "step"})
+
+
+def test_it_finds_the_cup(generator: sharpmask.ProposalGenerator) -> None:
+    """The opening of the cup is an ellipse, drawn by hand; one proposal must fit it."""
+    found = generator.generate(PHOTO)
+    height, width = found.image.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    disc = ((x - 289) / 116) ** 2 + ((y - 112) / 97) ** 2 <= 1
+    masks = found.masks()
+    overlap = (masks & disc).sum((1, 2)) / (masks | disc).sum((1, 2))
+    assert overlap.max() > 0.7
+
+
+def test_a_click_on_the_spoon_gives_the_spoon(generator: sharpmask.ProposalGenerator) -> None:
+    mask = generator.at_points(PHOTO, [(365, 285)]).masks()[0]
+    assert mask[285, 365]
+    assert 1000 < mask.sum() < 20_000
+    assert not mask[100, 287], "the cup is not part of it"
