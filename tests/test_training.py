@@ -29,7 +29,7 @@ from sharpmask.data.sampling import PatchSampler
 from sharpmask.data.tiles import TileBatches, TileConfig
 from sharpmask.errors import DataError
 from sharpmask.evaluation import mask_iou
-from sharpmask.models import ModelConfig, SharpMask
+from sharpmask.models import DeepMask, ModelConfig, SharpMask
 from sharpmask.training import TrainConfig, loop, stage_defaults, train
 from sharpmask.training.loop import BEST, CHECKPOINT, LOG, SETTINGS, STATE, Run, Validator
 from sharpmask.training.stages import (
@@ -537,9 +537,19 @@ def test_the_validator_measures_iou_and_accuracy(synth: Path, tiny_sharpmask: Sh
     assert set(metrics) == {"score_accuracy"} | {f"{kind}_{m}" for kind in ("coarse", "refined") for m in measures}
 
 
-def test_a_run_logs_validates_and_keeps_the_best(settings: Factory, synth: Path) -> None:
+def test_a_run_logs_validates_and_keeps_the_best(
+    settings: Factory, synth: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = settings("log", "joint", steps=4, validation=synth, validate_every=2, validation_samples=4)
+    measure, modes = Validator.__call__, []
+
+    def watched(self: Validator, model: DeepMask) -> dict[str, float]:
+        modes.append(model.training)
+        return measure(self, model)
+
+    monkeypatch.setattr(Validator, "__call__", watched)
     train(config, QUIET)
+    assert modes == [False, False], "dropout belongs to training"
     with open(config.out / LOG, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4"]

@@ -212,20 +212,28 @@ def test_a_photo_s_own_object_keeps_its_place_in_the_tile(tmp_path: Path, monkey
     assert positives >= 10
 
 
-def test_crowds_and_cut_objects_are_no_positives(tmp_path: Path) -> None:
+def test_crowds_are_neither_positive_nor_negative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "jitter_colours", lambda rng, image: image)
     photo = np.full((96, 96, 3), 90, np.uint8)
-    crowd = {"image_id": 1, "segmentation": box_rle(96, 96, 34, 34, 28, 28), "iscrowd": 1}
+    photo[34:62, 12:40] = 250
+    crowd = {"image_id": 1, "segmentation": box_rle(96, 96, 12, 34, 28, 28), "iscrowd": 1}
     folder = CocoFolder(write_folder(tmp_path / "crowd", [photo], [crowd]))
-    batches = Spied(folder, replace(CONFIG, pasted=0, anchored=1.0), window=WINDOW)
-    for step in range(5):
-        batches.seen = []
+    batches = TileBatches(folder, replace(CONFIG, pasted=0, blurred=0.0, anchored=1.0, negatives=100), window=WINDOW)
+    whole = 0
+    for step in range(10):
         batch = batches[step]
         assert len(batch.masks) == 0
-        # Nor is a window on the crowd a negative.
-        for window in window_geometry(batch):
-            for p in batches.seen[window[0]]:
-                distance, octaves = misfit(window, p.y, p.x, p.longest)
-                assert distance > 20 or octaves > 0.8
+        for tile, image in enumerate(batch.image[:, 0].numpy()):
+            bright = image > 200
+            if bright[0].any() or bright[-1].any() or bright[:, 0].any() or bright[:, -1].any():
+                continue
+            place = extent(bright)
+            for window in window_geometry(batch):
+                if window[0] == tile:
+                    distance, octaves = misfit(window, *place)
+                    assert distance > 19 or octaves > 0.7, "a window on the crowd is a negative"
+            whole += 1
+    assert whole >= 10
 
 
 def test_a_crowd_is_never_cut_out(tmp_path: Path) -> None:
