@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .config import from_plain, to_plain
@@ -31,7 +31,8 @@ DEFAULT = "sharpmask_lite0_112.safetensors"
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
     """Write a safetensors file atomically: a reader sees the old file or the whole new one."""
     with atomic(path) as part:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, dict(metadata))
+        # Not save_file: that makes files which only their owner may read.
+        part.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata)))
 
 
 def save_model(

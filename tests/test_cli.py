@@ -25,6 +25,7 @@ from sharpmask.inference import ProposalGenerator
 from sharpmask.models import SharpMask
 
 Capture = pytest.CaptureFixture[str]
+SHIPPED = Path(str(files("sharpmask"))) / "assets" / "sharpmask_lite0_112.safetensors"
 
 MODEL = [
     *("--trunk", "efficientnet_lite0", "--window", "48", "--features", "8", "--code", "16", "--mask-side", "12"),
@@ -471,4 +472,18 @@ def test_an_interrupt_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, c
     assert capsys.readouterr().err == "sharpmask: interrupted\n"
 
 
-SHIPPED = Path(str(files("sharpmask"))) / "assets" / "sharpmask_lite0_112.safetensors"
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="this copy comes without a checkpoint")
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("demo") == 0
+    out = capsys.readouterr().out
+    assert "proposals on coffee.jpg" in out and "refine" in out and "total" in out
+    folder = Path("sharpmask-demo")
+    assert sorted(p.name for p in folder.iterdir()) == ["film_strip.png", "overlay.png", "proposals.json"]
+    assert all(f"{folder}/{p.name}: " in out for p in folder.iterdir())
+    entries = json.loads((folder / "proposals.json").read_text())
+    photo = load_image(SHIPPED.parent / "coffee.jpg")
+    assert len(entries) >= 10 and {tuple(e["segmentation"]["size"]) for e in entries} == {photo.shape[:2]}
+    assert load_image(folder / "overlay.png").shape == photo.shape
+    height, width, _ = load_image(folder / "film_strip.png").shape
+    assert width > 5 * height, "a row of pictures"

@@ -541,15 +541,15 @@ def test_a_run_logs_validates_and_keeps_the_best(
     settings: Factory, synth: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings("log", "joint", steps=4, validation=synth, validate_every=2, validation_samples=4)
-    measure, modes = Validator.__call__, []
+    measure, training = Validator.__call__, []
 
     def watched(self: Validator, model: DeepMask) -> dict[str, float]:
-        modes.append(model.training)
+        training.append(model.training)
         return measure(self, model)
 
     monkeypatch.setattr(Validator, "__call__", watched)
     train(config, QUIET)
-    assert modes == [False, False], "dropout belongs to training"
+    assert training == [False, False], "dropout belongs to training"
     with open(config.out / LOG, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4"]
@@ -565,6 +565,8 @@ def test_a_run_logs_validates_and_keeps_the_best(
     assert (config.out / "curves.png").stat().st_size > 1000
     assert list((config.out / "tensorboard").glob("events*"))
     assert not list(config.out.glob(".*.part"))
+    modes = {name: (config.out / name).stat().st_mode for name in (CHECKPOINT, BEST, STATE, LOG)}
+    assert len(set(modes.values())) == 1, f"who may read the log may read the checkpoints: {modes}"
 
 
 def test_run_folders_are_not_overwritten_by_accident(settings: Factory) -> None:
