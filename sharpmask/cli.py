@@ -31,6 +31,10 @@ class SearchOptions:
     """Drop proposals whose mask overlaps a better one's by more than this IoU; 1 for none."""
     box_nms: float | None = None
     """The same for boxes."""
+    soft_nms: bool | None = None
+    """Lower the scores of such proposals instead of dropping them."""
+    stability: bool | None = None
+    """Multiply scores by how sharp the mask is."""
     max_side: int = 800
     """Longer photos are searched as if their longer side had this many pixels; 0 for no limit."""
     device: str = "cpu"

@@ -99,15 +99,25 @@ class ProposalGenerator:
             windows = topk_windows(maps.score, self.top_n)
             # Rows of score -inf were NaN.
             windows = windows.select(windows.score.isfinite())
-        rles = self.segment(maps, windows, watch)
-        scores = windows.score.sigmoid().cpu().numpy()
+        assert self.search is not None
+        logits = self.window_logits(maps, windows, watch)
+        rles = self.paste(maps, windows, logits, watch)
         with watch("suppress"):
-            assert self.search is not None
+            score = windows.score.sigmoid()
+            if self.search.stability:
+                score = score * stability(logits)
             # By boxes: pycocotools' area fails on more than 255 masks with numpy 2.
-            filled = [int(i) for i in np.flatnonzero(coco_mask.toBbox(rles)[:, 2])] if rles else []
-            stay = suppress([rles[i] for i in filled], self.search.mask_nms, self.search.box_nms)
-            kept = [filled[i] for i in stay]
-        return Proposals(maps.image, [rles[i] for i in kept], scores[kept], watch.seconds)
+            filled = np.flatnonzero(coco_mask.toBbox(rles)[:, 2]) if rles else np.zeros(0, dtype=np.int64)
+            # Stability may have changed the order.
+            filled = filled[np.argsort(-score.cpu().numpy()[filled], kind="stable")]
+            stay, scores = suppress(
+                [rles[i] for i in filled],
+                score.cpu().numpy()[filled],
+                mask_nms=self.search.mask_nms,
+                box_nms=self.search.box_nms,
+                soft=self.search.soft_nms,
+            )
+        return Proposals(maps.image, [rles[filled[i]] for i in stay], scores, watch.seconds)
 
     @torch.inference_mode()
     def at_points(self, image: ImageLike, points: Sequence[tuple[float, float]], candidates: int = 16) -> Proposals:
@@ -203,16 +213,22 @@ class ProposalGenerator:
 
     def segment(self, maps: ImageMaps, windows: Windows, watch: Stopwatch) -> list[dict[str, object]]:
         """Masks of some windows as COCO RLE of the whole image."""
+        return self.paste(maps, windows, self.window_logits(maps, windows, watch), watch)
+
+    def window_logits(self, maps: ImageMaps, windows: Windows, watch: Stopwatch) -> Tensor:
+        """Mask logits (N, S, S) of some windows: refined, or the coarse ones enlarged."""
         side = self.model.window
         with watch("refine" if self.refine else "coarse masks"):
             code = gather_windows(maps.code, windows, 1).flatten(1)
             if self.refine:
-                logits = self.model.refine_codes(code, maps.horizontals, windows)  # type: ignore[operator]
-            else:
-                coarse = self.model.coarse(code)[:, None]
-                logits = F.interpolate(coarse, (side, side), mode="bilinear", align_corners=False)[:, 0]
+                return self.model.refine_codes(code, maps.horizontals, windows)  # type: ignore[operator]
+            coarse = self.model.coarse(code)[:, None]
+            return F.interpolate(coarse, (side, side), mode="bilinear", align_corners=False)[:, 0]
+
+    def paste(self, maps: ImageMaps, windows: Windows, logits: Tensor, watch: Stopwatch) -> list[dict[str, object]]:
+        """Mask logits (N, S, S) of windows as COCO RLE of the whole image."""
+        assert self.search is not None
         with watch("encode"):
-            assert self.search is not None
             size = maps.image.shape[0], maps.image.shape[1]
             return encode_windows(logits, windows, size, maps.scales, threshold=self.search.threshold)
 
@@ -261,6 +277,13 @@ def as_pixels(image: ImageLike) -> npt.NDArray[np.uint8]:
 def as_tensor(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     """Pixels (h, w, 3) in 0..255 to (1, 3, h, w) in [0, 1]."""
     return torch.tensor(pixels, device=device).permute(2, 0, 1)[None].float() / 255
+
+
+def stability(logits: Tensor) -> Tensor:
+    """How sharp each mask (N, S, S) is, in [0, 1]: its pixels of logit above 0 over those above -2 (probability
+    .5 and .12), as Segment Anything judges masks by how little they change with the threshold; 0 if empty."""
+    sharp, blurred = ((logits > limit).flatten(1).sum(1) for limit in (0.0, -2.0))
+    return sharp / blurred.clamp(min=1)
 
 
 def all_scores(maps: ImageMaps) -> Tensor:

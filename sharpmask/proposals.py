@@ -66,17 +66,31 @@ class Proposals:
         save_png(overlay(self.image, self.rles, self.scores.tolist(), limit=limit), Path(path))
 
 
-def suppress(rles: list[Rle], mask_nms: float | None, box_nms: float | None) -> list[int]:
-    """Greedy non-maximum suppression of masks sorted best first: the positions that stay.
+def suppress(
+    rles: list[Rle],
+    scores: npt.NDArray[np.float32],
+    *,
+    mask_nms: float | None = None,
+    box_nms: float | None = None,
+    soft: bool = False,
+) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """Non-maximum suppression: the positions of what stays, best first, and their scores.
 
-    A mask goes if its IoU with one that stays exceeds ``mask_nms``, or their boxes' IoU ``box_nms``.
+    Each proposal in turn, the best of those left first, drops all others whose mask overlaps its own by an IoU
+    above ``mask_nms``, or whose box does by one above ``box_nms``. ``soft`` does not drop them but multiplies
+    their scores by 1 - IoU (linear Soft-NMS, Bodla et al., ICCV 2017). Equal scores keep their order.
     """
-    overlaps = np.zeros((len(rles), len(rles)), dtype=bool)
+    count = len(rles)
+    decay = np.ones((count, count), dtype=np.float32)
     for limit, shapes in ((mask_nms, rles), (box_nms, coco_mask.toBbox(rles) if rles else [])):
         if limit is not None and rles:
-            overlaps |= np.asarray(coco_mask.iou(shapes, shapes, [0] * len(rles))) > limit
-    stay = np.ones(len(rles), dtype=bool)
-    for i in range(len(rles)):
-        if stay[i]:
-            stay[i + 1 :] &= ~overlaps[i, i + 1 :]
-    return [int(i) for i in np.flatnonzero(stay)]
+            overlap = np.asarray(coco_mask.iou(shapes, shapes, [0] * count))
+            decay = np.minimum(decay, np.where(overlap > limit, (1 - overlap) * soft, 1), dtype=np.float32)
+    scores, left, order = scores.copy(), np.ones(count, dtype=bool), []
+    while left.any():
+        best = int(np.where(left, scores, -1).argmax())
+        order.append(best)
+        left[best] = False
+        scores[left] *= decay[best, left]
+        left &= decay[best] > 0
+    return order, scores[order]

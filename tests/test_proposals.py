@@ -94,10 +94,25 @@ def test_suppression_is_the_greedy_one(seed: int, count: int, mask_nms: float | 
         by_box = any(box_nms is not None and iou(filled_box(mask), filled_box(masks[j])) > box_nms for j in stay)
         if not by_mask and not by_box:
             stay.append(i)
-    assert suppress([encode(m) for m in masks], mask_nms, box_nms) == stay
+    scores = np.linspace(1, 0.5, count, dtype=np.float32)
+    order, kept = suppress([encode(m) for m in masks], scores, mask_nms=mask_nms, box_nms=box_nms)
+    assert order == stay
+    assert np.array_equal(kept, scores[stay])
 
 
 def test_suppression_of_many() -> None:
     one = encode(np.ones((4, 4), bool))
-    assert suppress([one] * 1000, 0.8, 0.8) == [0]
-    assert suppress([one] * 1000, None, None) == list(range(1000))
+    scores = np.full(1000, 0.5, dtype=np.float32)
+    assert suppress([one] * 1000, scores, mask_nms=0.8, box_nms=0.8)[0] == [0]
+    assert suppress([one] * 1000, scores)[0] == list(range(1000))
+
+
+def test_soft_suppression_lowers_scores() -> None:
+    """The second overlaps the first by IoU 1/2, the third overlaps none, the fourth is the first again."""
+    masks = np.zeros((4, 4, 8), dtype=bool)
+    masks[0, :, :4] = masks[1, :, :2] = masks[2, :, 6:] = masks[3, :, :4] = True
+    scores = np.array([0.9, 0.8, 0.5, 0.4], dtype=np.float32)
+    order, kept = suppress([encode(m) for m in masks], scores, mask_nms=0.4, soft=True)
+    assert order == [0, 2, 1], "the fourth has nothing left of its score"
+    assert np.allclose(kept, [0.9, 0.5, 0.8 * 0.5])
+    assert suppress([encode(m) for m in masks], scores, mask_nms=0.6, soft=True)[0] == [0, 1, 2]

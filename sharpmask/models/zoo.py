@@ -102,6 +102,10 @@ class SearchConfig:
     """Drop a proposal whose mask overlaps a better one's by more than this IoU; none in the paper."""
     box_nms: float | None = None
     """The same for boxes."""
+    soft_nms: bool = False
+    """Lower the scores of such proposals instead of dropping them (Soft-NMS)."""
+    stability: bool = False
+    """Multiply scores by how sharp the mask is: its pixels above probability .5 over those above .12."""
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0 < s <= 16 for s in self.scales):

@@ -1,0 +1,61 @@
+"""How scores are settled over a photo, and checkpoints that carry such settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sharpmask import ProposalGenerator, SharpMask, load_model
+from sharpmask.cli import main
+from sharpmask.inference import stability
+
+
+def test_stability_is_the_sharp_share_of_a_mask() -> None:
+    sharp = torch.full((4, 4), -9.0)
+    sharp[:2] = 3.0
+    blurred = torch.full((4, 4), -1.0)
+    blurred[0] = 0.5
+    empty = torch.full((4, 4), -9.0)
+    assert stability(torch.stack([sharp, blurred, empty])).tolist() == [1.0, 0.25, 0.0]
+
+
+def test_stability_weighs_scores(tiny_sharpmask: SharpMask) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (90, 110, 3), dtype=np.uint8)
+    plain = ProposalGenerator(tiny_sharpmask, 30).generate(photo)
+    search = replace(tiny_sharpmask.search, stability=True)
+    weighed = ProposalGenerator(tiny_sharpmask, 30, search=search).generate(photo)
+    before = dict(zip((rle["counts"] for rle in plain.rles), plain.scores.tolist(), strict=True))
+    after = dict(zip((rle["counts"] for rle in weighed.rles), weighed.scores.tolist(), strict=True))
+    assert before.keys() == after.keys()
+    assert all(after[mask] <= before[mask] for mask in before) and after != before
+    assert (np.diff(weighed.scores) <= 0).all()
+
+
+def test_soft_suppression_keeps_what_hard_suppression_drops(tiny_sharpmask: SharpMask) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (90, 110, 3), dtype=np.uint8)
+    hard = replace(tiny_sharpmask.search, mask_nms=0.3)
+    few = ProposalGenerator(tiny_sharpmask, 30, search=hard).generate(photo)
+    many = ProposalGenerator(tiny_sharpmask, 30, search=replace(hard, soft_nms=True)).generate(photo)
+    assert len(few) < len(many)
+    assert few.rles[0] == many.rles[0]
+    assert (np.diff(many.scores) <= 0).all()
+
+
+def test_pack_halves_a_checkpoint_and_keeps_settings(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "packed.safetensors"
+    settings = ["--scales", "0.5", "1", "--mask-nms", "0.6", "--soft-nms", "True", "--stability", "True"]
+    assert main(["pack", str(tiny_checkpoint), str(out), *settings]) == 0
+    assert f"{out}" in capsys.readouterr().out.replace("\n", "")
+    before, packed = load_model(tiny_checkpoint), load_model(out)
+    assert packed.search == replace(before.search, scales=(0.5, 1.0), mask_nms=0.6, soft_nms=True, stability=True)
+    assert packed.config == before.config
+    assert all(t.dtype == torch.float16 for t in load_file(out).values())
+    for name, tensor in before.state_dict().items():
+        torch.testing.assert_close(packed.state_dict()[name], tensor.half().float(), rtol=0, atol=0)
