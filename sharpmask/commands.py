@@ -22,7 +22,7 @@ from .errors import DataError
 from .evaluation import average_recall, load_results, plot_recall, recall_table
 from .files import write_text
 from .inference import ProposalGenerator
-from .models import DeepMask
+from .models import DeepMask, SharpMask
 from .models.zoo import SearchConfig
 from .proposals import Proposals
 from .training import TrainConfig
@@ -190,7 +190,8 @@ def eval(options: Eval) -> int:
     else:
         check_device(options.search.device)
         model = load_model(options.checkpoint, options.search.device)
-        kinds = {"refined": True} | ({"coarse": False} if options.coarse else {})
+        refined = isinstance(model, SharpMask)
+        kinds = ({"refined": True} if refined else {}) | ({"coarse": False} if options.coarse or not refined else {})
         for name, refine in kinds.items():
             generator = make_generator(model, options.search, top_n=options.top_n, refine=refine)
             path = options.out / f"{name}.json"
