@@ -35,6 +35,8 @@ class SearchOptions:
     """Lower the scores of such proposals instead of dropping them."""
     stability: bool | None = None
     """Multiply scores by how sharp the mask is."""
+    scale_prior: float | None = None
+    """Multiply scores by (scale / smallest scale) ** -scale_prior; 0 for none."""
     max_side: int = 800
     """Longer photos are searched as if their longer side had this many pixels; 0 for no limit."""
     device: str = "cpu"

@@ -56,7 +56,10 @@ def check_device(name: str) -> None:
 
 def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:
     """The checkpoint's settings, those given on the command line over them."""
-    given = {k: getattr(options, k) for k in ("scales", "threshold", "mask_nms", "box_nms", "soft_nms", "stability")}
+    given = {
+        k: getattr(options, k)
+        for k in ("scales", "threshold", "mask_nms", "box_nms", "soft_nms", "stability", "scale_prior")
+    }
     # 1 switches suppression off: no IoU exceeds it.
     off = {k: None for k in ("mask_nms", "box_nms") if given[k] == 1}
     return replace(model.search, **{k: v for k, v in given.items() if v is not None} | off)

@@ -103,12 +103,14 @@ class ProposalGenerator:
         logits = self.window_logits(maps, windows, watch)
         rles = self.paste(maps, windows, logits, watch)
         with watch("suppress"):
-            score = windows.score.sigmoid()
+            # For each scale in turn, as ``windows.scale`` counts them.
+            prior = [(s / min(self.search.scales)) ** -self.search.scale_prior for s in self.search.scales]
+            score = windows.score.sigmoid() * torch.tensor(prior, device=self.device)[windows.scale]
             if self.search.stability:
                 score = score * stability(logits)
             # By boxes: pycocotools' area fails on more than 255 masks with numpy 2.
             filled = np.flatnonzero(coco_mask.toBbox(rles)[:, 2]) if rles else np.zeros(0, dtype=np.int64)
-            # Stability may have changed the order.
+            # The order may have changed.
             filled = filled[np.argsort(-score.cpu().numpy()[filled], kind="stable")]
             stay, scores = suppress(
                 [rles[i] for i in filled],

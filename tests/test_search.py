@@ -36,6 +36,17 @@ def test_stability_weighs_scores(tiny_sharpmask: SharpMask) -> None:
     assert (np.diff(weighed.scores) <= 0).all()
 
 
+def test_a_scale_prior_weighs_scores_by_their_scale(tiny_sharpmask: SharpMask) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (90, 110, 3), dtype=np.uint8)
+    search = replace(tiny_sharpmask.search, scales=(0.5, 2.0))
+    plain = ProposalGenerator(tiny_sharpmask, 500, search=search).generate(photo)
+    weighed = ProposalGenerator(tiny_sharpmask, 500, search=replace(search, scale_prior=0.5)).generate(photo)
+    before = dict(zip((rle["counts"] for rle in plain.rles), plain.scores.tolist(), strict=True))
+    ratios = {round(s / before[r["counts"]], 5) for r, s in zip(weighed.rles, weighed.scores.tolist(), strict=True)}
+    assert ratios == {1.0, 0.5}, "(2 / 0.5) ** -0.5 at the finer scale"
+    assert (np.diff(weighed.scores) <= 0).all()
+
+
 def test_soft_suppression_keeps_what_hard_suppression_drops(tiny_sharpmask: SharpMask) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (90, 110, 3), dtype=np.uint8)
     hard = replace(tiny_sharpmask.search, mask_nms=0.3)
@@ -50,11 +61,24 @@ def test_pack_halves_a_checkpoint_and_keeps_settings(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "packed.safetensors"
-    settings = ["--scales", "0.5", "1", "--mask-nms", "0.6", "--soft-nms", "True", "--stability", "True"]
+    settings = [
+        "--scales",
+        "0.5",
+        "1",
+        "--mask-nms",
+        "0.6",
+        "--soft-nms",
+        "True",
+        "--stability",
+        "True",
+        "--scale-prior",
+        "0.3",
+    ]
     assert main(["pack", str(tiny_checkpoint), str(out), *settings]) == 0
     assert f"{out}" in capsys.readouterr().out.replace("\n", "")
     before, packed = load_model(tiny_checkpoint), load_model(out)
-    assert packed.search == replace(before.search, scales=(0.5, 1.0), mask_nms=0.6, soft_nms=True, stability=True)
+    wanted = {"scales": (0.5, 1.0), "mask_nms": 0.6, "soft_nms": True, "stability": True, "scale_prior": 0.3}
+    assert packed.search == replace(before.search, **wanted)
     assert packed.config == before.config
     assert all(t.dtype == torch.float16 for t in load_file(out).values())
     for name, tensor in before.state_dict().items():

@@ -106,10 +106,14 @@ class SearchConfig:
     """Lower the scores of such proposals instead of dropping them (Soft-NMS)."""
     stability: bool = False
     """Multiply scores by how sharp the mask is: its pixels above probability .5 over those above .12."""
+    scale_prior: float = 0.0
+    """Multiply scores by (scale / smallest scale) ** -scale_prior: finer scales have more windows to be wrong in."""
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0 < s <= 16 for s in self.scales):
             raise DataError(f"scales must be numbers above 0 and at most 16, got {self.scales}")
+        if not 0 <= self.scale_prior <= 4:
+            raise DataError(f"scale_prior must be a number from 0 to 4, got {self.scale_prior}")
         for name in ("threshold", "mask_nms", "box_nms"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
