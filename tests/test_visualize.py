@@ -200,8 +200,8 @@ def test_save_png_is_exact_and_atomic(tmp_path: Path, monkeypatch: pytest.Monkey
     first = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
     save_png(first, path)
 
-    def broken_save(self: Image.Image, file: object, format: str) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
+    def broken_save(self: Image.Image, file: Path, format: str) -> None:
+        file.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", broken_save)

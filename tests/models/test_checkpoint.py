@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from sharpmask import checkpoint
 from sharpmask.checkpoint import load_model, read_training, save_model
 from sharpmask.config import to_plain
 from sharpmask.errors import DataError
@@ -107,11 +105,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, model: DeepMask, monk
     save_model(model, path)
     before = path.read_bytes()
 
-    def fail(tensors: dict[str, Tensor], part: Path, header: dict[str, str]) -> None:
-        Path(part).write_bytes(b"half of it")
+    def fail(part: Path, data: bytes) -> None:
+        with open(part, "wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
         save_model(model, path)
     assert path.read_bytes() == before
