@@ -55,7 +55,7 @@ class ModelConfig:
         """The model, with fresh weights; it carries this configuration as ``config``."""
         model = self._build()
         model.config = self
-        model.search = SearchConfig()
+        model.search = SearchConfig.for_window(self.window)
         return model
 
     def _build(self) -> DeepMask:
@@ -108,6 +108,11 @@ class SearchConfig:
     """Multiply scores by how sharp the mask is: its pixels above probability .5 over those above .12."""
     scale_prior: float = 0.0
     """Multiply scores by (scale / smallest scale) ** -scale_prior: finer scales have more windows to be wrong in."""
+
+    @classmethod
+    def for_window(cls, window: int) -> SearchConfig:
+        """The paper's search for objects of the same sizes with windows of another side."""
+        return cls(scales=tuple(scale * window / 160 for scale in cls.scales))
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0 < s <= 16 for s in self.scales):

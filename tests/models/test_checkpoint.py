@@ -83,7 +83,7 @@ def test_other_models_round_trip(tmp_path: Path, options: dict[str, Any]) -> Non
     first = build_model(**options | SMALL)
     save_model(first, tmp_path / "m")
     again = load_model(tmp_path / "m")
-    assert again.config == first.config and again.search == SearchConfig()
+    assert again.config == first.config and again.search == first.search
     assert all(torch.equal(v, first.state_dict()[k]) for k, v in again.state_dict().items())
     assert read_training(tmp_path / "m") == {}
 

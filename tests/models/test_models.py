@@ -286,7 +286,7 @@ def test_build_model_passes_everything_on() -> None:
         "sharpmask", window=112, context=64, mask_channels=(8, 7, 6, 5, 4), skip_channels=(3, 2, 3, 2), skip_hidden=9,
         crop_first=True, **SMALL,
     )  # fmt: skip
-    assert model.search == SearchConfig()
+    assert model.search == SearchConfig.for_window(112)
 
 
 def test_defaults() -> None:
@@ -354,3 +354,12 @@ def test_search_refusals(options: dict[str, Any], message: str) -> None:
 
 def test_the_papers_scales() -> None:
     assert SearchConfig().scales == tuple(2**e for e in (-2.5, -2, -1.5, -1, -0.5, 0, 0.5))
+
+
+def test_other_windows_look_for_objects_of_the_same_sizes() -> None:
+    paper = SearchConfig().scales
+    assert paper == tuple(2 ** (e / 2) for e in range(-5, 2))
+    for window in (80, 112, 160):
+        config = ModelConfig("deepmask", "efficientnet_lite0", window=window, features=8, code=8, mask_side=8)
+        canonical = [window * 128 / 224 / scale for scale in config.build().search.scales]
+        assert canonical == pytest.approx([160 * 128 / 224 / scale for scale in paper])
