@@ -142,7 +142,7 @@ def recall_table(rows: Mapping[str, Recall], *, paper: bool = False) -> Table:
     kinds = {recall.kind for recall in rows.values()}
     counts = sorted({count for recall in rows.values() for count in recall.ar})
     table = Table(title=f"Average recall of {' and '.join(_KIND_NAMES[kind] for kind in sorted(kinds))} (%)")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for heading in (*(f"AR@{count}" for count in counts), "AUC", "AUC-S", "AUC-M", "AUC-L"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, recall in rows.items():
@@ -154,7 +154,7 @@ def recall_table(rows: Mapping[str, Recall], *, paper: bool = False) -> Table:
         for name, (*published, auc) in PAPER_ROWS[kinds.pop()].items():
             by_count = dict(zip((10, 100, 1000), published, strict=True))
             cells = [*(by_count.get(count, math.nan) for count in counts), auc, *[math.nan] * 3]
-            table.add_row(f"{name} *", *map(_percent, cells), style="dim")
+            table.add_row(f"{name}*", *map(_percent, cells), style="dim")
     return table
 
 
