@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -37,8 +38,6 @@ OUT = Console()
 ERR = Console(stderr=True)
 
 DEMO_PHOTO = "coffee.jpg"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-assert len(FORMATS) == 7  # one entry above, or two spellings, per format
 
 
 def say(text: str, console: Console = OUT) -> None:
@@ -141,9 +140,10 @@ def propose(options: Propose) -> int:
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:
     """Files as given, and the image files of folders, sorted."""
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     found: list[Path] = []
     for path in paths:
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes) if path.is_dir() else [path]
         if not inside:
             raise DataError(f"{path}: no image file in this folder")
         found += inside

@@ -21,7 +21,7 @@ from sharpmask_kernels import Windows, encode_windows, gather_windows, topk_wind
 from sharpmask_kernels.windows import STRIDE, scaled_size
 
 from .data.images import load_image, to_rgb
-from .data.tiles import CANONICAL
+from .data.tiles import CANONICAL, TileConfig
 from .models import DeepMask, SharpMask
 from .models.deepmask import PAD_VALUE
 from .models.zoo import SearchConfig
@@ -137,7 +137,7 @@ class ProposalGenerator:
             else:  # a point in a far corner: the nearest windows have to do
                 order = torch.argsort(torch.hypot(x - px, y - py) / reach, stable=True)
             chosen.append(order[:candidates])
-        flat = torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.int64)
+        flat = torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.int64, device=self.device)
         windows = Windows(score[flat], torch.zeros_like(flat), scale[flat], row[flat], col[flat])
         rles = self.segment(maps, windows, watch)
         height, width = maps.image.shape[:2]
@@ -159,12 +159,11 @@ class ProposalGenerator:
         chosen = []
         for bx, by, w, h in _pairs("boxes", boxes, 4):
             # Off centre and off size, each in the unit within which training calls a window a positive.
-            centre = (
-                torch.hypot(x - (bx + w / 2), y - (by + h / 2)) / reach * (CANONICAL * self.model.window / 2 / 11.5)
-            )
-            size = (torch.log2(2 * reach) - np.log2(max(w, h, 1e-6))).abs() / 0.45
+            pixel = reach / (CANONICAL * self.model.window / 2)
+            centre = torch.hypot(x - (bx + w / 2), y - (by + h / 2)) / (TileConfig.positive_distance * pixel)
+            size = (torch.log2(2 * reach) - np.log2(max(w, h, 1e-6))).abs() / TileConfig.positive_octaves
             chosen.append((centre.square() + size.square()).argmin())
-        flat = torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.int64)
+        flat = torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.int64, device=self.device)
         score = all_scores(maps)[flat]
         windows = Windows(score, torch.zeros_like(flat), scale[flat], row[flat], col[flat])
         rles = self.segment(maps, windows, watch)

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import load_model, save_model, save_tensors
 from ..config import to_plain
@@ -185,7 +185,7 @@ class Run:
         loader = DataLoader(
             Fetching(self.folder, self.batches),
             batch_size=None,
-            sampler=_Range(self.step, self.config.steps),
+            sampler=range(self.step, self.config.steps),
             num_workers=self.config.workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -375,19 +375,6 @@ class Fetching(Dataset[Fetched]):
             return Fetched(error, self.folder.skipped)
 
 
-class _Range(SequentialSampler):
-    """The steps still to do, as a sampler."""
-
-    def __init__(self, start: int, stop: int) -> None:
-        self.steps = range(start, stop)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.steps)
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
 def initial_model(config: TrainConfig) -> DeepMask:
     """The model that training starts with: fresh, or from a checkpoint whose shared parts it takes over."""
     if config.start_from is None:
@@ -433,6 +420,7 @@ def make_batches(folder: CocoFolder, config: TrainConfig, rank: int) -> Dataset[
         "rule": config.rule,
         "seed": config.seed,
     }
+    # The released code judges coarse masks at 112 of a window's 160 pixels, refined ones at all of them.
     side = model.window if "refined" in TERMS[config.stage] else round(model.window * 0.7)
     return PatchBatches(
         PatchSampler(folder, head="mask", mask_size=side, **shape),
