@@ -74,13 +74,13 @@ class PaperRefinement(RefinementModule):
         self.skip = nn.ModuleList(conv3x3(a, b) for a, b in itertools.pairwise(widths))
         self.merge = conv3x3(skip_channels + mask_channels, out_channels)
 
-    def _skip(self, feature: Tensor, convs: int) -> Tensor:
-        for conv in self.skip[:convs]:
+    def _skip(self, feature: Tensor) -> Tensor:
+        for conv in self.skip:
             feature = F.relu(conv(feature))
         return feature
 
     def horizontal(self, feature: Tensor) -> Tensor:
-        skip = self._skip(feature, len(self.skip))
+        skip = self._skip(feature)
         weight = self.merge.weight[:, : self.skip_channels]
         return F.conv2d(F.pad(skip, (1, 1, 1, 1), mode=PADDING), weight, self.merge.bias)
 
@@ -93,7 +93,7 @@ class PaperRefinement(RefinementModule):
         if len(self.skip) == 1:
             skip = cast(nn.Conv2d, self.skip[0])
             return refine(feature, mask, skip.weight, skip.bias, weight, bias, **options)
-        return merge_upsample(self._skip(feature, len(self.skip)), mask, weight, bias, **options)
+        return merge_upsample(self._skip(feature), mask, weight, bias, **options)
 
 
 class ReleasedRefinement(RefinementModule):
