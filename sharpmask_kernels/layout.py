@@ -1,0 +1,24 @@
+"""Memory formats: what an op gives out follows from what it gets, on every backend and for fake tensors alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def memory_format(*maps: Tensor) -> torch.memory_format:
+    """What an op gives out: channels_last if all its maps are that, and not contiguous at the same time."""
+    if all(m.is_contiguous(memory_format=torch.channels_last) and not m.is_contiguous() for m in maps):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def chosen(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def empty(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Uninitialised, of the dtype and device of ``like``."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
