@@ -1,8 +1,10 @@
 """Differentiable ops for top-down mask refinement and top-N window gathering.
 
-One meaning per op, several backends; today the PyTorch reference. See :mod:`sharpmask_kernels.functional`.
+One meaning per op, several backends: :mod:`sharpmask_kernels.functional` has the ops,
+:mod:`sharpmask_kernels.dispatch` tells which backend runs them.
 """
 
+from .dispatch import available_backends, use_backend
 from .functional import (
     add_upsample,
     encode_windows,
@@ -17,10 +19,12 @@ from .windows import Windows
 __all__ = [
     "Windows",
     "add_upsample",
+    "available_backends",
     "encode_windows",
     "gather_windows",
     "merge_upsample",
     "refine",
     "refine_windows",
     "topk_windows",
+    "use_backend",
 ]

@@ -1,4 +1,4 @@
-"""The public ops: check the arguments, choose the backend, compute.
+"""The public functions: check the arguments, choose the backend, call the op.
 
 Maps are (batch, channels, height, width) tensors, fp32, fp16, bf16 or fp64. Convolutions are 3x3 with
 stride 1 and padding 1. Names follow SharpMask (Pinheiro, Lin, Collobert, Dollár, ECCV 2016), section 3:
@@ -6,32 +6,77 @@ stride 1 and padding 1. Names follow SharpMask (Pinheiro, Lin, Collobert, Dollá
 
 Arguments shared by all: ``upsample`` is "bilinear" (the paper; half-pixel centres) or "nearest" (the released
 code); ``padding_mode`` is "zeros" (as ``nn.Conv2d``) or "replicate" (what SharpMask models use);
-``backend`` names one backend, strictly, or is None for the best available. Bad arguments raise ``ValueError``,
-or ``TypeError`` where a tensor is due and something else came.
+``backend`` names one backend, strictly, or is None: see :mod:`sharpmask_kernels.dispatch`. Bad arguments raise
+``ValueError``, or ``TypeError`` where a tensor is due and something else came; a backend that cannot run here raises
+``RuntimeError``.
+
+Under autocast, the convolutions' arguments are cast as those of a convolution are: :func:`merge_upsample`,
+:func:`refine` and :func:`refine_windows` compute in the autocast dtype, :func:`add_upsample` in what the sum of
+``horizontal`` and a convolution would have. fp64 is left alone. While a model is exported, plain PyTorch operations
+take the place of the ops, so that the exported graph needs nothing from here.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from types import ModuleType
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, dispatch, ops  # noqa: F401  (ops registers the ops)
 from .backends import reference
 from .windows import Windows
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference}
-
 ConvParameters = tuple[Tensor, Tensor | None]
 
+_ops = torch.ops.sharpmask
 
-def _backend(name: str | None) -> ModuleType:
-    if name is None:
-        return reference
-    checks.choice("backend", name, tuple(BACKENDS))
-    return BACKENDS[name]
+
+def _exporting() -> bool:
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+
+
+def _autocast_dtype(x: object) -> torch.dtype | None:
+    """The dtype that a convolution of ``x`` would have, where autocast is on."""
+    if not isinstance(x, Tensor) or x.dtype == torch.float64 or x.device.type == "meta":
+        return None
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _cast(dtype: torch.dtype | None, *inputs: Any) -> tuple[Any, ...]:
+    """The tensors in the autocast ``dtype``; fp64, integers and what is no tensor stay as they are."""
+    if dtype is None:
+        return inputs
+    castable = (isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 for x in inputs)
+    return tuple(x.to(dtype) if yes else x for x, yes in zip(inputs, castable, strict=True))
+
+
+def _as_cast(like: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Where autocast casts no further what has been cast already."""
+    return nullcontext() if dtype is None else torch.autocast(like.device.type, enabled=False)
+
+
+def _refinement(
+    op: str,
+    inputs: tuple[Tensor | None, ...],
+    like: Tensor,
+    upsample: str,
+    padding_mode: str,
+    autocast: torch.dtype | None,
+    backend: str | None,
+) -> Tensor:
+    """Call one of the three refinement ops, which share their options and what they save."""
+    # A backward may come: the op has to keep something for it.
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    with _as_cast(like, autocast):
+        if _exporting():
+            return getattr(reference, op)(*inputs, upsample, padding_mode, False)[0]
+        chosen = dispatch.choose(op, like, backend)
+        return getattr(_ops, op)(*inputs, upsample, padding_mode, save, chosen)[0]
 
 
 def merge_upsample(
@@ -49,12 +94,14 @@ def merge_upsample(
     skip (B, Ks, H, W), mask (B, Km, H, W), weight (Ko, Ks + Km, 3, 3), bias (Ko) or None
     -> (B, Ko, 2H, 2W). Differentiable in every tensor.
     """
+    autocast = _autocast_dtype(skip)
+    skip, mask, weight, bias = _cast(autocast, skip, mask, weight, bias)
     checks.modes(upsample, padding_mode)
     checks.feature_map("skip", skip, "(B, Ks, H, W)")
     checks.feature_map("mask", mask, "(B, Km, H, W)", like=skip)
     checks.conv3x3("", weight, bias, skip.shape[1] + mask.shape[1], None, skip)
-    run = _backend(backend).merge_upsample
-    return run(skip, mask, weight, bias, upsample=upsample, padding_mode=padding_mode)
+    inputs = (skip, mask, weight, bias)
+    return _refinement("merge_upsample", inputs, skip, upsample, padding_mode, autocast, backend)
 
 
 def refine(
@@ -74,21 +121,15 @@ def refine(
     feature (B, Kf, H, W), mask (B, Km, H, W), skip_weight (Ks, Kf, 3, 3), merge_weight (Ko, Ks + Km, 3, 3),
     biases (Ks), (Ko) or None -> (B, Ko, 2H, 2W). Differentiable in every tensor.
     """
+    autocast = _autocast_dtype(feature)
+    inputs = _cast(autocast, feature, mask, skip_weight, skip_bias, merge_weight, merge_bias)
+    feature, mask, skip_weight, skip_bias, merge_weight, merge_bias = inputs
     checks.modes(upsample, padding_mode)
     checks.feature_map("feature", feature, "(B, Kf, H, W)")
     checks.feature_map("mask", mask, "(B, Km, H, W)", like=feature)
     checks.conv3x3("skip_", skip_weight, skip_bias, feature.shape[1], None, feature)
     checks.conv3x3("merge_", merge_weight, merge_bias, skip_weight.shape[0] + mask.shape[1], None, feature)
-    return _backend(backend).refine(
-        feature,
-        mask,
-        skip_weight,
-        skip_bias,
-        merge_weight,
-        merge_bias,
-        upsample=upsample,
-        padding_mode=padding_mode,
-    )
+    return _refinement("refine", inputs, feature, upsample, padding_mode, autocast, backend)
 
 
 def add_upsample(
@@ -108,12 +149,15 @@ def add_upsample(
     released code. mask (B, Km, H, W), weight (Ko, Km, 3, 3), bias (Ko) or None -> (B, Ko, 2H, 2W).
     Differentiable in every tensor.
     """
+    autocast = _autocast_dtype(horizontal)
+    if autocast is not None:
+        autocast = torch.promote_types(autocast, horizontal.dtype)
+    horizontal, mask, weight, bias = inputs = _cast(autocast, horizontal, mask, weight, bias)
     checks.modes(upsample, padding_mode)
     checks.feature_map("horizontal", horizontal, "(B, Ko, H, W)")
     checks.feature_map("mask", mask, "(B, Km, H, W)", like=horizontal)
     checks.conv3x3("", weight, bias, mask.shape[1], horizontal.shape[1], horizontal)
-    run = _backend(backend).add_upsample
-    return run(horizontal, mask, weight, bias, upsample=upsample, padding_mode=padding_mode)
+    return _refinement("add_upsample", inputs, horizontal, upsample, padding_mode, autocast, backend)
 
 
 def topk_windows(scores: Sequence[Tensor], n: int) -> Windows:
@@ -126,7 +170,8 @@ def topk_windows(scores: Sequence[Tensor], n: int) -> Windows:
     checks.pyramid("scores", scores)
     checks.require(scores[0].shape[1] == 1, "scores", "of one channel", scores[0].shape[1])
     checks.require(n >= 0, "n", "at least 0", n)
-    return reference.topk_windows(scores, n)
+    scores = [s.detach() for s in scores]
+    return Windows(*(reference.topk_windows if _exporting() else _ops.topk_windows)(scores, n))
 
 
 def gather_windows(
@@ -148,10 +193,12 @@ def gather_windows(
     checks.require(size >= 1, "size", "at least 1", size)
     checks.require(step >= 1, "step", "at least 1", step)
     checks.windows(windows, maps[0].device, len(maps), maps[0].shape[0])
-    return _backend(backend).gather_windows(maps, windows, size, step=step)
+    arguments = (maps, *windows[1:], size, step)
+    if _exporting():
+        return reference.gather_windows(*arguments)
+    return _ops.gather_windows(*arguments, dispatch.choose("gather_windows", maps[0], backend))
 
 
-@torch.no_grad()
 def refine_windows(
     encoding: Tensor,
     horizontals: Sequence[Sequence[Tensor]],
@@ -165,7 +212,7 @@ def refine_windows(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """All top-N windows through all refinement stages, in one batch (section 3.3). Inference only.
+    """All top-N windows through all refinement stages, in one batch (section 3.3). For inference: no gradient.
 
     encoding (N, K0, s, s): the mask encodings M1. horizontals[scale][j] (B, K(j+1), H, W): the dense
     horizontal maps, of which stage j reads the rows row * 2^j .. + s * 2^j of its window. stages[j]: the
@@ -175,8 +222,39 @@ def refine_windows(
     ``threshold``, the bits (N, S, ceil(S / 8)) uint8 of sigmoid(logits) > threshold, packed along x, the first
     in the lowest bit. ``out`` of that shape and dtype is written and returned.
     """
+    autocast = _autocast_dtype(encoding)
+    (encoding,) = _cast(autocast, encoding)
+    horizontals = [_cast(autocast, *levels) for levels in horizontals]
+    stages = [[_cast(autocast, *conv) for conv in convs] for convs in stages]
+    head = _cast(autocast, *head)
     checks.modes(upsample, padding_mode)
     checks.probability("threshold", threshold)
+    _check_cascade(encoding, horizontals, windows, stages, head)
+    if out is not None:
+        _check_out(out, encoding, encoding.shape[-1] << len(stages), packed=threshold is not None)
+
+    weights, biases = zip(*itertools.chain(*stages, [head]), strict=True)
+    maps = list(itertools.chain(*horizontals))
+    convs = [len(stage) for stage in stages]
+    arguments = (encoding, maps, *windows[1:], list(weights), list(biases), convs, upsample, padding_mode, threshold)
+    with _as_cast(encoding, autocast):
+        if _exporting():
+            result = reference.cascade(*arguments)
+            return result if out is None else out.copy_(result)
+        chosen = dispatch.choose("refine_windows", encoding, backend)
+        if out is None:
+            return _ops.refine_windows(*arguments, chosen)
+        _ops.refine_windows_out(*arguments, out, chosen)
+    return out
+
+
+def _check_cascade(
+    encoding: Tensor,
+    horizontals: Sequence[Sequence[Tensor]],
+    windows: Windows,
+    stages: Sequence[Sequence[ConvParameters]],
+    head: ConvParameters,
+) -> None:
     checks.feature_map("encoding", encoding, "(N, K0, s, s)")
     count, channels, size, width = encoding.shape
     checks.require(size == width, "encoding", "square, (N, K0, s, s)", tuple(encoding.shape))
@@ -200,19 +278,6 @@ def refine_windows(
     checks.conv3x3("head.", head[0], head[1], channels, 1, encoding)
     checks.windows(windows, encoding.device, len(horizontals), horizontals[0][0].shape[0])
     checks.require(len(windows.score) == count, "windows", f"{count} windows, one per encoding", len(windows.score))
-    if out is not None:
-        _check_out(out, encoding, size << len(stages), packed=threshold is not None)
-    return _backend(backend).refine_windows(
-        encoding,
-        horizontals,
-        windows,
-        stages,
-        head,
-        upsample=upsample,
-        padding_mode=padding_mode,
-        threshold=threshold,
-        out=out,
-    )
 
 
 def _check_out(out: Tensor, encoding: Tensor, side: int, *, packed: bool) -> None:
@@ -232,7 +297,7 @@ def encode_windows(
     *,
     threshold: float = 0.2,
     backend: str | None = None,
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Paste every window's mask into its image and run-length encode it.
 
     logits (N, S, S), S even. All windows are of ONE image of ``image_size`` (h, w); ``windows.image`` is
@@ -250,4 +315,11 @@ def encode_windows(
     checks.require(all(0 < s < float("inf") for s in scales), "scales", "positive", list(scales))
     checks.windows(windows, logits.device, len(scales), None)
     checks.require(len(windows.score) == shape[0], "windows", f"{shape[0]} windows, one per mask", len(windows.score))
-    return _backend(backend).encode_windows(logits, windows, image_size, scales, threshold=threshold)
+    chosen = dispatch.choose("encode_windows", logits, backend)
+    _, _, scale, row, col = windows
+    counts, offsets = _ops.encode_windows(
+        logits.detach(), scale, row, col, list(image_size), list(scales), threshold, chosen
+    )
+    data, ends = counts.numpy().tobytes(), offsets.tolist()
+    size = list(image_size)
+    return [{"size": size.copy(), "counts": data[a:b]} for a, b in itertools.pairwise(ends)]

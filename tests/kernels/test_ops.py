@@ -581,7 +581,8 @@ def test_out_is_written_and_returned(threshold: float | None, dtype: torch.dtype
 def test_refine_windows_has_no_gradient() -> None:
     cascade = Cascade(torch.float32)
     cascade.encoding.requires_grad_()
-    assert not cascade().requires_grad
+    with pytest.raises(NotImplementedError, match="refine_windows is for inference only"):
+        cascade().sum().backward()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

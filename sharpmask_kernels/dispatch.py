@@ -1,0 +1,171 @@
+"""Which backend runs an op, and why.
+
+``backend=`` names one, strictly: it works or says why not. Else the preferences of :func:`use_backend`, else those of
+the environment variable ``SHARPMASK_BACKEND`` (names separated by commas) are tried in order, op by op; an op that
+none of them can run takes the reference and says so once, at INFO level. Without preferences the best backend for
+the tensors' device is taken; a GPU's kernels only after :mod:`sharpmask_kernels.self_check` has seen them agree with
+the reference on that GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+from types import ModuleType
+
+import torch
+
+from . import checks
+
+log = logging.getLogger("sharpmask_kernels")
+
+BACKENDS = ("reference",)
+"""A module of :mod:`sharpmask_kernels.backends` each."""
+
+AUTOMATIC: dict[str, tuple[str, ...]] = {}
+"""What is tried without preferences, by device type, before the reference."""
+
+OPS = (
+    "merge_upsample",
+    "refine",
+    "add_upsample",
+    "gather_windows",
+    "refine_windows",
+    "encode_windows",
+)
+"""The ops that backends implement; ``topk_windows`` is PyTorch's own operations on every device."""
+
+
+class _State:
+    # A plain object: torch.compile guards on its attribute, where a ContextVar would break the graph.
+    preferences: tuple[str, ...] = tuple(filter(None, os.environ.get("SHARPMASK_BACKEND", "").split(",")))
+
+
+_state = _State()
+
+
+@functools.cache
+def module(name: str) -> ModuleType:
+    """The module of the backend ``name``. Importing one neither needs nor loads what it runs on."""
+    return importlib.import_module(f"{__package__}.backends.{name}")
+
+
+def has(name: str, op: str) -> bool:
+    return hasattr(module(name), op)
+
+
+def available_backends() -> dict[str, str]:
+    """Every backend, with "ready" or the reason why it cannot run here."""
+    return {name: module(name).unavailable() or "ready" for name in BACKENDS}
+
+
+class use_backend:
+    """Prefer the backends ``names``, in that order, in the whole process; without names, choose automatically.
+
+    As a call it holds until the next one; as a context manager, until its end::
+
+        use_backend("triton")
+        with use_backend("reference"):
+            ...
+
+    Raises ``ValueError`` for a name that is no backend.
+    """
+
+    def __init__(self, *names: str) -> None:
+        for name in names:
+            checks.choice("use_backend", name, BACKENDS)
+        self._before = _state.preferences
+        _state.preferences = names
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        _state.preferences = self._before
+
+
+def choose(op: str, like: torch.Tensor, backend: str | None) -> str:
+    """The backend that runs ``op`` on maps of the device and dtype of ``like``.
+
+    Raises ``ValueError`` if ``backend`` is none that has the op or does not take such maps, ``RuntimeError`` if it
+    cannot run here.
+    """
+    if like.device.type == "meta":
+        return "reference"
+    return _choose(op, like.device, like.dtype, backend, _state.preferences)
+
+
+@torch.compiler.assume_constant_result  # to a compiler a constant: it could not trace imports and self-checks
+def _choose(
+    op: str, device: torch.device, dtype: torch.dtype, backend: str | None, preferences: tuple[str, ...]
+) -> str:
+    return _chosen(op, device, dtype, backend, preferences)
+
+
+@functools.cache  # a call costs a look-up, and what is logged is logged once for each kind of input
+def _chosen(
+    op: str, device: torch.device, dtype: torch.dtype, backend: str | None, preferences: tuple[str, ...]
+) -> str:
+    if backend is not None:
+        _insist(backend, op, device, dtype)
+        return backend
+    for name in preferences:
+        checks.choice("SHARPMASK_BACKEND", name, BACKENDS)  # use_backend has checked its own
+    if preferences:
+        return _prefer(preferences, op, device, dtype)
+    return _best(op, device, dtype)
+
+
+def _insist(name: str, op: str, device: torch.device, dtype: torch.dtype) -> None:
+    checks.choice("backend", name, BACKENDS)
+    if not has(name, op):
+        those = ", ".join(repr(other) for other in BACKENDS if has(other, op))
+        raise ValueError(f"backend must be one that has {op} ({those}), got {name!r}")
+    if reason := module(name).unavailable():
+        raise RuntimeError(f"backend {name!r} is not available: {reason}")
+    if reason := module(name).refusal(device, dtype):
+        raise ValueError(reason)
+
+
+def _obstacle(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why ``name`` cannot run ``op`` on such maps, or None."""
+    try:
+        _insist(name, op, device, dtype)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
+def _prefer(names: tuple[str, ...], op: str, device: torch.device, dtype: torch.dtype) -> str:
+    obstacles = []
+    for name in names:
+        obstacle = _obstacle(name, op, device, dtype)
+        if obstacle is None:
+            return name
+        obstacles.append(obstacle)
+    log.info("%s runs on the reference: %s", op, "; ".join(obstacles))
+    return "reference"
+
+
+def _best(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    for name in AUTOMATIC.get(device.type, ()):
+        if _obstacle(name, op, device, dtype) is None and (device.type == "cpu" or _trusted(name, op, device)):
+            return name
+    return "reference"
+
+
+def _trusted(name: str, op: str, device: torch.device) -> bool:
+    from .self_check import verdict  # it imports this module
+
+    found = verdict(name, device).get(op, "not checked")
+    if found != "ok":
+        log.warning(
+            "%s runs on the reference on %s: the self-check of backend %r found: %s",
+            op,
+            torch.cuda.get_device_name(device),
+            name,
+            found,
+        )
+    return found == "ok"
