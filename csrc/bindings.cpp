@@ -1,0 +1,80 @@
+// The module sharpmask_kernels._cpu. No other file knows Python: tensors arrive as addresses, sizes and
+// strides, which sharpmask_kernels/backends/cpu.py has taken from checked arguments.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/gather_windows.h"
+
+namespace py = pybind11;
+using namespace sharpmask;
+using std::int64_t;
+
+namespace {
+
+using Address = std::uintptr_t;  // Tensor.data_ptr()
+
+// Address, height, width, strides: of batch, channel, row, column.
+using MapArgument = std::array<int64_t, 7>;
+// Address (0: not asked for), height, width.
+using GradientArgument = std::array<int64_t, 3>;
+// Count; addresses of image, scale, row, col.
+using WindowsArgument = std::array<int64_t, 5>;
+
+template <class T>
+T* pointer(std::uint64_t address) {
+    return reinterpret_cast<T*>(static_cast<Address>(address));
+}
+
+Windows windows_from(const WindowsArgument& w) {
+    return {w[0], pointer<const int64_t>(w[1]), pointer<const int64_t>(w[2]), pointer<const int64_t>(w[3]),
+            pointer<const int64_t>(w[4])};
+}
+
+void forward(const std::vector<MapArgument>& maps, const WindowsArgument& windows, int64_t batch,
+             int64_t channels, int64_t size, int64_t step, int64_t element_size, bool channels_last,
+             Address out, int threads) {
+    std::vector<Map> typed;
+    for (const auto& m : maps)
+        typed.push_back({pointer<const void>(m[0]), m[1], m[2], {m[3], m[4], m[5], m[6]}});
+    gather_windows(typed, windows_from(windows), batch, channels, size, step, element_size, channels_last,
+                   pointer<void>(out), threads);
+}
+
+void backward(Address grad, const std::array<int64_t, 4>& strides, int dtype, const WindowsArgument& windows,
+              int64_t batch, int64_t channels, int64_t size, int64_t step,
+              const std::vector<GradientArgument>& gradients, bool channels_last, int threads) {
+    std::vector<MapGradient> typed;
+    for (const auto& g : gradients) typed.push_back({pointer<void>(g[0]), g[1], g[2]});
+    gather_windows_backward(pointer<const void>(grad), {strides[0], strides[1], strides[2], strides[3]},
+                            static_cast<DType>(dtype), windows_from(windows), batch, channels, size, step,
+                            typed, channels_last, threads);
+}
+
+py::dict build_info() {
+    using namespace py::literals;
+#ifdef __clang__
+    const char* compiler = "clang " __clang_version__;
+#else
+    const char* compiler = "gcc " __VERSION__;
+#endif
+#ifdef _OPENMP
+    const bool openmp = true;
+#else
+    const bool openmp = false;
+#endif
+    return py::dict("compiler"_a = compiler, "flags"_a = SHARPMASK_FLAGS, "openmp"_a = openmp);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+    using release_gil = py::call_guard<py::gil_scoped_release>;
+    m.def("gather_windows", forward, release_gil());
+    m.def("gather_windows_backward", backward, release_gil());
+    m.def("build_info", build_info);
+}

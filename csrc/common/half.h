@@ -1,0 +1,93 @@
+// fp16 and bf16 as the 16 bits that they are (g++ 12 has no type for either), and the arithmetic around them.
+//
+// The conversions have no branches, so that loops over them are vectorised. They round to nearest, ties to
+// even, keep NaN a NaN, and give the same where the processor is set to flush subnormal floats.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace sharpmask {
+
+enum class DType { float16, bfloat16, float32, float64 };
+
+struct Half {
+    std::uint16_t bits;
+};
+
+struct BFloat16 {
+    std::uint16_t bits;
+};
+
+// What values of type T are summed in.
+template <class T>
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+inline std::int32_t float_bits(float value) {
+    std::int32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline float float_from_bits(std::int32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline double widen(double value) { return value; }
+
+inline float widen(float value) { return value; }
+
+inline float widen(BFloat16 value) {
+    return float_from_bits(static_cast<std::int32_t>(static_cast<std::uint32_t>(value.bits) << 16));
+}
+
+inline float widen(Half value) {
+    constexpr std::int32_t exponent_mask = 0x1f << 23;
+    constexpr std::int32_t rebias = (127 - 15) << 23;
+    const std::int32_t shifted = (value.bits & 0x7fff) << 13;
+    const std::int32_t exponent = shifted & exponent_mask;
+    const std::int32_t normal = shifted + rebias;
+    const std::int32_t not_finite = normal + rebias;  // exponent 31 becomes 255
+    // Exponent 0 stands for 2^-14 * 0.mantissa: take 2^-14 * 1.mantissa, and 2^-14 away from it.
+    const std::int32_t subnormal = float_bits(float_from_bits(normal + (1 << 23)) - 0x1p-14f);
+    const std::int32_t magnitude = exponent == 0               ? subnormal
+                                   : exponent == exponent_mask ? not_finite
+                                                               : normal;
+    return float_from_bits(magnitude | static_cast<std::int32_t>((value.bits & 0x8000u) << 16));
+}
+
+template <class T>
+T narrow(Sum<T> value) {
+    return value;
+}
+
+template <>
+inline BFloat16 narrow<BFloat16>(float value) {
+    const std::int32_t bits = float_bits(value);
+    const std::int32_t magnitude = bits & 0x7fffffff;
+    const std::int32_t rounded = (magnitude + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const std::int32_t result = magnitude > 0x7f800000 ? 0x7fc0 : rounded;
+    return {static_cast<std::uint16_t>(result | ((bits >> 16) & 0x8000))};
+}
+
+template <>
+inline Half narrow<Half>(float value) {
+    constexpr std::int32_t rebias = (127 - 15) << 23;
+    constexpr std::int32_t smallest_normal = rebias + (1 << 23);  // 2^-14
+    constexpr std::int32_t infinity = rebias + (31 << 23);  // 2^16; what lies just below rounds up to it
+    const std::int32_t bits = float_bits(value);
+    const std::int32_t magnitude = bits & 0x7fffffff;
+    const std::int32_t normal = (magnitude - rebias + 0xfff + ((bits >> 13) & 1)) >> 13;
+    // The last place of 1/2 is 2^-24, that of the subnormals: the addition rounds them.
+    const std::int32_t subnormal = float_bits(float_from_bits(magnitude) + 0.5f) - float_bits(0.5f);
+    const std::int32_t not_finite = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+    const std::int32_t result = magnitude >= infinity         ? not_finite
+                                : magnitude < smallest_normal ? subnormal
+                                                              : normal;
+    return {static_cast<std::uint16_t>(result | ((bits >> 16) & 0x8000))};
+}
+
+}  // namespace sharpmask

@@ -1,0 +1,40 @@
+// The top-N gather and its gradient: see sharpmask_kernels.gather_windows.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../common/half.h"
+#include "../common/windows.h"
+
+namespace sharpmask {
+
+struct Strides {  // in elements
+    std::int64_t batch, channel, row, col;
+};
+
+struct Map {  // (batch, channels, height, width)
+    const void* data;
+    std::int64_t height, width;
+    Strides strides;
+};
+
+struct MapGradient {  // the same, dense; data is null where the gradient is not asked for
+    void* data;
+    std::int64_t height, width;
+};
+
+// Writes all of `out` (windows, channels, size, size), dense, contiguous or channels_last.
+// Elements of 2, 4 or 8 bytes are copied without a look at their value.
+void gather_windows(const std::vector<Map>& maps, const Windows& windows, std::int64_t batch,
+                    std::int64_t channels, std::int64_t size, std::int64_t step, std::int64_t element_size,
+                    bool channels_last, void* out, int threads);
+
+// Writes all of every gradient asked for, contiguous or channels_last: at each cell the sum of `grad`
+// (windows, channels, size, size) over the windows that cover it, in their order and rounded once, hence the
+// same bits for any number of threads.
+void gather_windows_backward(const void* grad, const Strides& strides, DType dtype, const Windows& windows,
+                             std::int64_t batch, std::int64_t channels, std::int64_t size, std::int64_t step,
+                             const std::vector<MapGradient>& gradients, bool channels_last, int threads);
+
+}  // namespace sharpmask
