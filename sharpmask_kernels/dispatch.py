@@ -21,10 +21,10 @@ from . import checks
 
 log = logging.getLogger("sharpmask_kernels")
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "triton")
 """A module of :mod:`sharpmask_kernels.backends` each."""
 
-AUTOMATIC: dict[str, tuple[str, ...]] = {}
+AUTOMATIC: dict[str, tuple[str, ...]] = {"cuda": ("triton",)}
 """What is tried without preferences, by device type, before the reference."""
 
 OPS = (
