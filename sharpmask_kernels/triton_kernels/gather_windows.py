@@ -8,31 +8,29 @@ among them, takes 2 ms.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["this", "scales", "batch", "height", "width", "size", "limit", "step"])
 def forward(
-    map_ptr: Any,
-    map_strides: Any,
-    out_ptr: Any,
-    out_strides: Any,
-    image_ptr: Any,
-    scale_ptr: Any,
-    row_ptr: Any,
-    col_ptr: Any,
-    this: Any,  # the scale of this map
-    scales: Any,
-    batch: Any,
-    channels: Any,
-    height: Any,
-    width: Any,
-    size: Any,
-    limit: Any,  # rows and cols beyond are cut to it: far outside, and no overflow
-    step: Any,
+    map_ptr: tl.tensor,
+    map_strides: tl.tensor,
+    out_ptr: tl.tensor,
+    out_strides: tl.tensor,
+    image_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    row_ptr: tl.tensor,
+    col_ptr: tl.tensor,
+    this: tl.tensor,  # the scale of this map
+    scales: tl.tensor,
+    batch: tl.tensor,
+    channels: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    size: tl.tensor,
+    limit: tl.tensor,  # rows and cols beyond are cut to it: far outside, and no overflow
+    step: tl.tensor,
     CHANNELS_LAST: tl.constexpr,
     CELLS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -73,19 +71,19 @@ def forward(
 
 @triton.jit(do_not_specialize=["segment", "height", "width", "size"])
 def backward(
-    out_ptr: Any,
-    out_strides: Any,
-    grad_ptr: Any,
-    grad_strides: Any,
-    bounds_ptr: Any,  # windows [bounds[k], bounds[k + 1]) are of segment k, a map of an image
-    window_ptr: Any,  # windows in the order of their segments: index,
-    top_ptr: Any,  # first row on the map,
-    left_ptr: Any,  # and first column
-    segment: Any,  # of the first image
-    channels: Any,
-    height: Any,
-    width: Any,
-    size: Any,
+    out_ptr: tl.tensor,
+    out_strides: tl.tensor,
+    grad_ptr: tl.tensor,
+    grad_strides: tl.tensor,
+    bounds_ptr: tl.tensor,  # windows [bounds[k], bounds[k + 1]) are of segment k, a map of an image
+    window_ptr: tl.tensor,  # windows in the order of their segments: index,
+    top_ptr: tl.tensor,  # first row on the map,
+    left_ptr: tl.tensor,  # and first column
+    segment: tl.tensor,  # of the first image
+    channels: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    size: tl.tensor,
     CHANNELS_LAST: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
