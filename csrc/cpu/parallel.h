@@ -16,7 +16,8 @@ inline int useful_threads(int threads, std::int64_t bytes) {
 // Calls body(begin, end) on ranges that make up [0, count). Which thread takes which range is left to chance:
 // a body must compute the same for an index whatever range it stands in.
 //
-// One thread enters no OpenMP region: a forked child of a process that used threads would hang in it.
+// A forked child of a process that used threads hangs in an OpenMP region: it asks for one thread, which
+// enters none.
 template <class Body>
 void parallel_for(std::int64_t count, int threads, const Body& body) {
 #ifdef _OPENMP

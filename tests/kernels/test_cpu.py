@@ -1,0 +1,97 @@
+"""What is particular to the compiled module: threads, forks, and windows that its callers never let through."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sharpmask_kernels.backends import cpu, reference
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+SIZES = [(9, 14), (31, 22), (5, 40)]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def random_windows(count: int, generator: torch.Generator) -> list[Tensor]:
+    """Image, scale, row, col over and around the maps; two images."""
+    limits = [(0, 2), (0, len(SIZES)), (-6, 30), (-6, 30)]
+    return [torch.randint(low, high, (count,), generator=generator) for low, high in limits]
+
+
+def both_ways(dtype: torch.dtype, memory_format: torch.memory_format) -> list[Tensor]:
+    """Windows of 8x8 cells and the gradient of their maps: enough work for several threads, and overlaps to add."""
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 70, *size, generator=generator).to(dtype) for size in SIZES]
+    windows = random_windows(300, generator)
+    out = cpu.gather_windows([m.contiguous(memory_format=memory_format) for m in maps], *windows, 8, 1)
+    grad = torch.randn(out.shape, generator=generator).to(dtype).contiguous(memory_format=memory_format)
+    heights, widths = zip(*SIZES, strict=True)
+    last = memory_format == torch.channels_last
+    return [out, *cpu.gather_windows_backward(grad, *windows, 2, heights, widths, last, [True] * len(SIZES), 1)]
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", cpu.DTYPES, ids=str)
+def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    torch.set_num_threads(1)
+    expected = both_ways(dtype, memory_format)
+    for count in (2, 3, 5, 2):
+        torch.set_num_threads(count)
+        for found, same in zip(both_ways(dtype, memory_format), expected, strict=True):
+            assert torch.equal(found, same)
+
+
+def in_child(results: Any) -> None:
+    torch.set_num_threads(1)
+    results.put([x.double().sum().item() for x in both_ways(torch.float32, torch.contiguous_format)])
+
+
+def test_a_forked_child_with_one_thread_does_not_hang() -> None:
+    torch.set_num_threads(3)
+    expected = [x.double().sum().item() for x in both_ways(torch.float32, torch.contiguous_format)]
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    child = context.Process(target=in_child, args=(results,), daemon=True)
+    child.start()
+    try:
+        torch.set_num_threads(1)
+        assert results.get(timeout=20) == pytest.approx(expected)
+    finally:
+        child.kill()
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_windows_of_any_value_read_nothing_outside(step: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    maps = [torch.randn(2, 3, *size, generator=generator) for size in SIZES]
+    extremes = [-(2**63), -(2**40) - 1, -1, 0, 1, 2, 3, 2**40 + 1, 2**63 - 1]
+    choice = torch.randint(0, len(extremes), (4, 4000), generator=generator)
+    windows = list(torch.tensor(extremes)[choice])
+    found = cpu.gather_windows(maps, *windows, 4, step)
+    assert torch.equal(found, reference.gather_windows(maps, *windows, 4, step))
+    assert found.any()
+    arguments = (*windows, 2, *zip(*SIZES, strict=True), False, [True, False, True], step)
+    grad = torch.ones_like(found)  # whose sums are exact
+    for one, other in zip(
+        cpu.gather_windows_backward(grad, *arguments),
+        reference.gather_windows_backward(grad, *arguments),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_what_it_refuses() -> None:
+    assert cpu.refusal(torch.device("cpu"), torch.bfloat16) is None
+    assert "maps on cuda:0" in str(cpu.refusal(torch.device("cuda", 0), torch.float32))
+    assert "maps of dtype torch.float8_e5m2" in str(cpu.refusal(torch.device("cpu"), torch.float8_e5m2))

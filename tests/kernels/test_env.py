@@ -1,0 +1,45 @@
+"""The report for bug reports."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sharpmask_kernels import dispatch, env, self_check
+from sharpmask_kernels.backends import cpu
+
+
+def test_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARPMASK_NATIVE", "1")
+    assert env.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.partition("  ")[0]: line for line in lines}
+    assert torch.__version__ in rows["torch"]
+    assert cpu.native().__file__ in rows["compiled module"]
+    assert "-O3" in rows["compiled by"]
+    assert rows["SHARPMASK_NATIVE"].split()[1] == "1"
+    for name, state in dispatch.available_backends().items():
+        assert rows[name].partition(" ")[2].strip() == state
+    header = next(line.split() for line in lines if line.split()[:1] == ["op"])
+    assert header[1:] == list(dispatch.BACKENDS)
+    for op in dispatch.OPS:
+        assert rows[op].split()[1:] == ["yes" if dispatch.has(name, op) else "-" for name in dispatch.BACKENDS]
+
+
+def test_report_without_the_compiled_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_load", lambda: "no compiler")
+    text = env.report()
+    assert "compiled module  none: no compiler" in text
+    assert any(line.split(maxsplit=1) == ["cpu", "no compiler"] for line in text.splitlines())
+
+
+def test_columns_are_aligned() -> None:
+    assert env.table([("a", "bb", "c"), ("ddd", "e", "")]) == "a    bb  c\nddd  e"
+
+
+def test_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert env.main(["--check"]) == 0
+    assert ["cpu", "cpu", "gather_windows", "ok"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    monkeypatch.setattr(self_check, "check", lambda backend, device: {"gather_windows": "off by 1"})
+    assert env.main(["--check"]) == 1
+    assert "off by 1" in capsys.readouterr().out
