@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, dispatch, ops  # noqa: F401  (ops registers the ops)
+from . import checks, dispatch, ops
 from .backends import reference
 from .windows import Windows
 
@@ -168,8 +168,9 @@ def topk_windows(scores: Sequence[Tensor], n: int) -> Windows:
     score -inf and are the caller's to drop. Nothing waits for the device.
     """
     checks.pyramid("scores", scores)
-    checks.require(scores[0].shape[1] == 1, "scores", "of one channel", scores[0].shape[1])
-    checks.require(n >= 0, "n", "at least 0", n)
+    if scores[0].shape[1] != 1:
+        raise checks.refusal("scores", "of one channel", scores[0].shape[1])
+    checks.at_least("n", n, 0)
     scores = [s.detach() for s in scores]
     return Windows(*(reference.topk_windows if _exporting() else _ops.topk_windows)(scores, n))
 
@@ -190,8 +191,8 @@ def gather_windows(
     """
     maps = [maps] if isinstance(maps, Tensor) else list(maps)
     checks.pyramid("maps", maps)
-    checks.require(size >= 1, "size", "at least 1", size)
-    checks.require(step >= 1, "step", "at least 1", step)
+    checks.at_least("size", size, 1)
+    checks.at_least("step", step, 1)
     checks.windows(windows, maps[0].device, len(maps), maps[0].shape[0])
     arguments = (maps, *windows[1:], size, step)
     if _exporting():
@@ -231,7 +232,7 @@ def refine_windows(
     checks.probability("threshold", threshold)
     _check_cascade(encoding, horizontals, windows, stages, head)
     if out is not None:
-        _check_out(out, encoding, encoding.shape[-1] << len(stages), packed=threshold is not None)
+        _check_out(out, encoding, len(stages), threshold)
 
     weights, biases = zip(*itertools.chain(*stages, [head]), strict=True)
     maps = list(itertools.chain(*horizontals))
@@ -244,7 +245,8 @@ def refine_windows(
         chosen = dispatch.choose("refine_windows", encoding, backend)
         if out is None:
             return _ops.refine_windows(*arguments, chosen)
-        _ops.refine_windows_out(*arguments, out, chosen)
+        with torch.no_grad():
+            _ops.refine_windows_out(*arguments, out, chosen)
     return out
 
 
@@ -257,36 +259,42 @@ def _check_cascade(
 ) -> None:
     checks.feature_map("encoding", encoding, "(N, K0, s, s)")
     count, channels, size, width = encoding.shape
-    checks.require(size == width, "encoding", "square, (N, K0, s, s)", tuple(encoding.shape))
-    checks.require(len(horizontals) >= 1, "horizontals", "one list of maps per scale", "an empty list")
-    checks.require(len(stages) >= 1, "stages", "at least one stage", "an empty list")
+    if size != width:
+        raise checks.refusal("encoding", "square, (N, K0, s, s)", tuple(encoding.shape))
+    if not horizontals:
+        raise checks.refusal("horizontals", "one list of maps per scale", "an empty list")
+    if not stages:
+        raise checks.refusal("stages", "at least one stage", "an empty list")
     for i, levels in enumerate(horizontals):
-        name = f"horizontals[{i}]"
-        checks.require(len(levels) == len(stages), name, f"of {len(stages)} maps, one per stage", len(levels))
+        if len(levels) != len(stages):
+            raise checks.refusal(f"horizontals[{i}]", f"of {len(stages)} maps, one per stage", len(levels))
     for j, convs in enumerate(stages):
-        checks.require(len(convs) >= 1, f"stages[{j}]", "at least one convolution", "an empty list")
+        if not convs:
+            raise checks.refusal(f"stages[{j}]", "at least one convolution", "an empty list")
         for i, (weight, bias) in enumerate(convs):
             checks.conv3x3(f"stages[{j}][{i}].", weight, bias, channels, None, encoding)
             channels = weight.shape[0]
-        maps = [levels[j] for levels in horizontals]
-        checks.pyramid(f"horizontals[:][{j}]", maps)
-        checks.same_kind(f"horizontals[:][{j}]", maps[0], encoding)
-        batch, found = maps[0].shape[:2]
-        checks.require(found == channels, f"horizontals[:][{j}]", f"of {channels} channels", found)
+        maps, name = [levels[j] for levels in horizontals], f"horizontals[:][{j}]"
+        checks.pyramid(name, maps)
+        checks.same_kind(name, maps[0], encoding)
+        if maps[0].shape[1] != channels:
+            raise checks.refusal(name, f"of {channels} channels", maps[0].shape[1])
         images = horizontals[0][0].shape[0]
-        checks.require(batch == images, f"horizontals[:][{j}]", f"of batch {images} like the first stage's", batch)
+        if maps[0].shape[0] != images:
+            raise checks.refusal(name, f"of batch {images} like the first stage's", maps[0].shape[0])
     checks.conv3x3("head.", head[0], head[1], channels, 1, encoding)
     checks.windows(windows, encoding.device, len(horizontals), horizontals[0][0].shape[0])
-    checks.require(len(windows.score) == count, "windows", f"{count} windows, one per encoding", len(windows.score))
+    checks.count(windows, count, "encoding")
 
 
-def _check_out(out: Tensor, encoding: Tensor, side: int, *, packed: bool) -> None:
-    shape = (encoding.shape[0], side, -(-side // 8) if packed else side)
-    dtype = torch.float64 if encoding.dtype == torch.float64 else torch.float32
-    dtype = torch.uint8 if packed else dtype
-    checks.require(tuple(out.shape) == shape, "out", f"of shape {shape}", tuple(out.shape))
-    checks.require(out.dtype == dtype, "out", f"of dtype {dtype}", out.dtype)
-    checks.require(out.device == encoding.device, "out", f"on device {encoding.device}", out.device)
+def _check_out(out: Tensor, encoding: Tensor, stages: int, threshold: float | None) -> None:
+    expected = ops.empty_windows(encoding.detach().to("meta"), stages, threshold)
+    if out.shape != expected.shape:
+        raise checks.refusal("out", f"of shape {tuple(expected.shape)}", tuple(out.shape))
+    if out.dtype != expected.dtype:
+        raise checks.refusal("out", f"of dtype {expected.dtype}", out.dtype)
+    if out.device != encoding.device:
+        raise checks.refusal("out", f"on device {encoding.device}", out.device)
 
 
 def encode_windows(
@@ -308,13 +316,16 @@ def encode_windows(
     """
     checks.probability("threshold", threshold)
     shape = tuple(logits.shape)
-    square = logits.ndim == 3 and shape[1] == shape[2] and shape[1] >= 2 and shape[1] % 2 == 0
-    checks.require(square, "logits", "of shape (N, S, S) with S even", shape)
-    checks.require(logits.is_floating_point(), "logits", "floating point", logits.dtype)
-    checks.require(min(image_size) >= 1, "image_size", "at least 1x1", tuple(image_size))
-    checks.require(all(0 < s < float("inf") for s in scales), "scales", "positive", list(scales))
+    if logits.ndim != 3 or shape[1] != shape[2] or shape[1] < 2 or shape[1] % 2:
+        raise checks.refusal("logits", "of shape (N, S, S) with S even", shape)
+    if not logits.is_floating_point():
+        raise checks.refusal("logits", "floating point", logits.dtype)
+    if min(image_size) < 1:
+        raise checks.refusal("image_size", "at least 1x1", tuple(image_size))
+    if not all(0 < scale < float("inf") for scale in scales):
+        raise checks.refusal("scales", "positive", list(scales))
     checks.windows(windows, logits.device, len(scales), None)
-    checks.require(len(windows.score) == shape[0], "windows", f"{shape[0]} windows, one per mask", len(windows.score))
+    checks.count(windows, shape[0], "mask")
     chosen = dispatch.choose("encode_windows", logits, backend)
     _, _, scale, row, col = windows
     counts, offsets = _ops.encode_windows(

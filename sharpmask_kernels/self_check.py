@@ -107,7 +107,7 @@ def _refinement_cases(op: str) -> Callable[[Random, torch.device], Cases]:
                 "refine": [random(20, 33, 3, 3), random(20), random(6, 29, 3, 3), random(6)],
                 "add_upsample": [random(6, 9, 3, 3), random(6)],
             }[op]
-            # All positive: no activation near 0, where rounding decides what ReLU lets through. Small: sums fit into fp16.
+            # Positive: no activation near 0, where rounding decides what ReLU lets through. Small: sums fit into fp16.
             inputs = [x.abs() / 4 for x in [*maps, *weights]]
             options = {"upsample": upsample, "padding_mode": padding_mode}
             name = f"{upsample}, {padding_mode}, {memory_format}"

@@ -1,9 +1,15 @@
 """Which tests run: slow ones on request, GPU ones where there is a GPU; and what several files share."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+# Without a GPU, Triton's kernels run in its interpreter. It decides when it is imported, so this comes first.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from torch import nn
 
 from sharpmask.checkpoint import save_model

@@ -137,6 +137,11 @@ def unpack_bits(packed: Tensor, width: int) -> Tensor:
     return bits.flatten(-2)[..., :width].bool()
 
 
+def apart(x: Tensor, sizes: list[int], dim: int) -> list[Tensor]:
+    """The parts of ``x``, copied: no output of an op may share memory with another."""
+    return [part.clone() for part in x.split(sizes, dim)]
+
+
 def asked(gradients: Sequence[Tensor | None], needs: Sequence[bool], channels_last: bool) -> list[Tensor]:
     """The gradients that ``needs`` asks for, maps and weights in their formats."""
     chosen = [g for g, need in zip(gradients, needs, strict=True) if need and g is not None]
@@ -168,7 +173,7 @@ def merge_upsample_backward(
     joined = torch.cat([skip, mask], dim=1)
     wanted = [needs[0] or needs[1], needs[2], needs[3]]
     d_joined, d_weight, d_bias = conv3x3_backward(grad, joined, weight, padding_mode, wanted)
-    d_skip, d_mask = d_joined.split([skip.shape[1], mask.shape[1]], dim=1) if wanted[0] else (None, None)
+    d_skip, d_mask = apart(d_joined, [skip.shape[1], mask.shape[1]], dim=1) if wanted[0] else (None, None)
     return asked([d_skip, d_mask, d_weight, d_bias], needs, channels_last)
 
 
@@ -245,9 +250,13 @@ def topk_windows(scores: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor, Tens
     batch = scores[0].shape[0]
     flat = torch.cat([s.detach().float().flatten(1) for s in scores], dim=1)
     flat = torch.where(flat.isnan(), -math.inf, flat)
-    # A stable sort keeps equal scores in the order scale, row, col, which is the order of the columns here.
-    score, order = torch.sort(flat, dim=1, descending=True, stable=True)
-    score, order = score[:, :n], order[:, :n]
+    # Equal scores stay in the order scale, row, col, which is the order of the columns here. ONNX has no stable sort,
+    # but its TopK is stable, as PyTorch's own is not.
+    if torch.onnx.is_in_onnx_export():
+        score, order = torch.topk(flat, min(n, flat.shape[1]), dim=1)
+    else:
+        score, order = torch.sort(flat, dim=1, descending=True, stable=True)
+        score, order = score[:, :n], order[:, :n]
 
     def per_cell(values: list[Tensor]) -> Tensor:
         return torch.cat(values)[order].flatten()
@@ -301,7 +310,7 @@ def gather_windows_backward(
         table.index_put_((index,), values, accumulate=True)
     else:
         table.index_add_(0, index, values)
-    tables = table.to(grad.dtype)[:-1].split(pixels)
+    tables = apart(table.to(grad.dtype)[:-1], pixels, dim=0)
     gradients = [
         t.view(batch, h, w, channels).permute(0, 3, 1, 2) for t, h, w in zip(tables, heights, widths, strict=True)
     ]

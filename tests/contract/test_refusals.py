@@ -1,4 +1,4 @@
-"""What the ops refuse: the message names the argument, what it must be, and what came."""
+"""What the ops refuse, with the same text on every backend: the argument's name, what it must be, what came."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import sharpmask_kernels as kernels
-from sharpmask_kernels import Windows
+from sharpmask_kernels import Windows, dispatch
+
+from .subjects import Subject, all_subjects, each, missing
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.Tensor:
@@ -81,7 +83,6 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("refine", {"padding_mode": "reflect"}, "padding_mode must be one of 'zeros', 'replicate', got 'reflect'"),
     ("add_upsample", {"padding_mode": "same"}, "padding_mode must be one of 'zeros', 'replicate', got 'same'"),
     ("refine_windows", {"padding_mode": "x"}, "padding_mode must be one of 'zeros', 'replicate', got 'x'"),
-    *((op, {"backend": "none"}, "backend must be one of 'reference', got 'none'") for op in VALID if op[0] != "t"),
     # Maps: rank, kind, emptiness.
     ("merge_upsample", {"skip": zeros(3, 4, 5)}, "skip must be of shape (B, Ks, H, W), got (3, 4, 5)"),
     ("refine", {"feature": zeros(1)}, "feature must be of shape (B, Kf, H, W), got (1,)"),
@@ -327,25 +328,81 @@ NO_TENSORS = [
 ]
 
 
-@pytest.mark.parametrize("op", VALID)
-def test_the_valid_arguments_are_valid(op: str) -> None:
-    getattr(kernels, op)(**VALID[op]())
+def on_each_backend(cases: list[tuple[str, dict[str, Any], str]]) -> Any:
+    """Parametrises ``call``, ``changed`` and ``message``; the call has its backend."""
+    parameters = []
+    for op, changed, message in cases:
+        subjects = [s for s in all_subjects([op]) if s.device == "cpu"] if op in dispatch.OPS else [None]
+        for subject in subjects:
+            name = f"{op}-{subject.backend if subject else 'all'}-{message[:40]}"
+            marks = (
+                pytest.mark.skip(reason=f"backend: {missing(subject.backend)}")
+                if subject and missing(subject.backend)
+                else ()
+            )
+            parameters.append(pytest.param(subject or getattr(kernels, op), op, changed, message, id=name, marks=marks))
+    return pytest.mark.parametrize(("subject", "op", "changed", "message"), parameters)
 
 
-@pytest.mark.parametrize(("op", "changed", "message"), CASES, ids=[f"{op}-{m[:40]}" for op, _, m in CASES])
-def test_refusal(op: str, changed: dict[str, Any], message: str) -> None:
+@on_each_backend([(op, {}, "") for op in VALID])
+def test_the_valid_arguments_are_valid(subject: Any, op: str, changed: dict[str, Any], message: str) -> None:
+    subject(**VALID[op]())
+
+
+@on_each_backend(CASES)
+def test_refusal(subject: Any, op: str, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        getattr(kernels, op)(**VALID[op]() | changed)
+        subject(**VALID[op]() | changed)
 
 
-@pytest.mark.parametrize(("op", "changed", "message"), NO_TENSORS)
-def test_what_is_no_tensor(op: str, changed: dict[str, Any], message: str) -> None:
+@on_each_backend(NO_TENSORS)
+def test_what_is_no_tensor(subject: Any, op: str, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=re.escape(message)):
-        getattr(kernels, op)(**VALID[op]() | changed)
+        subject(**VALID[op]() | changed)
 
 
-def test_a_refused_out_is_not_written() -> None:
+@each("refine_windows")
+def test_a_refused_out_is_not_written(subject: Subject) -> None:
     out = torch.full((2, 16, 16), 7.0)
     with pytest.raises(ValueError):
-        kernels.refine_windows(**VALID["refine_windows"]() | {"out": out, "windows": windows(3)})
+        subject(**VALID["refine_windows"]() | {"out": out, "windows": windows(3)})
     assert (out == 7).all()
+
+
+@pytest.mark.parametrize("op", dispatch.OPS)
+def test_a_backend_that_there_is_not(op: str) -> None:
+    names = ", ".join(map(repr, dispatch.BACKENDS))
+    with pytest.raises(ValueError, match=re.escape(f"backend must be one of {names}, got 'none'")):
+        getattr(kernels, op)(**VALID[op](), backend="none")
+
+
+LACKING = [(op, name) for op in dispatch.OPS for name in dispatch.BACKENDS if not dispatch.has(name, op)]
+
+
+@pytest.mark.parametrize(("op", "backend"), LACKING)
+def test_a_backend_without_the_op(op: str, backend: str) -> None:
+    those = ", ".join(repr(name) for name in dispatch.BACKENDS if dispatch.has(name, op))
+    message = f"backend must be one that has {op} ({those}), got {backend!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        getattr(kernels, op)(**VALID[op](), backend=backend)
+
+
+def as_double(x: Any) -> Any:
+    if isinstance(x, torch.Tensor) and x.is_floating_point():
+        return x.double()
+    if isinstance(x, list | tuple) and not isinstance(x, Windows):
+        return type(x)(as_double(y) for y in x)
+    return x
+
+
+@each()
+def test_double_precision_is_taken_or_refused(subject: Subject) -> None:
+    arguments = {name: as_double(x) for name, x in VALID[subject.op]().items()}
+    if subject.takes(torch.float64):
+        subject(**arguments)
+    else:
+        message = (
+            f"of dtype torch.float32, torch.float16 or torch.bfloat16 on backend {subject.backend!r}, got torch.float64"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            subject(**arguments)

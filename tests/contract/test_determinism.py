@@ -1,0 +1,54 @@
+"""The same bits run after run, forward and backward; of a backend's own kernels, for any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from .inputs import SCATTERED, Cascade, Random, arguments, channels_last, windows_at
+from .subjects import REFINEMENT, Subject, each
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def outcome(subject: Subject) -> list[Tensor]:
+    """Output and gradients of one call."""
+    size = (2, 7, 9) if subject.interpreted else (4, 33, 41)
+    random = Random(torch.float32, seed=5, device=subject.device)
+    if subject.op in REFINEMENT:
+        inputs = [x.requires_grad_() for x in arguments(subject.op, random, size, (5, 4, 3))]
+        out = subject(*inputs)
+    elif subject.op == "gather_windows":
+        inputs = [random(2, 3, *size[1:]).requires_grad_(), channels_last(random(2, 3, 9, 5)).requires_grad_()]
+        windows = windows_at(*SCATTERED * (3 if subject.interpreted else 30), device=subject.device)
+        out = subject(inputs, windows, 4)
+    elif subject.op == "refine_windows":
+        return [Cascade(torch.float32, device=subject.device, count=70)(backend=subject.backend)]
+    else:
+        encoded = subject(random(5, 32, 32), windows_at(*SCATTERED[:5], device=subject.device), (70, 90), [0.5, 1.0])
+        return [torch.tensor(list(rle["counts"])) for rle in encoded]
+    return [out.detach(), *torch.autograd.grad(out, inputs, random(*out.shape))]
+
+
+@each()
+def test_the_same_bits_again(subject: Subject) -> None:
+    first = outcome(subject)
+    for _ in range(1 if subject.interpreted else 5):
+        assert all(torch.equal(x, y) for x, y in zip(outcome(subject), first, strict=True))
+
+
+@each(own=True)
+@pytest.mark.usefixtures("threads")
+def test_the_same_bits_for_any_number_of_threads(subject: Subject) -> None:
+    first = outcome(subject)
+    for count in (1, 2, 3, 5):
+        torch.set_num_threads(count)
+        assert all(torch.equal(x, y) for x, y in zip(outcome(subject), first, strict=True))
