@@ -64,12 +64,12 @@ def gather_windows(
 ) -> Tensor:
     batch, channels = maps[0].shape[:2]
     memory_format = layout.memory_format(*maps)
-    out = layout.empty((len(image), channels, size, size), maps[0], memory_format)
+    out = layout.empty((image.shape[0], channels, size, size), maps[0], memory_format)
     # Held until the call is over: their addresses are.
     windows = [x.contiguous() for x in (image, scale, row, col)]
     native().gather_windows(
         [(m.data_ptr(), m.shape[2], m.shape[3], *m.stride()) for m in maps],
-        (len(image), *(x.data_ptr() for x in windows)),
+        (image.shape[0], *(x.data_ptr() for x in windows)),
         batch,
         channels,
         size,
@@ -105,7 +105,7 @@ def gather_windows_backward(
         grad.data_ptr(),
         grad.stride(),
         DTYPES[grad.dtype],
-        (len(image), *(x.data_ptr() for x in windows)),
+        (image.shape[0], *(x.data_ptr() for x in windows)),
         batch,
         channels,
         size,
