@@ -22,7 +22,8 @@ def fault(request: pytest.FixtureRequest) -> Any:
     name = request.config.getoption("--fault")
     with pytest.MonkeyPatch.context() as patch:
         if name:
-            faults.FAULTS[name](patch)
+            plant, _ = faults.FAULTS[name]
+            plant(patch)
         yield
 
 
