@@ -350,7 +350,7 @@ def pixel_index(
 
 
 def first_cell(cell: Tensor, step: int) -> Tensor:
-    limit = FAR // step
+    limit = FAR // step + 1
     return cell.clamp(-limit, limit) * step
 
 
