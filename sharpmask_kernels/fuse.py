@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import inspect
 import linecache
@@ -98,10 +99,14 @@ class _Fused(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         recipe: Any = super().__reduce_ex__(protocol)
+        if recipe[0] is not copyreg.__newobj__ or not isinstance(recipe[2], dict):  # type: ignore[attr-defined]
+            return recipe  # the user's own way
         state = {name: value for name, value in recipe[2].items() if name != "_is_fused"}
         return object.__new__, (self._plain_class,), state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        if theirs := getattr(super(), "__deepcopy__", None):
+            return theirs(memo)
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         recipe: Any = super().__reduce_ex__(4)
@@ -126,12 +131,43 @@ _adapted_class = functools.cache(_subclass)
 
 
 @dataclass(frozen=True)
+class _Part:
+    """A module that generated code does not call, as it was when the code was generated."""
+
+    path: tuple[str, ...]  # from the fused module, which is its own first part
+    kind: type[nn.Module]
+    options: tuple[str, ...]
+    values: tuple[object, ...]
+
+    def is_unchanged(self, root: nn.Module) -> bool:
+        """Whether the code still holds: no hooks have come since, no parametrization, no other options."""
+        module: nn.Module = functools.reduce(getattr, self.path, root)
+        if self.path and (type(module) is not self.kind or customized(module)):
+            return False
+        return tuple(getattr(module, option, None) for option in self.options) == self.values
+
+
+def _part(path: str, module: nn.Module) -> _Part:
+    options = tuple(name for name, value in vars(module).items() if name not in _MODULE_STATE and _is_plain(value))
+    values = tuple(vars(module)[name] for name in options)
+    return _Part(tuple(filter(None, path.split("."))), type(module), options, values)
+
+
+_MODULE_STATE = frozenset(vars(nn.Module()))
+
+
+def _is_plain(value: object) -> bool:
+    items = value if isinstance(value, tuple) else (value,)
+    return all(item is None or isinstance(item, (bool, int, float, str)) for item in items)
+
+
+@dataclass(frozen=True)
 class _Plan:
-    """Code for calls that give exactly these arguments, and the parts that it does not call, as they were."""
+    """Code for calls that give exactly these arguments."""
 
     given: frozenset[str]
     source: str
-    parts: tuple[tuple[tuple[str, ...], tuple[object, ...]], ...]
+    parts: tuple[_Part, ...]
     globals: dict[str, Any] = field(compare=False)
 
 
@@ -149,10 +185,8 @@ def _planned_class(base: Any, plans: tuple[_Plan, ...]) -> type[nn.Module]:
         if code is None or len(args) > len(names) or not self._is_fused or any(map(_lacks, given.values())):
             return base.forward(self, *args, **kwargs)
         run, parts = code
-        for path, expected in parts:
-            part = functools.reduce(getattr, path, self)
-            if _form(part) != expected:
-                return base.forward(self, *args, **kwargs)
+        if not all(part.is_unchanged(self) for part in parts):
+            return base.forward(self, *args, **kwargs)
         return run(self, **given)
 
     return _subclass(base, forward)
@@ -174,16 +208,6 @@ def _compile(base: type[nn.Module], plan: _Plan) -> Forward:
     return namespace["forward"]
 
 
-def _form(module: nn.Module) -> tuple[object, ...]:
-    """What must stay as it was when the module was fused; hooks, other classes or options may come later."""
-    options: tuple[str, ...] = ()
-    if isinstance(module, nn.Conv2d):
-        options = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    elif isinstance(module, nn.Upsample):
-        options = ("size", "scale_factor", "mode", "align_corners")
-    return type(module), customized(module), *(getattr(module, option) for option in options)
-
-
 def _post_order(
     module: nn.Module, name: str = "", seen: set[nn.Module] | None = None
 ) -> Iterator[tuple[str, nn.Module]]:
@@ -200,7 +224,8 @@ def _join(*names: str) -> str:
 
 
 def _has_forward(module: nn.Module) -> bool:
-    return type(module).forward is not nn.Module.forward
+    # Static: a scripted module's is no function, and looking it up on the class fails.
+    return inspect.getattr_static(type(module), "forward") is not nn.Module.forward
 
 
 @dataclass
@@ -242,39 +267,40 @@ class _Run:
         """How to compute the module's calls, and the names of the chains found."""
         if "forward" in vars(module):
             raise TraceError("its forward was replaced on the object")
+        if isinstance(module, fx.GraphModule):
+            raise TraceError("it is a GraphModule, whose class torch.fx generates itself")
         plans: list[_Plan] = []
         found: list[str] = []
-        for given, graph in self.graphs(module):
+        for given, graph, single in self.traces(module):
             chains, missed = find(module, graph)
             if module not in self.missed or (chains and not plans):
                 self.missed[module] = missed
             if chains:
-                plans.append(self.rewritten(module, graph, chains, given))
+                plans.append(self.rewritten(module, graph, chains, given, single))
                 found += [chain.name for chain in chains]
         return tuple(plans), list(dict.fromkeys(found))
 
-    def graphs(self, module: nn.Module) -> list[tuple[list[str], fx.Graph]]:
+    def traces(self, module: nn.Module) -> list[tuple[list[str], fx.Graph, set[nn.Module]]]:
         """The module's forward with all its optional tensors, and with none: None is a branch of its own."""
         defaults = forward_parameters(type(module))
         required = [name for name, default in defaults.items() if default is inspect.Parameter.empty]
         optional = [name for name, default in defaults.items() if default is None]
-        graphs, errors = [], []
+        traces, errors = [], []
         for given in [required + optional, required] if optional else [required]:
             try:
-                graphs.append((given, trace(module, self.is_leaf, given)))
+                traces.append((given, *trace(module, self.is_leaf, given)))
             except Exception as error:
                 errors.append(error)
-        if not graphs:
+        if not traces:
             raise errors[0]
-        return graphs
+        return traces
 
-    def rewritten(self, module: nn.Module, graph: fx.Graph, chains: list[Chain], given: list[str]) -> _Plan:
-        involved = {owner for chain in chains for node in chain.nodes for owner in node.meta["owners"]}
-        try:
-            # What takes no part stays a call, so that hooks that come later run.
-            narrow = trace(module, lambda part: self.is_leaf(part) or part not in involved, given)
-        except Exception:
-            narrow = graph  # forward looks into a part's result, loops over its maps for instance
+    def rewritten(
+        self, module: nn.Module, graph: fx.Graph, chains: list[Chain], given: list[str], single: set[nn.Module]
+    ) -> _Plan:
+        # What takes no part stays a call, so that hooks that come later run.
+        calls = single - {owner for chain in chains for node in chain.nodes for owner in node.meta["owners"]}
+        narrow, _ = trace(module, lambda part: self.is_leaf(part) or part in calls, given)
         again, _ = find(module, narrow)
         if [chain.name for chain in again] == [chain.name for chain in chains]:
             graph, chains = narrow, again
@@ -282,8 +308,10 @@ class _Run:
         uncalled |= {owner for chain in chains for node in chain.nodes for owner in node.meta["owners"]}
         for chain in reversed(chains):  # a chain may take the result of one before it
             chain.replace(graph)
+        for node in graph.nodes:
+            node.type = None  # annotations may be names that only the user's file knows
         code = graph.python_code("self")
-        parts = tuple((tuple(n.split(".")), _form(part)) for n, part in module.named_modules() if part in uncalled)
+        parts = tuple(_part(name, part) for name, part in module.named_modules() if part in {module, *uncalled})
         return _Plan(frozenset(given), code.src, parts, code.globals)
 
     def report(self, name: str, module: nn.Module, *, covered: bool) -> None:

@@ -52,10 +52,13 @@ def forward_parameters(cls: type[nn.Module]) -> dict[str, Any]:
     return found
 
 
-def trace(root: nn.Module, is_leaf: Callable[[nn.Module], bool], given: Collection[str]) -> fx.Graph:
+def trace(
+    root: nn.Module, is_leaf: Callable[[nn.Module], bool], given: Collection[str]
+) -> tuple[fx.Graph, set[nn.Module]]:
     """The graph of ``root``'s forward called with the arguments ``given``, the others at their defaults.
 
-    ``node.meta["owners"]`` holds the modules whose call a node belongs to, outermost first, without the root.
+    ``node.meta["owners"]`` holds the modules whose call a node belongs to, outermost first, without the root. Also
+    gives the modules whose every call had one value as its result: as leaves they would look the same to forward.
     Raises TraceError, or whatever forward raises when it meets a proxy.
     """
     graphs = []
@@ -66,10 +69,11 @@ def trace(root: nn.Module, is_leaf: Callable[[nn.Module], bool], given: Collecti
             for module in root.modules():
                 module.training = training  # not train(): models override it, to freeze parts or to return nothing
             with torch.set_grad_enabled(not training), _autocast(training):
-                graphs.append(_Tracer(is_leaf, given).trace(root))
+                tracer = _Tracer(is_leaf, given)
+                graphs.append(tracer.trace(root))
     if str(graphs[0]) != str(graphs[1]):
-        raise TraceError("its forward differs between training and evaluation")
-    return graphs[0]
+        raise TraceError("its forward depends on the training, gradient or autocast mode")
+    return graphs[0], tracer.called - tracer.unpacked
 
 
 class _Proxy(fx.Proxy):
@@ -117,6 +121,8 @@ class _Tracer(fx.Tracer):
         self.is_leaf = is_leaf
         self.given = given
         self.owners: list[nn.Module] = []
+        self.called: set[nn.Module] = set()
+        self.unpacked: set[nn.Module] = set()
         self.context = _context()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -134,10 +140,12 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.owners.append(m)
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        finally:
-            self.owners.pop()
+        result = super().call_module(m, forward, args, kwargs)
+        self.owners.pop()
+        self.called.add(m)
+        if type(result) is not _Proxy:
+            self.unpacked.add(m)
+        return result
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _context() != self.context:

@@ -230,7 +230,8 @@ def test_a_deep_copy_is_fused_and_independent() -> None:
         for p in twin.parameters():
             p.zero_()
     assert ops_of(twin, *image) == ops_of(model, *image) == THEIR_OPS
-    assert twin(*image).abs().max() == 0 < model(*image).abs().max()
+    assert twin(*image).abs().max() == 0
+    assert set(map(id, twin.parameters())).isdisjoint(map(id, model.parameters()))
 
 
 def test_a_pickle_holds_the_plain_model() -> None:
@@ -241,6 +242,7 @@ def test_a_pickle_holds_the_plain_model() -> None:
     file.seek(0)
     for loaded in (torch.load(file, weights_only=False), pickle.loads(pickle.dumps(model))):
         assert type(loaded) is TheirModel and type(loaded.dec.deep) is Block
+        assert vars(loaded.dec.deep).keys() == vars(their_model().dec.deep).keys()
         torch.testing.assert_close(results(loaded, *image), results(model, *image), **SAME)
         assert int(fuse(loaded)) == 3
 
@@ -291,10 +293,11 @@ class Level(nn.Module):
         self.relu = parts.pop("relu", F.relu)
         self.cat = parts.pop("cat", lambda skip, mask: torch.cat([skip, mask], 1))
         self.up = parts.pop("up", lambda x: F.interpolate(x, scale_factor=2))
+        self.gain = 1.0
         assert not parts
 
     def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
-        return self.up(self.relu(self.merge(self.cat(self.relu(self.skip(feature)), mask))))
+        return self.up(self.relu(self.merge(self.cat(self.relu(self.skip(feature)), mask * self.gain))))
 
 
 SPELLINGS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -355,6 +358,13 @@ class SkipUsedTwice(Level):
         return F.interpolate(merged, scale_factor=2) + skip.mean()
 
 
+class SkipTwice(Level):
+    def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
+        skip = F.relu(self.skip(feature))
+        both = torch.cat([skip, skip], 1)
+        return F.interpolate(F.relu(self.merge(both)), scale_factor=2) + mask.mean()
+
+
 class FeatureOverwritten(Level):
     def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
         feature = feature * 2
@@ -367,6 +377,10 @@ def test_a_skip_that_others_need_is_theirs() -> None:
     check_fused(SkipUsedTwice().double(), maps(4, 2), ["merge_upsample"])
 
 
+def test_a_map_joined_to_itself_is_no_skip() -> None:
+    check_fused(SkipTwice(merge=nn.Conv2d(6, 2, 3, padding=1)).double(), maps(4, 2), ["merge_upsample"])
+
+
 def test_a_feature_overwritten_is_read_in_time() -> None:
     model, inputs = FeatureOverwritten().double(), maps(4, 2)
     with torch.no_grad():  # in training PyTorch itself refuses it
@@ -374,6 +388,35 @@ def test_a_feature_overwritten_is_read_in_time() -> None:
         assert int(fuse(model)) == 1
         torch.testing.assert_close(model(*inputs), expected, **SAME)
     assert ops_of(model, *inputs) == ["merge_upsample"]
+
+
+def test_parts_that_give_none_or_lists_are_looked_into() -> None:
+    class Aux(nn.Module):
+        def forward(self, feature: Tensor) -> Tensor | None:
+            return None
+
+    class Halves(nn.Module):
+        def forward(self, feature: Tensor) -> list[Tensor]:
+            return [feature[:, :2], feature[:, 2:]]
+
+    class Whole(Level):
+        def __init__(self) -> None:
+            super().__init__(relu=nn.ReLU())
+            self.aux = Aux()
+            self.halves = Halves()
+            self.pool = nn.Sequential(nn.AvgPool2d(1))
+
+        def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
+            if (aux := self.aux(feature)) is not None:
+                feature = feature + aux
+            halves = [half for half in self.halves(feature) if half is not None]
+            return super().forward(self.pool(torch.cat(halves[::-1], 1)), mask)
+
+    model, calls = Whole().double(), []
+    check_fused(model, maps(4, 2), ["refine"])
+    model.pool.register_forward_hook(lambda *_: calls.append(1))  # of a part called as it is
+    assert ops_of(model, *maps(4, 2)) == ["refine"]
+    assert len(calls) == 1
 
 
 def test_one_convolution_in_two_places() -> None:
@@ -516,6 +559,15 @@ class SumOverwrites(Sum):
         return F.interpolate(F.relu(total), scale_factor=2) + alias.mean()
 
 
+class Doubled(Sum):
+    def __init__(self) -> None:
+        super().__init__(torch.add)
+
+    def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
+        x = self.vertical(mask)
+        return F.interpolate(F.relu(x + x), scale_factor=2)
+
+
 class Three(Level):
     def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
         joined = torch.cat([self.skip(feature), mask[:, :1], mask[:, 1:]], 1)
@@ -632,6 +684,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "horizontal",
         "'horizontal' has kernel_size (1, 1), not (3, 3)",
     ),
+    "a convolution twice": (Doubled, "", "the sum is of one convolution with itself"),
     "three": (Three, "merge", "the concatenation is of 3 tensors, not of 2"),
     "another dimension": (
         lambda: Level(
@@ -662,6 +715,16 @@ def test_what_is_not_the_same_is_left(kind: str) -> None:
 class DependsOnMode(Level):
     def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
         return super().forward(feature, F.dropout(mask, 0.5, self.training))
+
+
+class DependsOnAutocast(Level):
+    def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(feature, mask.float() if torch.is_autocast_enabled("cpu") else mask)
+
+
+class DependsOnGradients(Level):
+    def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(feature, mask * 2 if torch.is_grad_enabled() else mask)
 
 
 class AsksForType(Level):
@@ -737,7 +800,9 @@ def own_forward() -> Level:
 
 
 UNTRACED: dict[Callable[[], nn.Module], str] = {
-    DependsOnMode: "its forward differs between training and evaluation",
+    DependsOnMode: "its forward depends on the training, gradient or autocast mode",
+    DependsOnAutocast: "its forward depends on the training, gradient or autocast mode",
+    DependsOnGradients: "its forward depends on the training, gradient or autocast mode",
     AsksForType: "its forward asks for the type of a value",
     AsksWhetherTensor: "its forward asks for the type of a value",
     Branches: "symbolically traced variables cannot be used as inputs to control flow",
@@ -766,6 +831,28 @@ def test_what_a_trace_cannot_say_is_left(make: Callable[[], nn.Module]) -> None:
     assert seen is None or module.seen == seen == []
 
 
+def test_generated_modules_are_left() -> None:
+    level = torch.fx.symbolic_trace(Level())
+    assert fuse(level).left == {"": "cannot be traced: it is a GraphModule, whose class torch.fx generates itself"}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_scripted_parts_are_called_as_they_are() -> None:
+    class Scripted(Level):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()))
+
+        def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(self.before(feature), mask)
+
+    model, inputs = Scripted().double(), maps(4, 2)
+    expected = results(model, *inputs)
+    assert int(fuse(model)) == 1
+    assert ops_of(model, *inputs) == ["refine"]
+    torch.testing.assert_close(results(model, *inputs), expected, **SAME)
+
+
 def test_only_the_innermost_is_named() -> None:
     model = nn.ModuleDict({"a": Branches()})
     outer = Branches()
@@ -773,6 +860,25 @@ def test_only_the_innermost_is_named() -> None:
     assert fuse(outer).left == {
         "inner.0": "cannot be traced: symbolically traced variables cannot be used as inputs to control flow"
     }
+
+
+def test_a_part_that_cannot_be_traced_is_called_as_it_is() -> None:
+    class Whole(Level):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = Branching()
+
+        def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(self.part(feature), mask)
+
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.shape[0] > 1 else x * 2
+
+    model = Whole().double()
+    assert check_fused(model, maps(4, 2), ["refine"]).left == {}
+    feature, mask = (m[:1] for m in maps(4, 2))
+    torch.testing.assert_close(model(feature, mask), Whole.forward(model, feature, mask), **SAME)
 
 
 # A fused module runs the user's own forward where the trace would not hold.
@@ -788,6 +894,22 @@ def test_an_absent_tensor_takes_the_users_branch() -> None:
     torch.testing.assert_close(block(feature), plain(feature), rtol=0, atol=0)
     torch.testing.assert_close(block(encoded=feature, coarse=None), plain(feature), rtol=0, atol=0)
     torch.testing.assert_close(block(feature, coarse=mask), plain(feature, mask), **SAME)
+
+
+class WithLoss(Level):
+    def forward(self, feature: Tensor, mask: Tensor, target: Tensor | None = None) -> Tensor:
+        found = super().forward(feature, mask)
+        return found if target is None else F.mse_loss(found, target)
+
+
+def test_an_optional_tensor_is_fused_both_ways() -> None:
+    level = WithLoss().double()
+    plain = copy.deepcopy(level)
+    assert len(fuse(level).swapped) == 1
+    feature, mask, target = *maps(4, 2), *maps(2, size=(10, 8))
+    for arguments in ((feature, mask), (feature, mask, target), (feature, mask, None)):
+        assert ops_of(level, *arguments) == ["refine"]
+        torch.testing.assert_close(level(*arguments), plain(*arguments), **SAME)
 
 
 class Optional(Level):
@@ -829,6 +951,7 @@ CHANGES: dict[str, Callable[[Level], Any]] = {
     "another form": lambda level: setattr(level, "merge", nn.Conv2d(5, 2, 3, padding=2, dilation=2).double()),
     "replaced forward": lambda level: setattr(level.relu, "forward", torch.sigmoid),
     "upsampling": lambda level: setattr(level.up, "mode", "bilinear"),
+    "own option": lambda level: setattr(level, "gain", 3.0),
 }
 
 
