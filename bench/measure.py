@@ -1,0 +1,133 @@
+"""One workload made ready: inputs, the expected result, and functions to be timed, each checked first."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pycocotools import mask as coco
+from torch import Tensor
+
+from .peers import EAGER, Contestant, Function
+from .plain import Plain
+from .workloads import Workload
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+INPUT_SETS = 3
+"""Taken in turn, so that no call finds in the cache all that the one before has read."""
+
+# Largest error allowed of a result and of a gradient, as a share of the tensor expected, in the 2-norm. Gradients add
+# over up to 200,000 cells; and rounding decides whether ReLU lets an activation near 0 through, with its whole gradient.
+TOLERANCE = {
+    torch.float64: (1e-12, 1e-10),  # sums of up to 9 * 1024 products
+    torch.float32: (1e-5, 1e-3),  # the same
+    torch.float16: (4e-3, 2e-2),  # a few intermediate results, each rounded to 2^-11
+    torch.bfloat16: (3e-2, 5e-2),  # the same with 2^-8
+}
+
+ENCODING_TOLERANCE = 1e-3
+"""Pixels that may differ, as a share of the foreground: samples within rounding of the threshold."""
+
+
+class WrongResult(AssertionError):
+    """A contestant does not compute what plain PyTorch does; it must not be timed."""
+
+
+class Setting:
+    """A workload on one device in one dtype."""
+
+    def __init__(self, workload: Workload, dtype: torch.dtype, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.name, self.training = workload.name, workload.training
+        self.module = workload.module(device).to(device, dtype).requires_grad_(self.training)
+        sets = [workload.inputs(torch.randn) for _ in range(INPUT_SETS)]
+        self.sets = [tuple(x.to(device, dtype) for x in inputs) for inputs in sets]
+        expected = self.module(*self.sets[0])
+        self.gradient = torch.randn(expected.shape).to(device, dtype) if self.training else None
+        self.expected = self._outcome(self.module, self.module, self._ready(self.sets[0], EAGER))
+
+    def runner(self, contestant: Contestant, first: int = 0) -> Callable[[], None]:
+        """A function that runs ``contestant`` once, on the next inputs, the first time on set ``first``.
+
+        Raises :class:`WrongResult` if its result is not that of plain PyTorch.
+        """
+        module = copy.deepcopy(self.module).to(memory_format=_memory_format(contestant))
+        sets = [self._ready(inputs, contestant) for inputs in self.sets]
+        function = contestant.prepare(module, sets[0])
+        self._check(contestant, self._outcome(function, module, sets[0]))
+        upcoming = itertools.islice(itertools.cycle(sets), first, None)
+        parameters, gradient = list(module.parameters()), self._gradient(contestant)
+        synchronize = torch.cuda.synchronize if self.sets[0][0].is_cuda else lambda: None
+
+        def forward() -> None:
+            function(*next(upcoming))
+            synchronize()
+
+        def forward_and_backward() -> None:
+            inputs = next(upcoming)
+            # A map that no window is on has no gradient in plain PyTorch.
+            torch.autograd.grad(function(*inputs), [*inputs, *parameters], gradient, allow_unused=True)
+            synchronize()
+
+        return forward_and_backward if self.training else forward
+
+    def _ready(self, inputs: tuple[Tensor, ...], contestant: Contestant) -> tuple[Tensor, ...]:
+        """The inputs in the contestant's memory format, to be differentiated if training."""
+        formatted = (x.contiguous(memory_format=_memory_format(contestant)) if x.ndim == 4 else x for x in inputs)
+        return tuple(x.detach().requires_grad_(self.training) for x in formatted)
+
+    def _gradient(self, contestant: Contestant) -> Tensor | None:
+        """The gradient of the result, in the contestant's memory format."""
+        return None if self.gradient is None else self._ready((self.gradient,), contestant)[0].detach()
+
+    def _outcome(self, function: Function, module: Plain, inputs: tuple[Tensor, ...]) -> list[Any]:
+        """The result and, if training, all gradients."""
+        result = function(*inputs)
+        if not self.training:
+            return [result]
+        leaves = [*inputs, *module.parameters()]
+        return [result.detach(), *torch.autograd.grad(result, leaves, self.gradient, materialize_grads=True)]
+
+    def _check(self, contestant: Contestant, found: list[Any]) -> None:
+        for i, (ours, theirs) in enumerate(zip(found, self.expected, strict=True)):
+            allowed = ENCODING_TOLERANCE
+            if isinstance(theirs, Tensor):
+                allowed = TOLERANCE[self.sets[0][0].dtype][i > 0]
+            off = error(ours, theirs)
+            if not off <= allowed:
+                what = f"gradient {i}" if i else "result"
+                raise WrongResult(
+                    f"{contestant.name} differs from plain PyTorch on {self.name}, so it is not timed: "
+                    f"{what} off by {off:.1e}, allowed {allowed:.0e}"
+                )
+
+
+def _memory_format(contestant: Contestant) -> torch.memory_format:
+    return torch.channels_last if contestant.channels_last else torch.contiguous_format
+
+
+def error(found: Any, expected: Any) -> float:
+    """The difference as a share of ``expected``: of tensors in the 2-norm, of run lengths in pixels."""
+    if not isinstance(expected, Tensor):
+        both = [torch.from_numpy(coco.decode(masks)) for masks in (found, expected)]
+        return float((both[0] != both[1]).sum() / both[1].sum().clamp(min=1))
+    if found.shape != expected.shape:
+        return float("inf")
+    # float64 holds the squares of all dtypes. NaN compares as different from everything.
+    difference = torch.linalg.vector_norm(found.double() - expected.double())
+    return float(difference / torch.linalg.vector_norm(expected.double()).clamp(min=1e-30))
+
+
+def trace(run: Callable[[], None], folder: Path, name: str) -> Path:
+    """Writes what torch.profiler sees of one run, for chrome://tracing or https://ui.perfetto.dev; returns the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name.replace(' ', '-')}.json"
+    with torch.profiler.profile() as profiler:
+        run()
+    profiler.export_chrome_trace(str(path))
+    return path

@@ -1,0 +1,58 @@
+"""What ``pytest bench`` and ``python -m bench.compare`` share: options, what to measure, and the words around it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .machine import describe
+from .measure import DTYPES, Setting
+from .peers import PEERS, Contestant, contestants
+from .workloads import FULL, SMALL, Workload, workloads
+
+
+def add_options(add: Callable[..., Any]) -> None:
+    """``add`` is the ``add_argument`` of argparse or the ``addoption`` of pytest."""
+    add("--small", action="store_true", help="batch 2, ten windows, a small photo: to try the bench, not the ops")
+    add("--dtype", choices=list(DTYPES), default="fp32", help="of maps and parameters (default: %(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add("--threads", type=int, help="CPU threads of PyTorch and the ops (default: PyTorch's choice)")
+    add("--peer", choices=list(PEERS), action="append", default=[], help="also measure this; may be repeated")
+    add("--profile", type=Path, metavar="DIR", help="also write a torch.profiler trace of everyone measured there")
+
+
+class Case(NamedTuple):
+    """A workload, who is measured on it, and who is left out, and why."""
+
+    workload: Workload
+    contestants: list[Contestant]
+    left_out: dict[str, str]
+
+
+def cases(options: Namespace) -> list[Case]:
+    """All there is to measure. Sets PyTorch up for it, too."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # All compute in the dtype they are asked for; TF32 has the range of fp32, not its precision.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    kind = DTYPES[options.dtype], torch.device(options.device)
+    sizes = SMALL if options.small else FULL
+    return [Case(workload, *contestants(workload, *kind, options.peer)) for workload in workloads(sizes)]
+
+
+def setting(case: Case, options: Namespace) -> Setting:
+    return Setting(case.workload, DTYPES[options.dtype], torch.device(options.device))
+
+
+def header(options: Namespace, cases: list[Case]) -> dict[str, str]:
+    """What has to stand over any time."""
+    reasons = {
+        f"left out of {case.workload.op}": "; ".join(f"{name}: {reason}" for name, reason in case.left_out.items())
+        for case in cases
+        if case.left_out
+    }
+    return {**describe(), "dtype and device": f"{options.dtype} on {options.device}", **reasons}
