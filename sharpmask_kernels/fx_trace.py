@@ -76,7 +76,7 @@ def trace(
     return graphs[0], tracer.called - tracer.unpacked
 
 
-class _Proxy(fx.Proxy):
+class Proxy(fx.Proxy):
     """Stands for a value; refuses the question for its type, which it would answer wrongly."""
 
     @property
@@ -101,11 +101,11 @@ def _record_in_place(name: str) -> Callable[[Any, Any], Any]:
     def function(x: Any, y: Any) -> Any:
         return operation(x, y)
 
-    def method(self: _Proxy, other: Any) -> Any:
+    def method(self: Proxy, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     function.__name__ = function.__qualname__ = f"{name}_"
-    setattr(_Proxy, f"__i{name}__", method)
+    setattr(Proxy, f"__i{name}__", method)
     return function
 
 
@@ -126,7 +126,7 @@ class _Tracer(fx.Tracer):
         self.context = _context()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self.is_leaf(m) or is_torch_layer(m)
@@ -143,7 +143,7 @@ class _Tracer(fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.owners.pop()
         self.called.add(m)
-        if type(result) is not _Proxy:
+        if type(result) is not Proxy:
             self.unpacked.add(m)
         return result
 

@@ -836,7 +836,7 @@ def test_generated_modules_are_left() -> None:
     assert fuse(level).left == {"": "cannot be traced: it is a GraphModule, whose class torch.fx generates itself"}
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripted_parts_are_called_as_they_are() -> None:
     class Scripted(Level):
         def __init__(self) -> None:
