@@ -84,9 +84,11 @@ class Proxy(fx.Proxy):
         frame = sys._getframe(1)
         while frame.f_globals.get("__name__") in ("abc", "typing") and frame.f_back:
             frame = frame.f_back
-        library = frame.f_globals.get("__name__", "").split(".")[0] == "torch"
-        if library and frame.f_code.co_name != "is_tensor":
+        package = frame.f_globals.get("__name__", "").split(".")[0]
+        if package == "torch" and frame.f_code.co_name != "is_tensor":
             return fx.Proxy
+        if package == __package__:
+            raise TraceError("its forward calls the ops itself")
         raise TraceError("its forward asks for the type of a value")
 
     @__class__.setter

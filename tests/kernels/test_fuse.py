@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from sharpmask_kernels import merge_upsample
 from sharpmask_kernels.fuse import FuseReport, fuse, register_adapter
 from sharpmask_kernels.modules import Refinement
 
@@ -737,6 +738,11 @@ class AsksWhetherTensor(Level):
         return super().forward(*((feature, mask) if torch.is_tensor(feature) else feature))
 
 
+class CallsOps(Level):
+    def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
+        return merge_upsample(self.skip(feature), mask, self.merge.weight, self.merge.bias)
+
+
 class Branches(Level):
     def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
         return super().forward(feature, mask if mask.shape[0] > 1 else mask * 2)
@@ -805,6 +811,7 @@ UNTRACED: dict[Callable[[], nn.Module], str] = {
     DependsOnGradients: "its forward depends on the training, gradient or autocast mode",
     AsksForType: "its forward asks for the type of a value",
     AsksWhetherTensor: "its forward asks for the type of a value",
+    CallsOps: "its forward calls the ops itself",
     Branches: "symbolically traced variables cannot be used as inputs to control flow",
     NoGrad: "its forward sets autocast or the gradient mode",
     FullPrecision: "its forward sets autocast or the gradient mode",
@@ -836,7 +843,7 @@ def test_generated_modules_are_left() -> None:
     assert fuse(level).left == {"": "cannot be traced: it is a GraphModule, whose class torch.fx generates itself"}
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_scripted_parts_are_called_as_they_are() -> None:
     class Scripted(Level):
         def __init__(self) -> None:
@@ -1038,8 +1045,6 @@ class OddHeir(Odd):
 
 
 def test_an_adapter_takes_its_class_alone() -> None:
-    from sharpmask_kernels import merge_upsample
-
     def forward(module: Odd, skip: Tensor, mask: Tensor) -> Tensor:
         return merge_upsample(skip, mask, module.merge.weight, module.merge.bias, upsample="nearest")
 
