@@ -14,17 +14,23 @@ from .functional import (
     refine_windows,
     topk_windows,
 )
+from .fuse import FuseReport, fuse, register_adapter
+from .modules import Refinement
 from .windows import Windows
 
 __all__ = [
+    "FuseReport",
+    "Refinement",
     "Windows",
     "add_upsample",
     "available_backends",
     "encode_windows",
+    "fuse",
     "gather_windows",
     "merge_upsample",
     "refine",
     "refine_windows",
+    "register_adapter",
     "topk_windows",
     "use_backend",
 ]

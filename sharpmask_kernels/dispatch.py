@@ -39,8 +39,10 @@ OPS = (
 
 
 class _State:
-    # A plain object: torch.compile guards on its attribute, where a ContextVar would break the graph.
-    preferences: tuple[str, ...] = tuple(filter(None, os.environ.get("SHARPMASK_BACKEND", "").split(",")))
+    """A plain object: torch.compile guards on its attribute, where a ContextVar would break the graph."""
+
+    def __init__(self) -> None:
+        self.preferences = tuple(filter(None, os.environ.get("SHARPMASK_BACKEND", "").split(",")))
 
 
 _state = _State()

@@ -194,7 +194,8 @@ def gather_windows(
     checks.at_least("size", size, 1)
     checks.at_least("step", step, 1)
     checks.windows(windows, maps[0].device, len(maps), maps[0].shape[0])
-    arguments = (maps, *windows[1:], size, step)
+    _, image, scale, row, col = windows
+    arguments = (maps, image, scale, row, col, size, step)
     if _exporting():
         return reference.gather_windows(*arguments)
     return _ops.gather_windows(*arguments, dispatch.choose("gather_windows", maps[0], backend))
@@ -237,7 +238,9 @@ def refine_windows(
     weights, biases = zip(*itertools.chain(*stages, [head]), strict=True)
     maps = list(itertools.chain(*horizontals))
     convs = [len(stage) for stage in stages]
-    arguments = (encoding, maps, *windows[1:], list(weights), list(biases), convs, upsample, padding_mode, threshold)
+    _, image, scale, row, col = windows
+    parameters = (list(weights), list(biases), convs, upsample, padding_mode, threshold)
+    arguments = (encoding, maps, image, scale, row, col, *parameters)
     with _as_cast(encoding, autocast):
         if _exporting():
             result = reference.cascade(*arguments)

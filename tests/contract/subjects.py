@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,7 +25,11 @@ class Subject(NamedTuple):
     device: str
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return getattr(kernels, self.op)(*arguments, **options, backend=self.backend)
+        return self.function(*arguments, **options)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        return functools.partial(getattr(kernels, self.op), backend=self.backend)
 
     @property
     def interpreted(self) -> bool:
