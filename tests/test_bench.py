@@ -1,0 +1,164 @@
+"""The bench runs, measures everyone there is, and times no wrong result."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sharpmask_kernels import dispatch
+from sharpmask_kernels.backends import reference
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Modules of bench, which is not installed."""
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # the bench changes it
+    return lambda name: importlib.import_module(f"bench.{name}")
+
+
+def test_compare(bench: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare = bench("compare")
+    assert compare.main(["--small", "--device=cpu", "--rounds=1", f"--profile={tmp_path}"]) == 0
+    header, *tables = re.split(r"\n\n(?=\w+, fp32: )", capsys.readouterr().out)
+    for line in ("torch  ", "triton  ", "numpy  ", "sharpmask  ", "CPU  ", "compiled by  ", "commit  "):
+        assert f"\n{line}" in f"\n{header}"
+    assert "torch threads" in header
+    assert [table.partition(",")[0] for table in tables] == list(dispatch.OPS)
+    for op, table in zip(dispatch.OPS, tables, strict=True):
+        rows = [re.split("  +", line) for line in table.splitlines()[2:] if line]
+        assert rows[0][:2] == ["", "eager"]
+        for backend in filter(lambda name: dispatch.has(name, op), dispatch.BACKENDS):
+            measured = backend in rows[0]
+            assert measured != bool(re.search(rf"left out of [^:]*\b{op}\b.*  {backend}: \w+", header))
+            assert measured or backend not in ("reference", "cpu")
+        for name, *cells in rows[1:]:
+            for contestant in rows[0][1:]:
+                assert json.loads((tmp_path / f"{op}-{name.replace(' ', '-')}-{contestant}.json").read_text())
+            assert len(cells) == len(rows[0]) - 1
+            assert re.fullmatch(r"[\d.]+ ms", cells[0])
+            assert all(re.fullmatch(r"\d+\.\d\d ± 0.00", cell) for cell in cells[1:])
+        with_gradients = sum(name.endswith(" training") for name, *_ in rows)
+        assert with_gradients == (len(rows) // 2 if hasattr(reference, f"{op}_backward") else 0)
+
+
+def nan(result: Any) -> Any:
+    return result * float("nan")
+
+
+def one_cell(result: Any) -> Any:
+    result[0][0, 0, 0, 0] += 1
+    return result
+
+
+def last_gradient(result: Any) -> Any:
+    result[-1].mul_(1.01)
+    return result
+
+
+def last_mask(result: Any) -> Any:
+    data, offsets = result
+    data[offsets[-2] + 1] ^= 1
+    return data, offsets
+
+
+@pytest.mark.parametrize(
+    ("function", "spoil"),
+    [
+        ("gather_windows", nan),
+        ("merge_upsample", one_cell),
+        ("refine_backward", last_gradient),
+        ("encode_windows", last_mask),
+    ],
+)
+def test_wrong_results_are_not_timed(
+    bench: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    function: str,
+    spoil: Callable[[Any], Any],
+) -> None:
+    compare = bench("compare")
+    right = getattr(reference, function)
+    monkeypatch.setattr(reference, function, lambda *arguments: spoil(right(*arguments)))
+    timed: list[int] = []
+    monkeypatch.setattr(compare, "interleaved", lambda runs, rounds: timed.append(1) or np.ones((len(runs), 1)))
+    assert compare.main(["--small", "--device=cpu", f"--op={function.removesuffix('_backward')}"]) == 1
+    assert "reference differs from plain PyTorch" in capsys.readouterr().err
+    assert len(timed) == function.endswith("_backward")  # forward only, before the gradients
+
+
+FAULT = """
+from sharpmask_kernels.backends import reference
+
+right = reference.gather_windows
+reference.gather_windows = lambda *arguments: right(*arguments).neg()
+"""
+
+
+def test_pytest_bench(tmp_path: Path) -> None:
+    """A few benchmarks, with a fault planted in one op of one backend."""
+    (tmp_path / "planted_fault.py").write_text(FAULT)
+    saved = tmp_path / "times.json"
+    command = [sys.executable, "-m", "pytest", "bench", "-p", "planted_fault", "-p", "no:cacheprovider"]
+    chosen = ["--benchmark-only", "--small", "--device=cpu", "-k", "add_upsample-level1 or gather_windows-stage1"]
+    quick = ["--benchmark-max-time=0.001", "--benchmark-min-rounds=1", f"--benchmark-json={saved}"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "250"}
+    done = subprocess.run([*command, *chosen, *quick], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    failed = re.findall(r"^FAILED .*\[(.*)\] - (.*)", done.stdout, re.MULTILINE)
+    assert {name.rpartition("0-")[2] for name, _ in failed} == {
+        f"{kind}-reference{layout}" for kind in ("forward", "training") for layout in ("", "-nhwc")
+    }
+    assert all("gather_windows-" in name and "WrongResult" in text for name, text in failed)
+
+    assert f"torch: {torch.__version__}" in done.stdout
+    times = json.loads(saved.read_text())
+    assert times["machine_info"]["bench"].keys() >= {"torch", "triton", "numpy", "cores", "compiled by", "commit"}
+    names = {benchmark["param"] for benchmark in times["benchmarks"]}
+    assert not names & {name for name, _ in failed}
+    assert names > {"add_upsample-level1-2x10x10-forward-eager", "add_upsample-level1-2x10x10-training-reference"}
+    assert "gather_windows-stage1-10x10x10-training-cpu-nhwc" in names
+    groups = {benchmark["group"] for benchmark in times["benchmarks"]}
+    assert {group.split()[0] for group in groups} == {"add_upsample", "gather_windows"}
+    assert len(groups) == 4
+
+
+def test_runs_are_interleaved(bench: Callable[[str], ModuleType]) -> None:
+    turns: list[str] = []
+    runs = [lambda name=name: turns.append(name) for name in "abc"]
+    times = bench("compare").interleaved(runs, 2)
+    assert "".join(turns) == "abc" * 3  # the first turn is not timed
+    assert [len(own) for own in times] == [2, 2, 2]
+
+
+def test_inputs_take_turns(bench: Callable[[str], ModuleType]) -> None:
+    measure, peers, workloads = (bench(name) for name in ("measure", "peers", "workloads"))
+    seen: list[torch.Tensor] = []
+
+    def prepare(module: Any, example: tuple[torch.Tensor, ...]) -> Any:
+        return lambda *inputs: seen.append(inputs[0]) or module(*inputs)
+
+    setting = measure.Setting(workloads.refinement("refine", 3, 2), torch.float32, torch.device("cpu"))
+    run = setting.runner(peers.Contestant("spy", prepare, channels_last=True), first=1)
+    for _ in range(2 * measure.INPUT_SETS):
+        run()
+    first = [x.data_ptr() for x in seen[1 : 1 + measure.INPUT_SETS]]  # the very first was the check
+    assert len(set(first)) == measure.INPUT_SETS
+    assert [x.data_ptr() for x in seen[1 + measure.INPUT_SETS :]] == first
+    assert seen[0].data_ptr() == first[-1]
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
