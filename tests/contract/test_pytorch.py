@@ -20,6 +20,9 @@ from sharpmask_kernels import Windows
 from .inputs import SCATTERED, Cascade, Random, arguments, channels_last, contiguous, sliced, windows_at
 from .subjects import REFINEMENT, Subject, each
 
+# From here on torch.compile guards on what the choice of a backend depends on, and counts windows as dynamic.
+GUARDS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+
 FORMATS = pytest.mark.parametrize("layout", [contiguous, channels_last, sliced])
 OPTIONS = {"upsample": "bilinear", "padding_mode": "replicate"}
 
@@ -240,9 +243,10 @@ def test_compile_cascade(subject: Subject) -> None:
         torch.testing.assert_close(fresh, expected[:count])
         torch.testing.assert_close(given_, expected[:count])
         torch.testing.assert_close(out, expected[:count])
-    assert counter.frame_count == 1
+    assert counter.frame_count == 1 if GUARDS else counter.frame_count <= 2
 
 
+@pytest.mark.skipif(not GUARDS, reason="torch.compile keeps the first choice before PyTorch 2.13")
 def test_a_preference_changed_later_is_seen_by_compiled_code() -> None:
     """The choice is constant within a graph; changing it compiles another."""
     counter = CompileCounterWithBackend("eager")
