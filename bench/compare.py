@@ -83,7 +83,7 @@ def cell(ratios: np.ndarray) -> str:
 
 
 def milliseconds(times: np.ndarray) -> str:
-    return f"{1e3 * np.median(times):.3g} ms"
+    return f"{1e3 * np.median(times):.2f} ms"
 
 
 def markdown(rows: list[list[str]]) -> str:

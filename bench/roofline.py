@@ -1,0 +1,163 @@
+"""What the refinement kernels have to do at the paper's shapes, what they do, and how fast a GPU could at best.
+
+FLOPs count a multiply-add as two and no padding. Least bytes: every map read or written once. Moved bytes: what the
+programs read and write of maps, each program's pixels once (taps of one program meet in its L1 cache), so borders that
+several programs read count several times; in truth most of those come from L2. Weights, which stay in L2, are counted
+once. The floor is the larger of least bytes over bandwidth and FLOPs over peak, from datasheets: no kernel was timed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+MOST_MOVED = 1.5
+"""Gate: bytes that merge_upsample may move, as a multiple of the least."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One refinement level of SharpMask (section 3.2; k = 32, 16, 8, 4): map side and channel counts."""
+
+    side: int
+    feature: int
+    skip: int
+    mask: int
+    out: int
+
+
+LEVELS = {
+    1: Level(10, 1024, 32, 32, 16),
+    2: Level(20, 512, 16, 16, 8),
+    3: Level(40, 256, 8, 8, 4),
+    4: Level(80, 64, 4, 4, 2),
+}
+BATCHES = (32, 256)
+
+# 16-bit tensor-core TFLOP/s (dense) and memory TB/s of the makers' datasheets (SXM and OAM forms).
+GPUS = {"A100": (312, 2.039), "H100": (989, 3.35), "MI300X": (1307, 5.3), "B200": (2250, 8.0)}
+
+PIXELS, COLS = 128, 16
+"""The tile of upsample.forward's first configuration."""
+
+FLAT, NARROW = 64, 64
+"""Pixels of a program of the flat kernels, and columns of a weight gradient's, in their first configurations."""
+
+
+def _span(first: int, last: int, side: int) -> int:
+    """Cells of [first, last] on a side."""
+    return max(0, min(last, side - 1) - max(first, 0) + 1)
+
+
+def tiled_pixels(side: int, halo: int = 1) -> int:
+    """Input pixels that the programs of upsample.forward read of one map, borders each time; ``halo``: bilinear."""
+    rows = PIXELS // (COLS + halo) - halo
+
+    def along(tile: int) -> int:
+        starts = range(0, side + halo, tile)
+        # Activations [start - halo, start + tile), cut to the map; their taps reach one further.
+        return sum(_span(max(s - halo, 0) - 1, min(s + tile, side) - 1 + 1, side) for s in starts)
+
+    return along(rows) * along(COLS)
+
+
+def flat_pixels(side: int, pixels: int = FLAT, rows: int = 1) -> float:
+    """Input pixels read per image where a program takes ``pixels`` in a row and ``rows`` rows around them."""
+    return side * side * (1 + 2 * rows * min(side, pixels + 1) / pixels)
+
+
+def weight_gradient_bytes(side: int, inputs: int, outputs: int, columns: int) -> float:
+    """Read per image by conv3x3.weight_gradient in 16 bit: each block of columns, taps by channels, reads its share."""
+    blocks = math.ceil(9 * inputs / columns)
+    sweeps = min(9, blocks) if inputs >= columns else 9 * inputs / columns
+    return 2 * (max(flat_pixels(side), side**2 * sweeps) * inputs + blocks * side**2 * outputs)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One op on one image in 16 bit."""
+
+    op: str
+    level: int
+    flops: float
+    least: float  # bytes of maps
+    moved: float
+    weights: float = 0  # bytes, once for the whole batch
+
+    def floor(self, gpu: str, batch: int) -> float:
+        """Microseconds."""
+        peak, bandwidth = GPUS[gpu]
+        return max(batch * self.flops / peak, (batch * self.least + self.weights) / bandwidth) / 1e6
+
+
+def conv_flops(cells: int, inputs: int, outputs: int) -> float:
+    return 2.0 * 9 * cells * inputs * outputs
+
+
+def works() -> Iterator[Work]:
+    for number, level in LEVELS.items():
+        joined, out, feature = level.skip + level.mask, level.out, level.feature
+        cells = level.side**2
+        bits = out * level.side * math.ceil(level.side / 8)
+        merge = conv_flops(cells, joined, out)
+        horizontal = conv_flops(cells, level.mask, out)
+        weights = 2 * 9 * joined * out
+        least = 2 * cells * (joined + 4 * out) + bits
+        moved = 2 * (tiled_pixels(level.side) * joined + cells * 4 * out) + bits
+        yield Work("merge_upsample", number, merge, least, moved, weights)
+        added = 2 * cells * (level.mask + 5 * out) + bits
+        taken = 2 * (tiled_pixels(level.side) * level.mask + cells * 5 * out) + bits
+        yield Work("add_upsample", number, horizontal, added, taken, weights / 2)
+
+        # Backward: gradient before the ReLU (written, then read by two kernels), then inputs, then weights.
+        back = 2 * cells * (4 * out + 2 * joined) + bits
+        before = 2 * (flat_pixels(level.side, 1024 // out, 0) * 4 * out + cells * out) + bits
+        inputs = 2 * (flat_pixels(level.side) * out + cells * joined)
+        gradient = weight_gradient_bytes(level.side, joined, out, NARROW)
+        yield Work("merge_upsample backward", number, 2 * merge, back, before + inputs + gradient, 2 * weights)
+
+        skip = conv_flops(cells, feature, level.skip)
+        first = 2 * 9 * feature * level.skip
+        yield Work(
+            "refine",
+            number,
+            merge + skip,
+            2 * cells * (feature + level.mask + level.skip + 4 * out) + bits,
+            2 * (flat_pixels(level.side) * feature + cells * level.skip) + moved,
+            weights + first,
+        )
+        deep = 2 * (2 * flat_pixels(level.side) * level.skip + cells * feature)  # dF, and d(skip) for it
+        deep += weight_gradient_bytes(level.side, feature, level.skip, 2 * NARROW)
+        yield Work(
+            "refine backward",
+            number,
+            2 * (merge + skip),
+            2 * cells * (2 * feature + 2 * level.mask + level.skip + 4 * out) + bits,
+            before + inputs + gradient + deep,
+            2 * (weights + first),
+        )
+
+
+def faults() -> list[str]:
+    found = [w for w in works() if w.op == "merge_upsample" and w.moved > MOST_MOVED * w.least]
+    return [f"{w.op} at level {w.level} moves {w.moved / w.least:.2f} times the least bytes" for w in found]
+
+
+def report(console: Console) -> None:
+    table = Table(title="Roofline, 16 bit")
+    table.add_column("op")
+    columns = ["level", "batch", "GFLOP", "least MB", "moved MB", "ratio", *(f"{gpu} floor, µs" for gpu in GPUS)]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for work in works():
+        for batch in BATCHES:
+            megabytes = [(batch * x + work.weights) / 1e6 for x in (work.least, work.moved)]
+            floors = [f"{work.floor(gpu, batch):.1f}" for gpu in GPUS]
+            cells = [f"{batch * work.flops / 1e9:.2f}", *(f"{m:.1f}" for m in megabytes)]
+            ratio = f"{work.moved / work.least:.2f}"
+            table.add_row(work.op, str(work.level), str(batch), *cells, ratio, *floors)
+    console.print(table)
