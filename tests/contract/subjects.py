@@ -33,8 +33,8 @@ class Subject(NamedTuple):
 
     @property
     def interpreted(self) -> bool:
-        """Whether the kernel runs line by line in Python, thousands of times slower than compiled."""
-        return self.backend == "triton" and self.device == "cpu"
+        """Whether the kernel is interpreted or its threads are emulated, thousands of times slower than compiled."""
+        return self.backend in ("triton", "cuda") and self.device == "cpu"
 
     def takes(self, dtype: torch.dtype) -> bool:
         return dispatch.module(self.backend).refusal(torch.device(self.device), dtype) is None

@@ -21,7 +21,7 @@ def threads() -> Iterator[None]:
 
 def outcome(subject: Subject) -> list[Tensor]:
     """Output and gradients of one call."""
-    size = (2, 7, 9) if subject.interpreted else (4, 33, 41)
+    size = (1, 5, 6) if subject.interpreted else (4, 33, 41)
     random = Random(torch.float32, seed=5, device=subject.device)
     if subject.op in REFINEMENT:
         inputs = [x.requires_grad_() for x in arguments(subject.op, random, size, (5, 4, 3))]
@@ -49,6 +49,6 @@ def test_the_same_bits_again(subject: Subject) -> None:
 @pytest.mark.usefixtures("threads")
 def test_the_same_bits_for_any_number_of_threads(subject: Subject) -> None:
     first = outcome(subject)
-    for count in (1, 2, 3, 5):
+    for count in (1, 3) if subject.interpreted else (1, 2, 3, 5):
         torch.set_num_threads(count)
         assert all(torch.equal(x, y) for x, y in zip(outcome(subject), first, strict=True))

@@ -86,9 +86,13 @@ def test_only_what_needs_a_gradient_gets_one(subject: Subject) -> None:
     given = arguments(subject.op, Random(torch.float32, device=subject.device), (1, 3, 4), (2, 3, 2))
     whole = leaves(given)
     expected = differ(subject(*whole), whole)
-    for needs in itertools.islice(itertools.product([False, True], repeat=len(given)), 1, None):
+    choices = itertools.islice(itertools.product([False, True], repeat=len(given)), 1, None)
+    if subject.interpreted:
+        choices = (needs for needs in choices if sum(needs) == 1)
+    for needs in choices:
         inputs = [x.detach().requires_grad_(need) for x, need in zip(given, needs, strict=True)]
-        subject(*inputs).backward(_weights_like(subject(*inputs)))
+        out = subject(*inputs)
+        out.backward(_weights_like(out))
         for x, need, gradient in zip(inputs, needs, expected, strict=True):
             assert (x.grad is not None) == need
             if x.grad is not None:

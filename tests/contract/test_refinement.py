@@ -92,7 +92,7 @@ def test_contiguous_maps_that_are_also_channels_last_give_contiguous_ones(subjec
 def test_the_papers_levels(subject: Subject, level: int) -> None:
     if subject.interpreted:
         # Whole, such a map would take the interpreter minutes: some rows of it, across which tiles end.
-        batch, rows = 1, 3
+        batch, rows = 1, 2
     else:
         batch, rows = 2, LEVELS[level][0]
     side, kf, ks, km, ko = LEVELS[level]
@@ -121,6 +121,8 @@ def test_any_shape(
     padding_mode: str,
     layout: Callable[[Tensor], Tensor],
 ) -> None:
+    if subject.interpreted:
+        size = (min(size[0], 1), min(size[1], 5), min(size[2], 9))
     a, b, *rest = arguments(subject.op, Random(torch.float32, device=subject.device), size, widths)
     inputs = [layout(a), layout(b), *rest]
     out = subject(*inputs, upsample=upsample, padding_mode=padding_mode)
