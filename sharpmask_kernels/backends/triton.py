@@ -45,6 +45,10 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+FUSED = {"enable_fp_fusion": True}
+"""For every launch: a * b + c in one instruction, whatever this Triton's default is; so results do not change with it."""
+
+
 def _launcher(op: Callable[..., Any]) -> Callable[..., Any]:
     """``op`` on the device of its tensors; under the interpreter, which computes on the raw bits of bf16, in fp32."""
 
@@ -115,13 +119,15 @@ def _contraction(channels: int, most: int = 64) -> dict[str, Any]:
     """
     padded = _padded(channels)
     step = min(most, 64 if padded >= 64 else 32 if padded > 1 else 16)
+    if INTERPRETED and padded >= 32:
+        step = 128  # its time goes by the number of steps, not by their size
     return {"PADDED": padded, "K": step, "PRECISION": "ieee" if torch.version.hip else "tf32x3"}
 
 
 def _columns(count: int, most: int) -> int:
     """Of a product: at least what the matrix unit has."""
     least = 16 if torch.version.hip else 8
-    return max(least, _power_of_2(count, 16 if INTERPRETED else most))
+    return max(least, _power_of_2(count, 32 if INTERPRETED else most))
 
 
 def _formatted(x: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -156,7 +162,7 @@ def _up2(
     addend_strides, addend_unit = _map(a if addend is None else addend)
     out_strides, out_unit = _strides(out)
     columns = _columns(outputs, 64)
-    cols = 8 if INTERPRETED else 16
+    cols = 16
     halo = int(upsample == "bilinear")
 
     def grid(meta: dict[str, Any]) -> tuple[int, int]:
@@ -192,6 +198,7 @@ def _up2(
         COLS=cols,
         N=columns,
         **_contraction(weight.shape[1], 32),
+        **FUSED,
     )
     return out, active
 
@@ -222,6 +229,7 @@ def _before_relu(grad: Tensor, active: Tensor, upsample: str) -> Tensor:
         BILINEAR=upsample == "bilinear",
         N=columns,
         PIXELS=tile,
+        **FUSED,
     )
     return out
 
@@ -278,12 +286,16 @@ def _input_gradients(
         REPLICATE=padding_mode == "replicate",
         N=columns,
         **_contraction(outputs),
+        **FUSED,
     )
     return gradients
 
 
-PIXELS = 16 if INTERPRETED else 64
+PIXELS = 64
 """Of one step of a weight's gradient. Not tuned: it decides the order of the sums."""
+
+STEPS = 1 if INTERPRETED else 4
+"""Least work of a program that sums a weight's gradient."""
 
 
 def _weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, channels_last: bool) -> Tensor:
@@ -303,8 +315,8 @@ def _weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, ch
     columns = _columns(9 * contraction["PADDED"], 128 if len(maps) == 1 and channels >= 64 else 64)
     rows = max(16, _power_of_2(outputs, 64))
     blocks = _tiles(9 * contraction["PADDED"], columns) * _tiles(outputs, rows)
-    # About 512 programs, a few for each multiprocessor, but none for less than four steps.
-    shares = max(1, min(512 // blocks, pixels // (4 * PIXELS)))
+    # About 512 programs, a few for each multiprocessor, each with STEPS steps at least.
+    shares = max(1, min(512 // blocks, pixels // (STEPS * PIXELS)))
     share = _tiles(_tiles(pixels, shares), PIXELS) * PIXELS
     shares = _tiles(pixels, share)
     partial = torch.empty((shares, outputs, 3, 3, channels), dtype=torch.float32, device=grad.device)
@@ -332,6 +344,7 @@ def _weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, ch
         PIXELS=PIXELS,
         num_warps=8,
         num_stages=2,
+        **FUSED,
     )
     return out.copy_(partial.sum(0).permute(0, 3, 1, 2))
 
@@ -464,6 +477,7 @@ def _conv_relu(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str
         REPLICATE=padding_mode == "replicate",
         N=columns,
         **_contraction(channels),
+        **FUSED,
     )
     return out
 
@@ -519,7 +533,7 @@ class GatherTile:
         return inner, _power_of_2(channels, self.elements // inner)
 
 
-GATHER_TILE = GatherTile(256, 16) if INTERPRETED else GatherTile(2048, 256)
+GATHER_TILE = GatherTile(512, 16) if INTERPRETED else GatherTile(2048, 256)
 """On a GPU 128 bytes and more side by side, 128 bits a thread. Small under the interpreter, so that small inputs cross
 the edges of tiles. Tests set others."""
 
@@ -559,6 +573,7 @@ def gather_windows(
             CHANNELS_LAST=channels_last,
             CELLS=cell_tile,
             CHANNELS=channel_tile,
+            **FUSED,
         )
     return out
 
@@ -609,6 +624,7 @@ def gather_windows_backward(
             ROWS=rows,
             COLS=cols,
             CHANNELS=channel_tile,
+            **FUSED,
         )
     return gradients
 

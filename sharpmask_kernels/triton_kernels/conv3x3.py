@@ -74,7 +74,7 @@ def convolve(
 
 
 @triton.autotune(
-    candidates((64, 4, 3), (64, 4, 4), (128, 4, 3), (128, 8, 3), interpreted=16),
+    candidates((64, 4, 3), (64, 4, 4), (128, 4, 3), (128, 8, 3), interpreted=64),
     key=["CHANNELS", "OUT", "REPLICATE"],
 )
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
@@ -140,7 +140,7 @@ def conv_relu(
 
 
 @triton.autotune(
-    candidates((64, 4, 2), (64, 4, 3), (128, 8, 3), interpreted=16),
+    candidates((64, 4, 2), (64, 4, 3), (128, 8, 3), interpreted=64),
     key=["CHANNELS", "FIRST", "LAST", "OUT", "REPLICATE"],
 )
 @triton.jit(do_not_specialize=["pixels", "height", "width"])

@@ -15,7 +15,7 @@ import os
 
 import triton
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+from ..backends.triton import INTERPRETED
 
 
 def candidates(*choices: tuple[int, int, int], interpreted: int) -> list[triton.Config]:

@@ -18,7 +18,7 @@ from .tuning import candidates
 
 
 @triton.autotune(
-    candidates((128, 4, 2), (128, 4, 3), (256, 8, 2), interpreted=64),
+    candidates((128, 4, 2), (128, 4, 3), (256, 8, 2), interpreted=128),
     key=["A", "B", "OUT", "BILINEAR", "REPLICATE"],
 )
 @triton.jit(do_not_specialize=["height", "width"])
