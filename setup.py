@@ -35,6 +35,12 @@ CXXFLAGS = [
     "-Wall",
     "-Wextra",
 ]
+# What csrc/cpu/simd is compiled for, as far as the compiler knows it. Which of them runs is chosen at run time.
+ISAS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+}
 SHARED = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 
 
@@ -84,13 +90,27 @@ def find_openmp(compiler: list[str]) -> list[str]:
     return ["-fopenmp"]
 
 
+def find_isas(compiler: list[str]) -> dict[str, list[str]]:
+    """The instruction sets that the compiler can compile for, each with its flags."""
+    found = {}
+    for isa, flags in ISAS.items():
+        try:
+            check_program([*compiler, *flags], "int main() {}\n")
+        except BuildError as error:
+            print(f"without kernels for {isa}: {error}")
+        else:
+            found[isa] = flags
+    return found
+
+
 def write_graph(path: Path, targets: dict[Path, list[str]]) -> None:
     """A ninja file that compiles the sources of every target and links them."""
     compiler = find_compiler()
     openmp = find_openmp(compiler)
+    isas = find_isas(compiler)
     flags = [*CXXFLAGS, *openmp, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     includes = [f"-isystem{folder}" for folder in (sysconfig.get_path("include"), pybind11.get_include())]
-    defines = [f"-DSHARPMASK_FLAGS={json.dumps(shlex.join(flags))}"]
+    defines = [f"-DSHARPMASK_FLAGS={json.dumps(shlex.join(flags))}", *(f"-DSHARPMASK_{isa.upper()}" for isa in isas)]
     ldflags = [*SHARED, *openmp, *shlex.split(os.environ.get("LDFLAGS", ""))]
     with path.open("w") as file:
         graph = Writer(file, width=1000)
@@ -98,12 +118,15 @@ def write_graph(path: Path, targets: dict[Path, list[str]]) -> None:
         graph.variable("cxx", escape(shlex.join(compiler)))
         graph.variable("cxxflags", escape(shlex.join(flags + includes + defines)))
         graph.variable("ldflags", escape(shlex.join(ldflags)))
-        graph.rule("cxx", "$cxx $cxxflags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        graph.rule("cxx", "$cxx $cxxflags $isaflags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
         graph.rule("link", "$cxx $in -o $out $ldflags")
         for target, sources in targets.items():
-            objects = [str(path.parent / f"{source}.o") for source in sources]
-            for source, compiled in zip(sources, objects, strict=True):
-                graph.build(compiled, "cxx", source)
+            objects = []
+            for source in sources:
+                for isa, extra in isas.items() if Path(source).parent.name == "simd" else [("", [])]:
+                    objects.append(str(path.parent / isa / f"{source}.o"))
+                    isaflags = shlex.join([*extra, f"-DSHARPMASK_ISA={isa}"])
+                    graph.build(objects[-1], "cxx", source, variables={"isaflags": isaflags})
             graph.build(str(target), "link", objects)
 
 
@@ -138,6 +161,8 @@ class NinjaBuild(build_ext):
 
 
 setup(
-    ext_modules=[Extension("sharpmask_kernels._cpu", ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))])],
+    ext_modules=[
+        Extension("sharpmask_kernels._cpu", ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))])
+    ],
     cmdclass={"build_ext": NinjaBuild},
 )

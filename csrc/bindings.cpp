@@ -6,9 +6,11 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "cpu/gather_windows.h"
+#include "cpu/kernels.h"
 
 namespace py = pybind11;
 using namespace sharpmask;
@@ -24,6 +26,8 @@ using MapArgument = std::array<int64_t, 7>;
 using GradientArgument = std::array<int64_t, 3>;
 // Count; addresses of image, scale, row, col.
 using WindowsArgument = std::array<int64_t, 5>;
+// Addresses of weight and bias, inputs, outputs.
+using LayerArgument = std::array<int64_t, 4>;
 
 template <class T>
 T* pointer(std::uint64_t address) {
@@ -35,13 +39,20 @@ Windows windows_from(const WindowsArgument& w) {
             pointer<const int64_t>(w[4])};
 }
 
+Map map_from(const MapArgument& m) {
+    return {pointer<void>(m[0]), m[1], m[2], {m[3], m[4], m[5], m[6]}};
+}
+
+std::vector<Map> maps_from(const std::vector<MapArgument>& maps) {
+    std::vector<Map> typed;
+    for (const auto& m : maps) typed.push_back(map_from(m));
+    return typed;
+}
+
 void forward(const std::vector<MapArgument>& maps, const WindowsArgument& windows, int64_t batch,
              int64_t channels, int64_t size, int64_t step, int64_t element_size, bool channels_last,
              Address out, int threads) {
-    std::vector<Map> typed;
-    for (const auto& m : maps)
-        typed.push_back({pointer<const void>(m[0]), m[1], m[2], {m[3], m[4], m[5], m[6]}});
-    gather_windows(typed, windows_from(windows), batch, channels, size, step, element_size, channels_last,
+    gather_windows(maps_from(maps), windows_from(windows), batch, channels, size, step, element_size, channels_last,
                    pointer<void>(out), threads);
 }
 
@@ -53,6 +64,18 @@ void backward(Address grad, const std::array<int64_t, 4>& strides, int dtype, co
     gather_windows_backward(pointer<const void>(grad), {strides[0], strides[1], strides[2], strides[3]},
                             static_cast<DType>(dtype), windows_from(windows), batch, channels, size, step,
                             typed, channels_last, threads);
+}
+
+void cascade(int dtype, const MapArgument& encoding, const std::vector<MapArgument>& horizontals, int64_t batch,
+             const WindowsArgument& windows, const std::vector<LayerArgument>& layers,
+             const std::vector<int64_t>& convs, bool nearest, bool zeros, std::optional<double> limit,
+             Address out, const std::array<int64_t, 3>& strides, int threads) {
+    std::vector<Layer> typed;
+    for (const auto& l : layers) typed.push_back({pointer<void>(l[0]), pointer<void>(l[1]), l[2], l[3]});
+    kernels().refine_windows({static_cast<DType>(dtype), map_from(encoding), maps_from(horizontals), batch,
+                              windows_from(windows), typed, convs, nearest, zeros, limit.has_value(),
+                              limit.value_or(0), pointer<void>(out), {strides[0], 0, strides[1], strides[2]},
+                              threads});
 }
 
 py::dict build_info() {
@@ -67,7 +90,8 @@ py::dict build_info() {
 #else
     const bool openmp = false;
 #endif
-    return py::dict("compiler"_a = compiler, "flags"_a = SHARPMASK_FLAGS, "openmp"_a = openmp);
+    return py::dict("compiler"_a = compiler, "flags"_a = SHARPMASK_FLAGS, "openmp"_a = openmp,
+                    "isas"_a = usable_isas());
 }
 
 }  // namespace
@@ -76,5 +100,7 @@ PYBIND11_MODULE(_cpu, m) {
     using release_gil = py::call_guard<py::gil_scoped_release>;
     m.def("gather_windows", forward, release_gil());
     m.def("gather_windows_backward", backward, release_gil());
+    m.def("refine_windows", cascade, release_gil());
+    m.def("isa", [] { return kernels().isa; });
     m.def("build_info", build_info);
 }

@@ -22,6 +22,7 @@ from .backends import cpu
 VARIABLES = {
     "SHARPMASK_BACKEND": "preferred backends, best first, separated by commas",
     "SHARPMASK_NATIVE": "read at installation. auto: compile the C++ kernels if possible; 1: or fail; 0: do not",
+    "SHARPMASK_CPU_ISA": "baseline, avx2 or avx512: the instruction set of the C++ kernels, by default the best",
     "TRITON_INTERPRET": "1: Triton interprets its kernels, on the CPU",
     "OMP_NUM_THREADS": "threads on the CPU",
 }
@@ -110,9 +111,14 @@ def compiled_module() -> list[tuple[str, str]]:
         return [("compiled module", f"none: {reason}")]
     module = cpu.native()
     built = module.build_info()
+    try:
+        isa = f"{module.isa()}, of {built['isas']}"
+    except ValueError as error:
+        isa = str(error)
     return [
         ("compiled module", str(module.__file__)),
         ("compiled by", f"{built['compiler']}, {'with' if built['openmp'] else 'without'} OpenMP: {built['flags']}"),
+        ("instruction set", isa),
     ]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import layout
+from .reference import logit
 
 MODULE = "sharpmask_kernels._cpu"
 MISSING = Path(__file__).parents[1] / "_cpu_missing.txt"
@@ -59,6 +60,16 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def _map(x: Tensor) -> tuple[int, ...]:
+    """Address, height, width and strides: what the compiled module knows of a map."""
+    return (x.data_ptr(), x.shape[2], x.shape[3], *x.stride())
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def gather_windows(
     maps: Sequence[Tensor], image: Tensor, scale: Tensor, row: Tensor, col: Tensor, size: int, step: int
 ) -> Tensor:
@@ -68,7 +79,7 @@ def gather_windows(
     # Held until the call is over: their addresses are.
     windows = [x.contiguous() for x in (image, scale, row, col)]
     native().gather_windows(
-        [(m.data_ptr(), m.shape[2], m.shape[3], *m.stride()) for m in maps],
+        [_map(m) for m in maps],
         (image.shape[0], *(x.data_ptr() for x in windows)),
         batch,
         channels,
@@ -118,3 +129,41 @@ def gather_windows_backward(
         torch.get_num_threads(),
     )
     return [gradient for gradient in gradients if gradient is not None]
+
+
+def refine_windows(
+    encoding: Tensor,
+    horizontals: Sequence[Tensor],
+    image: Tensor,
+    scale: Tensor,
+    row: Tensor,
+    col: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    convs: Sequence[int],
+    upsample: str,
+    padding_mode: str,
+    threshold: float | None,
+    out: Tensor,
+) -> None:
+    windows = [x.contiguous() for x in (image, scale, row, col)]
+    dtype = _wide(encoding.dtype)
+    layers = [
+        (w.to(dtype).contiguous(), w.new_zeros(w.shape[0], dtype=dtype) if b is None else b.to(dtype).contiguous())
+        for w, b in zip(weights, biases, strict=True)
+    ]
+    native().refine_windows(
+        DTYPES[encoding.dtype],
+        _map(encoding),
+        [_map(m) for m in horizontals],
+        horizontals[0].shape[0] if horizontals else 0,
+        (image.shape[0], *(x.data_ptr() for x in windows)),
+        [(w.data_ptr(), b.data_ptr(), w.shape[1], w.shape[0]) for w, b in layers],
+        list(convs),
+        upsample == "nearest",
+        padding_mode == "zeros",
+        None if threshold is None else logit(threshold),
+        out.data_ptr(),
+        out.stride(),
+        torch.get_num_threads(),
+    )

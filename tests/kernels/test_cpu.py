@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,3 +100,36 @@ def test_what_it_refuses() -> None:
     assert cpu.refusal(torch.device("cpu"), torch.bfloat16) is None
     assert "maps on cuda:0" in str(cpu.refusal(torch.device("cuda", 0), torch.float32))
     assert "maps of dtype torch.float8_e5m2" in str(cpu.refusal(torch.device("cpu"), torch.float8_e5m2))
+
+
+# The choice of an instruction set. It is made once for a process.
+
+
+def isa_of(variable: str) -> subprocess.CompletedProcess[str]:
+    program = "from sharpmask_kernels.backends import cpu; print(cpu.native().isa())"
+    environment = {**os.environ, "SHARPMASK_CPU_ISA": variable}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
+
+def test_the_best_instruction_set_runs_unless_one_is_named() -> None:
+    usable = cpu.native().build_info()["isas"].split(", ")
+    assert isa_of("").stdout.strip() == usable[-1]
+    for isa in usable:
+        assert isa_of(isa).stdout.strip() == isa
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    done = isa_of("mmx")
+    assert done.returncode != 0
+    assert "SHARPMASK_CPU_ISA must be one of those that run here (baseline" in done.stderr
+    assert "got 'mmx'" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_no_inline_function_is_shared_by_instruction_sets() -> None:
+    """The linker would keep one copy, perhaps one that this processor cannot run."""
+    listed = subprocess.run(["nm", "-C", cpu.native().__file__], capture_output=True, text=True, check=True).stdout
+    names = [line.split(maxsplit=2)[2] for line in listed.splitlines() if " W " in line]
+    # Of the standard library and the shared headers, the files compiled once have copies of their own.
+    suspects = [name for name in names if name.startswith("sharpmask::") or "void sharpmask::" in name]
+    assert all(re.search(r"sharpmask::(baseline|avx2|avx512)::", name) for name in suspects), suspects

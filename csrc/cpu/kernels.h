@@ -1,0 +1,26 @@
+// The kernels that are compiled once for every instruction set, and the choice among them.
+//
+// The files of simd/ are compiled several times, each time into a namespace SHARPMASK_ISA of its own. Whatever
+// inline function they use must lie in that namespace or be inlined for certain: of two copies the linker
+// keeps one, perhaps the one that this processor cannot run.
+#pragma once
+
+#include <string>
+
+#include "refine_windows.h"
+
+namespace sharpmask {
+
+struct Kernels {
+    const char* isa;
+    void (*refine_windows)(const RefineWindows&);
+};
+
+// Those of the environment variable SHARPMASK_CPU_ISA, else of the best instruction set of this processor.
+// Throws std::invalid_argument where the variable names none that was compiled and that runs here.
+const Kernels& kernels();
+
+// The instruction sets that run here, best last, separated by commas.
+std::string usable_isas();
+
+}  // namespace sharpmask

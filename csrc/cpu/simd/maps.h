@@ -1,0 +1,55 @@
+// Reading maps of any dtype and strides into rows of fp32 (fp64 for fp64).
+#pragma once
+
+#include <cstdint>
+
+#include "../../common/half.h"
+#include "../gather_windows.h"
+#include "simd.h"
+
+namespace sharpmask::SHARPMASK_ISA {
+
+// `width` cells of `channels` channels whose channels lie side by side, in as many as the compiler knows of.
+template <int Channels, class T, class From>
+void read_dense(const From* from, int64_t width, T* to, int64_t to_stride) {
+    for (int64_t x = 0; x < width; ++x) {
+        for (int c = 0; c < Channels; ++c) to[c * to_stride + x] = widen(from[x * Channels + c]);
+    }
+}
+
+template <class T, class From>
+void read_typed(const From* from, const Strides& s, int64_t channels, int64_t width, T* to, int64_t to_stride) {
+    if (s.col == 1) {
+        for (int64_t c = 0; c < channels; ++c) {
+            for (int64_t x = 0; x < width; ++x) to[c * to_stride + x] = widen(from[c * s.channel + x]);
+        }
+        return;
+    }
+    if (s.channel == 1 && s.col == channels) {
+        if (channels == 2) return read_dense<2>(from, width, to, to_stride);
+        if (channels == 4) return read_dense<4>(from, width, to, to_stride);
+        if (channels == 8) return read_dense<8>(from, width, to, to_stride);
+    }
+    for (int64_t x = 0; x < width; ++x) {
+        for (int64_t c = 0; c < channels; ++c) to[c * to_stride + x] = widen(from[c * s.channel + x * s.col]);
+    }
+}
+
+// Row `y` of an image from column `x` on: to[channel * to_stride + column].
+template <class T>
+void read_row(DType dtype, const Map& map, int64_t image, int64_t y, int64_t x, int64_t channels, int64_t width,
+              T* to, int64_t to_stride) {
+    const Strides& s = map.strides;
+    const int64_t offset = image * s.batch + y * s.row + x * s.col;
+    if constexpr (std::is_same_v<T, double>) {
+        read_typed(static_cast<const double*>(map.data) + offset, s, channels, width, to, to_stride);
+    } else if (dtype == DType::float16) {
+        read_typed(static_cast<const Half*>(map.data) + offset, s, channels, width, to, to_stride);
+    } else if (dtype == DType::bfloat16) {
+        read_typed(static_cast<const BFloat16*>(map.data) + offset, s, channels, width, to, to_stride);
+    } else {
+        read_typed(static_cast<const float*>(map.data) + offset, s, channels, width, to, to_stride);
+    }
+}
+
+}  // namespace sharpmask::SHARPMASK_ISA

@@ -1,0 +1,156 @@
+// Vectors as wide as the instruction set has them, by the compiler's vector extensions: + - * and comparisons
+// work lane by lane. Compiled once for every instruction set: see ../kernels.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+namespace sharpmask::SHARPMASK_ISA {
+
+using std::int64_t;
+
+#if defined __AVX512F__
+constexpr int vector_bytes = 64, vector_registers = 32;
+#elif defined __AVX2__
+constexpr int vector_bytes = 32, vector_registers = 16;
+#elif defined __aarch64__
+constexpr int vector_bytes = 16, vector_registers = 32;
+#else
+constexpr int vector_bytes = 16, vector_registers = 16;
+#endif
+
+template <class T>
+struct VectorOf {
+    typedef T type __attribute__((vector_size(vector_bytes)));
+};
+
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int lanes = vector_bytes / sizeof(T);
+
+template <class T>
+constexpr int64_t round_up(int64_t count) {
+    return (count + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
+
+template <class T>
+inline Vector<T> load(const T* from) {
+    Vector<T> v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <class T>
+inline void store(T* to, Vector<T> v) {
+    std::memcpy(to, &v, sizeof v);
+}
+
+// The first `count` lanes.
+template <class T>
+inline void store_some(T* to, Vector<T> v, int64_t count) {
+    if (count >= lanes<T>) {
+        store(to, v);
+    } else {
+        for (int i = 0; i < count; ++i) to[i] = v[i];
+    }
+}
+
+template <class T>
+inline Vector<T> splat(T value) {
+    return value - Vector<T>{};  // minus 0 changes no value, not even -0
+}
+
+// a * b + c, rounded once where the instruction set can: the compiler is told to fuse nothing by itself.
+inline Vector<float> fma(Vector<float> a, Vector<float> b, Vector<float> c) {
+#if defined __AVX512F__
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined __AVX2__
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+inline Vector<double> fma(Vector<double> a, Vector<double> b, Vector<double> c) {
+#if defined __AVX512F__
+    return _mm512_fmadd_pd(a, b, c);
+#elif defined __AVX2__
+    return _mm256_fmadd_pd(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+// ReLU that keeps NaN.
+template <class V>
+inline V relu(V v) {
+    return v <= V{} ? V{} : v;
+}
+
+// One bit per lane, the first in the lowest: whether a > b.
+inline unsigned greater(Vector<float> a, Vector<float> b) {
+#if defined __AVX512F__
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+#elif defined __AVX2__
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ));
+#else
+    unsigned bits = 0;
+    for (int i = 0; i < lanes<float>; ++i) bits |= unsigned{a[i] > b[i]} << i;
+    return bits;
+#endif
+}
+
+inline unsigned greater(Vector<double> a, Vector<double> b) {
+#if defined __AVX512F__
+    return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
+#elif defined __AVX2__
+    return _mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GT_OQ));
+#else
+    unsigned bits = 0;
+    for (int i = 0; i < lanes<double>; ++i) bits |= unsigned{a[i] > b[i]} << i;
+    return bits;
+#endif
+}
+
+template <class V>
+struct Pair {
+    V first, second;
+};
+
+template <class V, std::size_t... I>
+inline Pair<V> interleaved(V a, V b, std::index_sequence<I...>) {
+    constexpr int n = sizeof...(I);
+    return {__builtin_shufflevector(a, b, (I % 2 * n + I / 2)...),
+            __builtin_shufflevector(a, b, (I % 2 * n + n / 2 + I / 2)...)};
+}
+
+// a0 b0 a1 b1 ...
+template <class T>
+inline Pair<Vector<T>> interleave(Vector<T> a, Vector<T> b) {
+    return interleaved(a, b, std::make_index_sequence<lanes<T>>());
+}
+
+// Rows become columns, of as many rows as there are lanes: log2(lanes) rounds of interleaving the first half
+// of the rows with the second.
+template <class T>
+inline void transpose(Vector<T> (&rows)[lanes<T>]) {
+    constexpr int n = lanes<T>;
+    for (int round = 1; round < n; round *= 2) {
+        Vector<T> next[n];
+        for (int i = 0; i < n / 2; ++i) {
+            const Pair<Vector<T>> pair = interleave<T>(rows[i], rows[i + n / 2]);
+            next[2 * i] = pair.first;
+            next[2 * i + 1] = pair.second;
+        }
+        for (int i = 0; i < n; ++i) rows[i] = next[i];
+    }
+}
+
+}  // namespace sharpmask::SHARPMASK_ISA
