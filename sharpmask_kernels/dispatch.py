@@ -21,10 +21,10 @@ from . import checks
 
 log = logging.getLogger("sharpmask_kernels")
 
-BACKENDS = ("reference", "triton", "cpu")
+BACKENDS = ("reference", "cuda", "triton", "cpu")
 """A module of :mod:`sharpmask_kernels.backends` each."""
 
-AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}
+AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 """What is tried without preferences, by device type, before the reference."""
 
 OPS = (

@@ -1,14 +1,23 @@
 """Which tests run: slow ones on request, GPU ones where there is a GPU; and what several files share."""
 
 import os
+import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-# Without a GPU, Triton's kernels run in its interpreter. It decides when it is imported, so this comes first.
+from . import emulator
+
+# Without a GPU, Triton's kernels run in its interpreter, which it decides when it is imported, and those of csrc/cuda
+# in the emulator: both come first.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    try:
+        emulator.install(emulator.build())
+    except (OSError, subprocess.CalledProcessError) as error:
+        warnings.warn(f"the CUDA kernels cannot be emulated: {getattr(error, 'output', '') or error}", stacklevel=1)
 
 from torch import nn
 

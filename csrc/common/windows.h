@@ -17,7 +17,7 @@ struct Windows {
 
 // A window's first map cell, `step` map cells per grid cell. Beyond 2^40, farther than any map reaches, it is
 // held there: no value of `cell` overflows.
-inline std::int64_t window_start(std::int64_t cell, std::int64_t step) {
+constexpr std::int64_t window_start(std::int64_t cell, std::int64_t step) {
     constexpr std::int64_t far = std::int64_t{1} << 40;
     return std::clamp(cell, -far / step - 1, far / step + 1) * step;
 }
@@ -27,7 +27,7 @@ struct Span {
     std::int64_t begin, end;
 };
 
-inline Span inside(std::int64_t start, std::int64_t size, std::int64_t length) {
+constexpr Span inside(std::int64_t start, std::int64_t size, std::int64_t length) {
     const std::int64_t begin = std::clamp<std::int64_t>(-start, 0, size);
     return {begin, std::clamp<std::int64_t>(length - start, begin, size)};
 }

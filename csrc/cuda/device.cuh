@@ -1,0 +1,155 @@
+// What the kernels and their launchers need of CUDA, and nothing of PyTorch. A host compiler takes it from
+// the emulator in tests/emulator instead.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <type_traits>
+
+#include "../common/half.h"
+#include "../common/windows.h"
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#else
+#include "emulator.h"
+#endif
+
+namespace sharpmask::cuda {
+
+using Stream = void*;  // cudaStream_t, as torch.cuda.Stream.cuda_stream gives it
+
+__device__ inline float to_float(float value) { return value; }
+
+template <class T>
+__device__ T from_float(float value);
+
+template <>
+__device__ inline float from_float<float>(float value) {
+    return value;
+}
+
+#ifdef __CUDACC__
+
+__device__ inline float to_float(Half value) { return __half2float(__ushort_as_half(value.bits)); }
+
+__device__ inline float to_float(BFloat16 value) { return __uint_as_float(std::uint32_t{value.bits} << 16); }
+
+template <>
+__device__ inline Half from_float<Half>(float value) {
+    return {__half_as_ushort(__float2half_rn(value))};
+}
+
+template <>
+__device__ inline BFloat16 from_float<BFloat16>(float value) {
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+}
+
+// The block's shared memory, of the size that the launch gave.
+template <class T>
+__device__ T* shared_memory() {
+    extern __shared__ uint4 memory[];
+    return reinterpret_cast<T*>(memory);
+}
+
+inline void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+// Of the current device.
+inline std::size_t attribute(cudaDeviceAttr which) {
+    int device = 0, value = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&value, which, device));
+    return static_cast<std::size_t>(value);
+}
+
+inline std::size_t multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+inline std::size_t shared_per_block() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+inline std::size_t shared_per_multiprocessor() {
+    return attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+}
+
+// How many blocks of the kernel run on a multiprocessor at a time.
+template <class... Parameters>
+std::size_t resident_blocks(void (*kernel)(Parameters...), unsigned threads, std::size_t shared) {
+    check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+    int blocks = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads), shared));
+    return static_cast<std::size_t>(blocks);
+}
+
+// Puts the kernel into the stream. More than 48 KB of shared memory ask for resident_blocks() first.
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, Stream stream,
+            std::common_type_t<Parameters>... arguments) {
+    kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
+    check(cudaGetLastError());
+}
+
+#else
+
+__device__ inline float to_float(Half value) { return widen(value); }
+
+__device__ inline float to_float(BFloat16 value) { return widen(value); }
+
+template <>
+inline Half from_float<Half>(float value) {
+    return narrow<Half>(value);
+}
+
+template <>
+inline BFloat16 from_float<BFloat16>(float value) {
+    return narrow<BFloat16>(value);
+}
+
+template <class T>
+T* shared_memory() {
+    return static_cast<T*>(emulator::shared_memory());
+}
+
+inline std::size_t multiprocessors() { return emulator::machine.multiprocessors; }
+inline std::size_t shared_per_block() { return emulator::machine.shared_per_block; }
+inline std::size_t shared_per_multiprocessor() { return emulator::machine.shared_per_multiprocessor; }
+
+template <class... Parameters>
+std::size_t resident_blocks(void (*)(Parameters...), unsigned, std::size_t shared) {
+    return shared_per_multiprocessor() / (shared + 1024);
+}
+
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, Stream,
+            std::common_type_t<Parameters>... arguments) {
+    emulator::run(grid, threads, shared, [&] { kernel(arguments...); });
+}
+
+#endif
+
+// Calls run(T{}) for the type that `dtype` names.
+template <class Run>
+void with_type(DType dtype, const Run& run) {
+    switch (dtype) {
+        case DType::float16:
+            return run(Half{});
+        case DType::bfloat16:
+            return run(BFloat16{});
+        case DType::float32:
+            return run(float{});
+        case DType::float64:
+            break;
+    }
+    throw std::invalid_argument("the cuda backend takes no dtype " + std::to_string(static_cast<int>(dtype)));
+}
+
+template <class Integer>
+constexpr Integer ceil_div(Integer a, std::common_type_t<Integer> b) {
+    return (a + b - 1) / b;
+}
+
+}  // namespace sharpmask::cuda

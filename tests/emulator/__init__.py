@@ -1,0 +1,100 @@
+"""The backend ``cuda`` without a GPU: its sources compiled for the CPU, CUDA's threads emulated (see emulator.h).
+
+:func:`install` puts the module made of them where the backend looks for its own. :func:`machine` sets the schedule of
+the threads and the GPU that is imitated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import ninja
+import pybind11
+from ninja.ninja_syntax import Writer, escape
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+CSRC = ROOT / "csrc"
+
+FORWARD, REVERSE = -1, -2
+"""Schedules; seeds of shuffled ones count from 0."""
+
+FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS += ["-Wno-unknown-pragmas", "-Werror", "-DSHARPMASK_EMULATED"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+
+
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+
+
+def build(sanitized: bool = False, csrc: Path = CSRC, folder: Path | None = None) -> Path:
+    """Compiles the module, as far as sources have changed, and returns its path. Raises CalledProcessError."""
+    folder = folder or ROOT / "build" / ("emulator-sanitized" if sanitized else "emulator")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may share the folder
+        _write_graph(folder, target, csrc, SANITIZE if sanitized else [])
+        command = [str(Path(ninja.BIN_DIR, "ninja")), "--quiet", "-C", str(folder)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        raise subprocess.CalledProcessError(done.returncode, command, done.stdout)
+    return target
+
+
+def _write_graph(folder: Path, target: Path, csrc: Path, sanitize: list[str]) -> None:
+    sources = [HERE / "emulator.cpp", csrc / "bindings_cuda.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
+    flags = [*FLAGS, *sanitize]
+    includes = [f"-I{HERE}", *(f"-isystem{d}" for d in (sysconfig.get_path("include"), pybind11.get_include()))]
+    flags += [*includes, f"-DSHARPMASK_FLAGS={json.dumps(shlex.join(flags))}"]
+    with (folder / "build.ninja").open("w") as file:
+        graph = Writer(file, width=1000)
+        graph.variable("cxx", escape(shlex.join(compiler())))
+        graph.variable("flags", escape(shlex.join(flags)))
+        graph.rule("cxx", "$cxx -x c++ $flags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        graph.rule("link", f"$cxx -shared {shlex.join(sanitize)} $in -o $out")
+        objects = [f"{source.name}.o" for source in sources]
+        for source, compiled in zip(sources, objects, strict=True):
+            graph.build(compiled, "cxx", escape(str(source)))
+        graph.build(escape(str(target)), "link", objects)
+
+
+def install(path: Path) -> None:
+    """The backend's module is the one at ``path`` from now on; it must not have been loaded before."""
+    from sharpmask_kernels.backends import cuda
+
+    spec = importlib.util.spec_from_file_location(cuda.MODULE, path)
+    assert spec is not None and spec.loader is not None
+    sys.modules[cuda.MODULE] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[cuda.MODULE])
+
+
+@contextlib.contextmanager
+def machine(
+    schedule: int = FORWARD,
+    multiprocessors: int = 3,
+    shared_per_block: int = 227 << 10,
+    shared_per_multiprocessor: int = 228 << 10,
+) -> Iterator[None]:
+    """Another schedule or GPU than usual."""
+    from sharpmask_kernels.backends import cuda
+
+    set_machine = ctypes.CDLL(str(cuda.native().__file__)).emulator_set
+    set_machine.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t]
+    set_machine(schedule, multiprocessors, shared_per_block, shared_per_multiprocessor)
+    try:
+        yield
+    finally:
+        set_machine(FORWARD, 3, 227 << 10, 228 << 10)

@@ -1,0 +1,113 @@
+// CUDA's threads on the host: the kernels of csrc/cuda, compiled by a C++ compiler, one block after another.
+//
+// Every thread of a block is a fiber that runs until it waits: at a barrier for its block, at a shuffle or
+// ballot for its warp. Which one runs next is the schedule: in order of their numbers, in reverse, or
+// shuffled. A kernel that lacks a barrier reads, under one of them, what has not been written or what has
+// been overwritten. Shared memory is allocated anew for each block, to the byte, and filled with NaN:
+// AddressSanitizer sees what lies outside of it. Where the hardware's behaviour is undefined (lanes that do
+// not arrive, a shuffle from a lane that takes no part, threads of a block at different barriers), the launch
+// fails.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct uint3 {
+    unsigned x = 0, y = 0, z = 0;
+};
+
+struct dim3 : uint3 {
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : uint3{x, y, z} {}
+};
+
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+
+struct alignas(8) float2 {
+    float x, y;
+};
+
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+namespace emulator {
+
+constexpr int forward = -1, reverse = -2;  // schedules; from 0 on, seeds of shuffled ones
+
+// What the machine would be asked for.
+struct Machine {
+    int schedule = forward;
+    int multiprocessors = 3;
+    std::size_t shared_per_block = 227 << 10;
+    std::size_t shared_per_multiprocessor = 228 << 10;
+};
+
+extern Machine machine;
+extern dim3 grid, block;
+extern uint3 block_index;
+extern unsigned thread_index;
+
+[[noreturn]] void fail(const char* what, int line);
+
+// Runs `thread` for every thread of every block. Throws std::runtime_error where the kernel went wrong.
+void run(dim3 grid, unsigned block, std::size_t shared, const std::function<void()>& thread);
+
+void* shared_memory();
+void wait_for_block(int line);
+void wait_for_warp(unsigned mask, int line);
+// Gives `value` to the lanes of `mask`; returns what those gave, by lane.
+const std::uint64_t* exchange(unsigned mask, std::uint64_t value, int line);
+
+template <class T>
+T shuffle(unsigned mask, T value, unsigned source, int line) {
+    static_assert(sizeof(T) <= sizeof(std::uint64_t));
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof value);
+    const std::uint64_t* lanes = exchange(mask, bits, line);
+    if (source >= 32 || !(mask >> source & 1)) fail("shuffle from a lane that takes no part", line);
+    std::memcpy(&value, &lanes[source], sizeof value);
+    return value;
+}
+
+inline unsigned ballot(unsigned mask, bool vote, int line) {
+    const std::uint64_t* lanes = exchange(mask, vote, line);
+    unsigned votes = 0;
+    for (int lane = 0; lane < 32; ++lane) {
+        if (mask >> lane & 1) votes |= static_cast<unsigned>(lanes[lane]) << lane;
+    }
+    return votes;
+}
+
+}  // namespace emulator
+
+#define threadIdx (uint3{emulator::thread_index, 0, 0})
+#define blockIdx (emulator::block_index)
+#define blockDim (emulator::block)
+#define gridDim (emulator::grid)
+
+#define __syncthreads() emulator::wait_for_block(__LINE__)
+#define __syncwarp() emulator::wait_for_warp(0xffffffffu, __LINE__)
+#define __shfl_sync(mask, value, lane) emulator::shuffle(mask, value, lane, __LINE__)
+#define __shfl_xor_sync(mask, value, bits) \
+    emulator::shuffle(mask, value, (emulator::thread_index & 31u) ^ (bits), __LINE__)
+#define __ballot_sync(mask, vote) emulator::ballot(mask, vote, __LINE__)
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+// Products and sums that no compiler joins: this is compiled with -ffp-contract=off.
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
