@@ -26,7 +26,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -186,15 +185,14 @@ class _Driver:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return [t.gpu for t in TARGETS.values()].index(self.target)  # what triton's cache goes by
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
 
 def compile_case(case: Case) -> list[Compiled]:
-    """Everything that the ops launch in ``case``. In a process of its own: a process has one target."""
-    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
+    """Everything that the ops launch in ``case``."""
     name, level, dtype, upsample, padding_mode = case
     target = TARGETS[name]
     triton.runtime.driver.set_active(_Driver(target.gpu))
@@ -271,7 +269,9 @@ def _read_nvidia(kernel: Any) -> dict[str, Any]:
     }
 
 
-AMD_WIDTHS = {"ubyte": 8, "sbyte": 8, "ushort": 16, "short": 16, "dword": 32, "dwordx2": 64, "dwordx4": 128}
+AMD_WIDTHS = {"ubyte": 8, "sbyte": 8, "ushort": 16, "short": 16, "dword": 32}
+AMD_WIDTHS |= {"dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
+AMD_LOAD = re.compile(r"(?:buffer|global)_load_(?:lds_)?(dwordx[234]|dword|[us]byte|u?short)")
 
 
 def _read_amd(kernel: Any) -> dict[str, Any]:
@@ -280,9 +280,7 @@ def _read_amd(kernel: Any) -> dict[str, Any]:
     def count(field: str) -> int:
         return int(re.search(rf"\.{field}:\s*(\d+)", code)[1])  # type: ignore[index]
 
-    loads = Counter(
-        AMD_WIDTHS[w] for w in re.findall(r"^\s+(?:buffer|global)_load_([a-z]+(?:x\d)?)(?:_d16\w*)?\b", code, re.M)
-    )
+    loads = Counter(AMD_WIDTHS[width] for width in AMD_LOAD.findall(code))
     return {
         "registers": count("vgpr_count") + count("agpr_count"),
         "spills": count("vgpr_spill_count") + count("sgpr_spill_count"),
@@ -348,8 +346,8 @@ def _load_bits(line: str) -> int | None:
         return 8 * int(copied[1], 0)
     if loaded := re.search(r"ld\.global\S*?(?:\.v(\d))?\.[bufs](\d+)\b", line):
         return int(loaded[1] or 1) * int(loaded[2])
-    if loaded := re.search(r"(?:buffer|global)_load_(?:lds_)?([a-z]+(?:x\d)?)", line):
-        return AMD_WIDTHS.get(loaded[1])
+    if loaded := AMD_LOAD.search(line):
+        return AMD_WIDTHS[loaded[1]]
     return None
 
 
@@ -380,7 +378,7 @@ def check(found: list[Compiled]) -> list[str]:
 
 def compile_all(todo: list[Case], jobs: int, compile_one: Callable[[Case], list[Compiled]]) -> list[Compiled]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=4) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         return list(itertools.chain.from_iterable(pool.map(compile_one, todo)))
 
 

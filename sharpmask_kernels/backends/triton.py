@@ -46,7 +46,7 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 FUSED = {"enable_fp_fusion": True}
-"""For every launch: a * b + c in one instruction, whatever this Triton's default is; so results do not change with it."""
+"""For every launch: a * b + c in one instruction, whatever the default of this version of Triton is."""
 
 
 def _launcher(op: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,6 +76,16 @@ def _tiles(length: int, tile: int) -> int:
     return -(-length // tile)
 
 
+def _strides(x: Tensor) -> tuple[tuple[int, int, int, int], int]:
+    """(batch, channel, row, column) strides, all but the channel's in units of the second result.
+
+    The unit, at most 16, goes to the compiler, which derives from it how wide it may load.
+    """
+    batch, channel, row, col = x.stride()
+    unit = math.gcd(16, batch, row, col)
+    return (batch // unit, channel, row // unit, col // unit), unit
+
+
 def _power_of_2(n: int, most: int) -> int:
     """The least power of two from ``n`` on, or ``most``, itself one."""
     return min(1 << max(n - 1, 0).bit_length(), most)
@@ -90,16 +100,6 @@ def _power_of_2(n: int, most: int) -> int:
 
 def _side_by_side(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
-
-
-def _strides(x: Tensor) -> tuple[tuple[int, int, int, int], int]:
-    """(batch, channel, row, column) strides, all but the channel's in units of the second result.
-
-    The unit, at most 16, goes to the compiler, which derives from it how wide it may load.
-    """
-    batch, channel, row, col = x.stride()
-    unit = math.gcd(16, batch, row, col)
-    return (batch // unit, channel, row // unit, col // unit), unit
 
 
 def _map(x: Tensor) -> tuple[tuple[int, int, int], int]:
@@ -554,12 +554,14 @@ def gather_windows(
     grid = (len(image) * _tiles(size * size, cell_tile) * _tiles(channels, channel_tile),)
     if grid[0] == 0:
         return out
+    out_strides, out_unit = _strides(out)
     for this, m in enumerate(maps):
+        map_strides, map_unit = _strides(m)
         kernels.forward[grid](
             m,
-            m.stride(),
+            map_strides,
             out,
-            out.stride(),
+            out_strides,
             *windows,
             this,
             len(maps),
@@ -570,6 +572,8 @@ def gather_windows(
             size,
             FAR // step + 1,
             step,
+            MAP_UNIT=map_unit,
+            OUT_UNIT=out_unit,
             CHANNELS_LAST=channels_last,
             CELLS=cell_tile,
             CHANNELS=channel_tile,
@@ -596,6 +600,7 @@ def gather_windows_backward(
 
     channels, size = grad.shape[1:3]
     bounds, *windows = _by_segment(image, scale, row, col, batch, len(needs), step)
+    grad_strides, grad_unit = _strides(grad)
     gradients = []
     for this, (height, width, need) in enumerate(zip(heights, widths, needs, strict=True)):
         if not need:
@@ -608,11 +613,12 @@ def gather_windows_backward(
         tiles = _tiles(height, rows) * _tiles(width, cols) * _tiles(channels, channel_tile)
         if batch == 0:
             continue
+        out_strides, out_unit = _strides(gradient)
         kernels.backward[(batch * tiles,)](
             gradient,
-            gradient.stride(),
+            out_strides,
             grad,
-            grad.stride(),
+            grad_strides,
             bounds,
             *windows,
             this * batch,
@@ -620,6 +626,8 @@ def gather_windows_backward(
             height,
             width,
             size,
+            OUT_UNIT=out_unit,
+            GRAD_UNIT=grad_unit,
             CHANNELS_LAST=channels_last,
             ROWS=rows,
             COLS=cols,

@@ -1,0 +1,237 @@
+"""What is particular to the Triton kernels: tiles of all sizes, addresses, and a whole model's gradients.
+
+They run in Triton's interpreter here, which computes from raw addresses. ``addresses`` looks at each of them: a kernel
+that reads or writes beyond the tensors it was given fails, even where the memory happens to be readable.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sharpmask_kernels as kernels
+from sharpmask_kernels import Windows
+from sharpmask_kernels.backends import triton as backend
+
+INTERPRETED = backend.INTERPRETED and backend.unavailable() is None
+interpreter = pytest.importorskip("triton.runtime.interpreter") if INTERPRETED else None
+
+needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 is not set, or there is no triton")
+CHANNELS_LAST = torch.channels_last
+MODES = list(itertools.product(("bilinear", "nearest"), ("zeros", "replicate")))
+
+
+def extent(x: Tensor) -> tuple[int, int]:
+    """The addresses [first, last) of a tensor's elements."""
+    if x.numel() == 0:
+        return x.data_ptr(), x.data_ptr()
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+
+
+@pytest.fixture
+def addresses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Makes the interpreter refuse addresses outside of the tensors of the launch. Holds how many were looked at."""
+    extents: list[tuple[int, int]] = []
+    count = [0]
+
+    def look(pointers: Any, mask: Any) -> None:
+        at = np.broadcast_to(pointers.data, np.broadcast_shapes(pointers.data.shape, mask.data.shape))
+        at = at[np.broadcast_to(mask.data, at.shape).astype(bool)].astype(np.uint64)
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        inside = np.zeros(at.shape, bool)
+        for first, last in extents:
+            inside |= (at >= first) & (at + np.uint64(size) <= last)
+        count[0] += at.size
+        if not inside.all():
+            raise IndexError(f"{(~inside).sum()} addresses out of bounds")
+
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    load, store, launch = builder.create_masked_load, builder.create_masked_store, executor.__call__
+
+    def checked_load(self: Any, pointers: Any, mask: Any, *others: Any) -> Any:
+        look(pointers, mask)
+        return load(self, pointers, mask, *others)
+
+    def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *others: Any) -> Any:
+        look(pointers, mask)
+        return store(self, pointers, value, mask, *others)
+
+    def checked_launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        extents[:] = [extent(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        launch(self, *args, **kwargs)
+
+    monkeypatch.setattr(builder, "create_masked_load", checked_load)
+    monkeypatch.setattr(builder, "create_masked_store", checked_store)
+    monkeypatch.setattr(executor, "__call__", checked_launch)
+    yield count
+
+
+def random(*shape: int) -> Tensor:
+    """Positive and small: no activation near 0, where rounding decides what ReLU lets through."""
+    return torch.rand(*shape) / 4 + 0.01
+
+
+def outcome(name: str, inputs: list[Tensor], options: dict[str, Any]) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = getattr(kernels, name)(*leaves, **options)
+    weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    return [out.detach(), *torch.autograd.grad(out, leaves, weight)]
+
+
+def assert_agrees(name: str, inputs: list[Tensor], **options: Any) -> None:
+    found = outcome(name, inputs, {**options, "backend": "triton"})
+    expected = outcome(name, inputs, {**options, "backend": "reference"})
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5 * float(y.abs().max()))
+
+
+def tile(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
+    import triton
+
+    from sharpmask_kernels.triton_kernels import conv3x3, upsample
+
+    for kernel in (conv3x3.conv_relu, conv3x3.input_gradient):
+        monkeypatch.setattr(kernel, "configs", [triton.Config({"PIXELS": pixels})])
+    # At least three rows of 17 activations: two of corners.
+    monkeypatch.setattr(upsample.forward, "configs", [triton.Config({"PIXELS": max(pixels, 64)})])
+    monkeypatch.setattr(backend, "PIXELS", pixels)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("pixels", [16, 128])
+@pytest.mark.parametrize(("upsample", "padding_mode"), MODES)
+def test_tiles_of_refinement(
+    pixels: int, upsample: str, padding_mode: str, monkeypatch: pytest.MonkeyPatch, addresses: list[int]
+) -> None:
+    """Maps that are cut in rows and columns, or smaller than a tile."""
+    tile(monkeypatch, pixels)
+    weights = [random(3, 5, 3, 3), random(3), random(2, 7, 3, 3), random(2)]
+    maps = [random(2, c, 5, 19).contiguous(memory_format=CHANNELS_LAST) for c in (5, 4)]
+    assert_agrees("refine", [*maps, *weights], upsample=upsample, padding_mode=padding_mode)
+    assert addresses[0] > 10_000
+
+
+@needs_interpreter
+@pytest.mark.parametrize("shape", [backend.GatherTile(4, 4), backend.GatherTile(64, 4), backend.GatherTile(4096, 64)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, CHANNELS_LAST])
+def test_tiles_of_gathering(
+    shape: backend.GatherTile, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch, addresses: list[int]
+) -> None:
+    monkeypatch.setattr(backend, "GATHER_TILE", shape)
+    cells = torch.tensor([(0, 0, 0), (1, -2, 3), (1, 1, 1), (0, 4, -1), (1, 1, 2)]).T
+    windows = Windows(torch.zeros(5), cells[0].contiguous(), torch.zeros(5, dtype=torch.int64), *cells[1:])
+    maps = random(2, 3, 5, 6).contiguous(memory_format=memory_format)
+    found = outcome("gather_windows", [maps], {"windows": windows, "size": 4, "backend": "triton"})
+    expected = outcome("gather_windows", [maps], {"windows": windows, "size": 4, "backend": "reference"})
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y)
+    assert addresses[0] > 500
+
+
+@needs_interpreter
+def test_wide_maps_are_cut_in_channels_too(addresses: list[int]) -> None:
+    """More outputs than one block holds, and more inputs than one step of the contraction."""
+    maps = [random(1, c, 3, 4).contiguous(memory_format=CHANNELS_LAST) for c in (37, 33)]
+    assert_agrees("merge_upsample", [*maps, random(35, 70, 3, 3), random(35)])
+
+
+@needs_interpreter
+def test_an_address_out_of_bounds_is_caught(addresses: list[int]) -> None:
+    """Planted: a kernel that is told of one more row than there is."""
+    from sharpmask_kernels.triton_kernels import gather_windows
+
+    maps, out = torch.zeros(1, 1, 2, 2), torch.empty(1, 1, 4, 4)
+    zero = torch.zeros(1, dtype=torch.int64)
+    for height, fits in ((2, True), (3, False)):
+        arguments = (maps, maps.stride(), out, out.stride(), zero, zero, zero, zero, 0, 1, 1, 1, height, 2, 4, 9, 1)
+        call = functools.partial(gather_windows.forward[(1,)], *arguments, MAP_UNIT=1, OUT_UNIT=1)
+        if fits:
+            call(CHANNELS_LAST=False, CELLS=16, CHANNELS=1)
+        else:
+            with pytest.raises(interpreter.InterpreterError, match="out of bounds"):
+                call(CHANNELS_LAST=False, CELLS=16, CHANNELS=1)
+
+
+@needs_interpreter
+def test_a_whole_refinement_has_the_gradients_of_the_reference() -> None:
+    """Four levels of SharpMask, the output of each the mask of the next."""
+    channels = ((9, 6, 6), (8, 4, 4), (7, 3, 3), (5, 2, 2))  # feature, skip, mask
+    torch.manual_seed(0)
+    features, weights = [], []
+    for level, (feature, skip, mask) in enumerate(channels):
+        out = channels[level + 1][2] if level + 1 < len(channels) else 1
+        features.append(torch.randn(1, feature, 2 << level, 2 << level).contiguous(memory_format=CHANNELS_LAST))
+        weights += [torch.randn(skip, feature, 3, 3) / 9, torch.randn(skip) / 9]
+        weights += [torch.randn(out, skip + mask, 3, 3) / 5, torch.rand(out) / 9]
+    code = torch.randn(1, 6, 2, 2).contiguous(memory_format=CHANNELS_LAST)
+
+    def gradients(name: str) -> tuple[Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for x in (code, *features, *weights)]
+        mask = leaves[0]
+        for level in range(4):
+            parameters = leaves[5 + 4 * level : 9 + 4 * level]
+            mask = kernels.refine(leaves[1 + level], mask, *parameters, padding_mode="replicate", backend=name)
+        assert mask.shape == (1, 1, 32, 32)
+        return torch.autograd.grad(mask.square().mean(), leaves)
+
+    for found, expected in zip(gradients("triton"), gradients("reference"), strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def run(code: str, **environment: str) -> str:
+    kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "SHARPMASK_BACKEND")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, **environment}, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_without_triton_it_says_so() -> None:
+    told = run(
+        """
+import sys
+sys.modules["triton"] = None  # importing it now raises
+import torch, sharpmask_kernels as kernels
+print(kernels.available_backends()["triton"])
+try:
+    kernels.merge_upsample(*[torch.zeros(1, 1, 2, 2)] * 2, torch.zeros(1, 2, 3, 3), None, backend="triton")
+except RuntimeError as error:
+    print(error)
+"""
+    )
+    reason, refusal = told.splitlines()
+    assert reason.startswith("triton cannot be imported")
+    assert refusal == f"backend 'triton' is not available: {reason}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_its_kernels_are_not_loaded() -> None:
+    pytest.importorskip("triton")
+    told = run(
+        """
+import sys, sharpmask_kernels as kernels
+print(kernels.available_backends()["triton"])
+print("sharpmask_kernels.triton_kernels" in sys.modules)
+"""
+    )
+    assert told.splitlines() == ["PyTorch finds no CUDA or ROCm device, and TRITON_INTERPRET=1 is not set", "False"]
+
+
+def test_a_refusal_names_what_came() -> None:
+    cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert backend.refusal(cuda, torch.float16) is None
+    assert (backend.refusal(cpu, torch.float16) is None) == backend.INTERPRETED
+    wanted = "torch.float32, torch.float16 or torch.bfloat16 on backend 'triton', got torch.float64"
+    assert backend.refusal(cuda, torch.float64) == f"maps must be of dtype {wanted}"
