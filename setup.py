@@ -1,8 +1,10 @@
-"""Builds the compiled module; metadata, dependencies and package data stand in pyproject.toml.
+"""Builds the compiled modules; metadata, dependencies and package data stand in pyproject.toml.
 
-The environment variable SHARPMASK_NATIVE decides what happens where the module cannot be built:
-auto (the default): the install goes on without it, and `sharpmask_kernels.available_backends()` tells why;
-1: the install fails; 0: the module is left out. CXX, CXXFLAGS and LDFLAGS mean what they always mean.
+The environment variables SHARPMASK_NATIVE (the C++ kernels) and SHARPMASK_CUDA (the CUDA kernels) decide what happens
+where a module cannot be built: auto (the default): the install goes on without it, and
+`sharpmask_kernels.available_backends()` tells why; 1: the install fails; 0: the module is left out.
+SHARPMASK_CUDA_ARCHS lists the GPUs to compile for, as in "80;90"; the default is ARCHS, as far as nvcc knows them. The
+newest gets PTX too, which later GPUs take. CXX, CXXFLAGS and LDFLAGS mean what they always mean; CUDACXX is nvcc.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ CXXFLAGS = [
     "-Wall",
     "-Wextra",
 ]
+# The compute capabilities of GPUs from Turing (2018) on. Nothing here depends on minor architectures.
+ARCHS = ("75", "80", "86", "89", "90", "100", "120")
+NVCCFLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads=0"]
 # What csrc/cpu/simd is compiled for, as far as the compiler knows it. Which of them runs is chosen at run time.
 ISAS = {
     "baseline": [],
@@ -103,66 +108,142 @@ def find_isas(compiler: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def write_graph(path: Path, targets: dict[Path, list[str]]) -> None:
-    """A ninja file that compiles the sources of every target and links them."""
-    compiler = find_compiler()
-    openmp = find_openmp(compiler)
-    isas = find_isas(compiler)
-    flags = [*CXXFLAGS, *openmp, *shlex.split(os.environ.get("CXXFLAGS", ""))]
-    includes = [f"-isystem{folder}" for folder in (sysconfig.get_path("include"), pybind11.get_include())]
-    defines = [f"-DSHARPMASK_FLAGS={json.dumps(shlex.join(flags))}", *(f"-DSHARPMASK_{isa.upper()}" for isa in isas)]
-    ldflags = [*SHARED, *openmp, *shlex.split(os.environ.get("LDFLAGS", ""))]
-    with path.open("w") as file:
-        graph = Writer(file, width=1000)
-        graph.variable("builddir", str(path.parent))
-        graph.variable("cxx", escape(shlex.join(compiler)))
-        graph.variable("cxxflags", escape(shlex.join(flags + includes + defines)))
-        graph.variable("ldflags", escape(shlex.join(ldflags)))
-        graph.rule("cxx", "$cxx $cxxflags $isaflags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
-        graph.rule("link", "$cxx $in -o $out $ldflags")
-        for target, sources in targets.items():
-            objects = []
-            for source in sources:
-                for isa, extra in isas.items() if Path(source).parent.name == "simd" else [("", [])]:
-                    objects.append(str(path.parent / isa / f"{source}.o"))
-                    isaflags = shlex.join([*extra, f"-DSHARPMASK_ISA={isa}"])
-                    graph.build(objects[-1], "cxx", source, variables={"isaflags": isaflags})
-            graph.build(str(target), "link", objects)
+def find_nvcc() -> str:
+    """$CUDACXX, nvcc on the path, or that of $CUDA_HOME or /usr/local/cuda."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    if nvcc is None:
+        raise BuildError("no nvcc found: install the CUDA toolkit, or set CUDACXX or CUDA_HOME")
+    return nvcc
+
+
+def find_archs(nvcc: str) -> list[str]:
+    """What to compile for, the newest last."""
+    given = os.environ.get("SHARPMASK_CUDA_ARCHS")
+    if given:
+        return [arch for arch in given.replace(",", ";").split(";") if arch]
+    try:
+        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"{nvcc} does not work: {error}") from error
+    return [arch for arch in ARCHS if f"compute_{arch}" in known]
+
+
+class Graph:
+    """A ninja file that compiles the sources of every module and links them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.compiler = find_compiler()
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.writer = Writer((folder / "build.ninja").open("w"), width=1000)
+        self.writer.variable("builddir", str(folder))
+        self.writer.variable("cxx", escape(shlex.join(self.compiler)))
+        self.writer.rule("cxx", "$cxx $flags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        self.writer.rule("link", "$cxx $in -o $out $flags")
+
+    def _compile(self, rule: str, sources: list[str], flags: list[str], folder: str = "") -> list[str]:
+        objects = [str(self.folder / folder / f"{source}.o") for source in sources]
+        for source, compiled in zip(sources, objects, strict=True):
+            self.writer.build(compiled, rule, source, variables={"flags": escape(shlex.join(flags))})
+        return objects
+
+    def _cxx(self, sources: list[str], flags: list[str], folder: str = "") -> list[str]:
+        includes = [f"-isystem{folder}" for folder in (sysconfig.get_path("include"), pybind11.get_include())]
+        flags = [*CXXFLAGS, *flags, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+        defines = [f"-DSHARPMASK_FLAGS={json.dumps(shlex.join(flags))}"]
+        return self._compile("cxx", sources, [*flags, *includes, *defines], folder)
+
+    def add_cpu(self, target: str, sources: list[str]) -> None:
+        openmp = find_openmp(self.compiler)
+        flags = [*SHARED, *openmp, *shlex.split(os.environ.get("LDFLAGS", ""))]
+        isas = find_isas(self.compiler)
+        simd = [source for source in sources if Path(source).parent.name == "simd"]
+        known = [f"-DSHARPMASK_{isa.upper()}" for isa in isas]
+        objects = self._cxx([source for source in sources if source not in simd], [*openmp, *known])
+        for isa, extra in isas.items():
+            objects += self._cxx(simd, [*openmp, *extra, f"-DSHARPMASK_ISA={isa}"], isa)
+        self.writer.build(target, "link", objects, variables={"flags": escape(shlex.join(flags))})
+
+    def add_cuda(self, target: str, sources: list[str]) -> None:
+        nvcc = find_nvcc()
+        archs = find_archs(nvcc)
+        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+        host = ["-ccbin", shlex.join(self.compiler), "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+        self.writer.rule("nvcc", f"{escape(nvcc)} $flags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        self.writer.rule("nvlink", f"{escape(nvcc)} -shared -cudart=static $flags $in -o $out")
+        objects = self._compile("nvcc", [s for s in sources if s.endswith(".cu")], [*NVCCFLAGS, *codes, *host])
+        objects += self._cxx([s for s in sources if s.endswith(".cpp")], [])
+        self.writer.build(target, "nvlink", objects, variables={"flags": escape(shlex.join(host))})
+
+    def build(self, targets: list[str]) -> dict[str, BuildError]:
+        """Builds the targets; those that failed, with the reason."""
+        self.writer.close()
+        command = [str(Path(ninja.BIN_DIR, "ninja")), "-v", "-f", str(self.folder / "build.ninja")]
+        try:
+            run([*command, "-k", "0", *targets])
+        except BuildError as error:
+            if len(targets) == 1:
+                return {targets[0]: error}
+            # One at a time, what could be built is there.
+            return {target: reason for target in targets for reason in self.build([target]).values()}
+        return {}
 
 
 class NinjaBuild(build_ext):
-    """One graph for all extensions; without them, their reason in a text file at their place."""
+    """One graph for all extensions; in place of one that cannot be built, the reason in a text file."""
 
     def run(self) -> None:
-        mode = os.environ.get("SHARPMASK_NATIVE", "auto")
-        if mode not in ("auto", "1", "0"):
-            sys.exit(f"SHARPMASK_NATIVE must be auto, 1 or 0, got {mode!r}")
-        targets = {Path(self.get_ext_fullpath(ext.name)): ext.sources for ext in self.extensions}
-        notes = [target.with_name(f"{target.name.partition('.')[0]}_missing.txt") for target in targets]
-        try:
-            if mode == "0":
-                raise BuildError("left out by SHARPMASK_NATIVE=0")
-            folder = Path(self.build_temp)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_graph(folder / "build.ninja", targets)
-            run([str(Path(ninja.BIN_DIR, "ninja")), "-v", "-f", str(folder / "build.ninja")])
-        except BuildError as error:
-            if mode == "1":
-                sys.exit(f"SHARPMASK_NATIVE=1, and the compiled module cannot be built: {error}")
-            print(f"warning: going on without the compiled module: {error}", file=sys.stderr)
-            self.extensions = []  # nothing to copy into the package
-            for target, note in zip(targets, notes, strict=True):
-                target.unlink(missing_ok=True)  # of an earlier build
+        paths = {ext.name: Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions}
+        reasons = self._build({ext.name: ext.sources for ext in self.extensions}, paths)
+        for name, path in paths.items():
+            note = path.with_name(f"{path.name.partition('.')[0]}_missing.txt")
+            note.unlink(missing_ok=True)
+            if name in reasons:
+                variable = VARIABLES[name]
+                if mode(variable) == "1":
+                    sys.exit(f"{variable}=1, and {name} cannot be built: {reasons[name]}")
+                print(f"warning: going on without {name}: {reasons[name]}", file=sys.stderr)
+                path.unlink(missing_ok=True)  # of an earlier build
                 note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(f"{error}\n")
-        else:
-            for note in notes:
-                note.unlink(missing_ok=True)
+                note.write_text(f"{reasons[name]}\n")
+        self.extensions = [ext for ext in self.extensions if ext.name not in reasons]  # to be copied into the package
+
+    def _build(self, sources: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, BuildError]:
+        """Why the modules that could not be built could not."""
+        left_out = [name for name in sources if mode(VARIABLES[name]) == "0"]
+        reasons = {name: BuildError(f"left out by {VARIABLES[name]}=0") for name in left_out}
+        wanted = [name for name in sources if name not in reasons]
+        try:
+            graph = Graph(Path(self.build_temp)) if wanted else None
+        except BuildError as error:
+            return reasons | dict.fromkeys(wanted, error)
+        for name in wanted:
+            add = graph.add_cuda if name.endswith("_cuda") else graph.add_cpu
+            try:
+                add(str(paths[name]), sources[name])
+            except BuildError as error:
+                reasons[name] = error
+        targets = {str(paths[name]): name for name in wanted if name not in reasons}
+        failed = graph.build(list(targets)) if targets else {}
+        return reasons | {targets[target]: error for target, error in failed.items()}
+
+
+VARIABLES = {"sharpmask_kernels._cpu": "SHARPMASK_NATIVE", "sharpmask_kernels._cuda": "SHARPMASK_CUDA"}
+
+
+def mode(variable: str) -> str:
+    value = os.environ.get(variable, "auto")
+    if value not in ("auto", "1", "0"):
+        sys.exit(f"{variable} must be auto, 1 or 0, got {value!r}")
+    return value
 
 
 setup(
     ext_modules=[
-        Extension("sharpmask_kernels._cpu", ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))])
+        Extension("sharpmask_kernels._cpu", ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))]),
+        Extension("sharpmask_kernels._cuda", ["csrc/bindings_cuda.cpp", *sorted(glob("csrc/cuda/*.cu"))]),
     ],
     cmdclass={"build_ext": NinjaBuild},
 )
