@@ -304,7 +304,7 @@ def _precision(kernel: Any, nvidia: bool) -> str | None:
 
 
 PIXEL = {"a": "A", "b": "B", "addend": "OUT", "map": "CHANNELS", "grad": "OUT", "relu": "SPLIT"}
-"""The constant that counts the channels of the map behind ``<name>_ptr``."""
+"""The constant that counts the channels of the map behind ``<name>_ptr``; C in gather_windows."""
 
 
 @functools.cache
@@ -334,7 +334,7 @@ def _narrow(code: str, constants: dict[str, Any], itemsize: int) -> Iterator[str
         elif name and (width := _load_bits(line)):
             loaded[name] = min(loaded.get(name, 128), width)
     for name, width in loaded.items():
-        pixel = constants.get(PIXEL[name], 0) * itemsize * 8
+        pixel = constants.get("C", constants.get(PIXEL[name], 0)) * itemsize * 8
         # A pixel of 6 channels begins at even channels only: no wider than what divides it.
         if width < min(64, pixel & -pixel):
             yield name

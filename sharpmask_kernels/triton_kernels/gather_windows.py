@@ -26,12 +26,12 @@ def forward(
     this: tl.tensor,  # the scale of this map
     scales: tl.tensor,
     batch: tl.tensor,
-    channels: tl.tensor,
     height: tl.tensor,
     width: tl.tensor,
     size: tl.tensor,
     limit: tl.tensor,  # rows and cols beyond are cut to it: far outside, and no overflow
     step: tl.tensor,
+    C: tl.constexpr,
     MAP_UNIT: tl.constexpr,
     OUT_UNIT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -40,7 +40,7 @@ def forward(
 ) -> None:
     """One tile of one window, if the window is of this map. Those of no map at all are zeros, written for map 0."""
     cell_tiles = (size * size + CELLS - 1) // CELLS
-    channel_tiles = (channels + CHANNELS - 1) // CHANNELS
+    channel_tiles = (C + CHANNELS - 1) // CHANNELS
     pid = tl.program_id(0)
     window = (pid // (cell_tiles * channel_tiles)).to(tl.int64)
     first_cell = pid // channel_tiles % cell_tiles * CELLS
@@ -59,7 +59,7 @@ def forward(
             channel = first_channel + tl.arange(0, CHANNELS)[:, None]
         y = cell // size
         x = cell % size
-        written = (y < size) & (channel < channels)
+        written = (y < size) & (channel < C)
         row = top + y
         col = left + x
         known = (scale == this) & (image >= 0) & (image < batch)
@@ -83,10 +83,10 @@ def backward(
     top_ptr: tl.tensor,  # first row on the map,
     left_ptr: tl.tensor,  # and first column
     segment: tl.tensor,  # of the first image
-    channels: tl.tensor,
     height: tl.tensor,
     width: tl.tensor,
     size: tl.tensor,
+    C: tl.constexpr,
     OUT_UNIT: tl.constexpr,
     GRAD_UNIT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -97,7 +97,7 @@ def backward(
     """One tile of one image's map: the sum of all windows over it, in their order."""
     col_tiles = (width + COLS - 1) // COLS
     row_tiles = (height + ROWS - 1) // ROWS
-    channel_tiles = (channels + CHANNELS - 1) // CHANNELS
+    channel_tiles = (C + CHANNELS - 1) // CHANNELS
     pid = tl.program_id(0)
     channel_tile = pid % channel_tiles
     col_tile = pid // channel_tiles % col_tiles
@@ -113,7 +113,7 @@ def backward(
         total = tl.full((CHANNELS, ROWS * COLS), 0.0, tl.float32)
     row = row_tile * ROWS + cell // COLS
     col = col_tile * COLS + cell % COLS
-    inside = (row < height) & (col < width) & (channel < channels)
+    inside = (row < height) & (col < width) & (channel < C)
     far = channel.to(tl.int64)
     end = tl.load(bounds_ptr + segment + image + 1)
     for i in range(tl.load(bounds_ptr + segment + image), end):

@@ -154,8 +154,8 @@ def test_an_address_out_of_bounds_is_caught(addresses: list[int]) -> None:
     maps, out = torch.zeros(1, 1, 2, 2), torch.empty(1, 1, 4, 4)
     zero = torch.zeros(1, dtype=torch.int64)
     for height, fits in ((2, True), (3, False)):
-        arguments = (maps, maps.stride(), out, out.stride(), zero, zero, zero, zero, 0, 1, 1, 1, height, 2, 4, 9, 1)
-        call = functools.partial(gather_windows.forward[(1,)], *arguments, MAP_UNIT=1, OUT_UNIT=1)
+        arguments = (maps, maps.stride(), out, out.stride(), zero, zero, zero, zero, 0, 1, 1, height, 2, 4, 9, 1)
+        call = functools.partial(gather_windows.forward[(1,)], *arguments, C=1, MAP_UNIT=1, OUT_UNIT=1)
         if fits:
             call(CHANNELS_LAST=False, CELLS=16, CHANNELS=1)
         else:
