@@ -7,8 +7,11 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "cpu/encode_windows.h"
 #include "cpu/gather_windows.h"
 #include "cpu/kernels.h"
 
@@ -78,6 +81,27 @@ void cascade(int dtype, const MapArgument& encoding, const std::vector<MapArgume
                               threads});
 }
 
+// The counts of all windows, one after another, and where each ends.
+std::pair<py::bytes, std::vector<int64_t>> encode(int dtype, const MapArgument& logits,
+                                                  const WindowsArgument& windows,
+                                                  const std::array<int64_t, 2>& image_size,
+                                                  const std::vector<double>& vertical,
+                                                  const std::vector<double>& horizontal, double limit,
+                                                  int threads) {
+    std::string joined;
+    std::vector<int64_t> ends;
+    {
+        py::gil_scoped_release release;
+        for (const std::string& counts :
+             encode_windows(static_cast<DType>(dtype), map_from(logits), windows_from(windows),
+                            {image_size[0], vertical}, {image_size[1], horizontal}, limit, threads)) {
+            joined += counts;
+            ends.push_back(static_cast<int64_t>(joined.size()));
+        }
+    }
+    return {py::bytes(joined), ends};
+}
+
 py::dict build_info() {
     using namespace py::literals;
 #ifdef __clang__
@@ -101,6 +125,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("gather_windows", forward, release_gil());
     m.def("gather_windows_backward", backward, release_gil());
     m.def("refine_windows", cascade, release_gil());
+    m.def("encode_windows", encode);
     m.def("isa", [] { return kernels().isa; });
     m.def("build_info", build_info);
 }

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import layout
+from ..windows import scaled_size
 from .reference import logit
 
 MODULE = "sharpmask_kernels._cpu"
@@ -167,3 +168,28 @@ def refine_windows(
         out.stride(),
         torch.get_num_threads(),
     )
+
+
+def encode_windows(
+    logits: Tensor,
+    scale: Tensor,
+    row: Tensor,
+    col: Tensor,
+    image_size: Sequence[int],
+    scales: Sequence[float],
+    threshold: float,
+) -> tuple[Tensor, Tensor]:
+    height, width = image_size
+    ratios = [(h / height, w / width) for h, w in (scaled_size(height, width, s) for s in scales)]
+    windows = [x.contiguous() for x in (scale, row, col)]
+    counts, ends = native().encode_windows(
+        DTYPES[logits.dtype],
+        _map(logits[:, None]),
+        (scale.shape[0], 0, *(x.data_ptr() for x in windows)),
+        (height, width),
+        [vertical for vertical, _ in ratios],
+        [horizontal for _, horizontal in ratios],
+        logit(threshold),
+        torch.get_num_threads(),
+    )
+    return torch.frombuffer(bytearray(counts or b"\0"), dtype=torch.uint8)[: len(counts)], torch.tensor([0, *ends])
