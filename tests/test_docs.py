@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from sharpmask_kernels import dispatch
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,3 +21,17 @@ def test_snippets(page: str) -> None:
     names: dict[str, Any] = {"__name__": "snippets"}
     for number, snippet in enumerate(snippets):
         exec(compile(snippet, f"{page}, snippet {number + 1}", "exec"), names)
+
+
+def test_the_table_of_backends() -> None:
+    """docs/backends.md marks exactly the ops that a backend has."""
+    lines = [
+        line.strip("|").split("|") for line in (ROOT / "docs/backends.md").read_text().splitlines() if line[:1] == "|"
+    ]
+    head, _, *rows = lines[: 2 + len(dispatch.OPS)]
+    names = [cell.strip(" `") for cell in head[1:]]
+    marked = {
+        (row[0].strip(" `"), name) for row in rows for name, cell in zip(names, row[1:], strict=True) if "✓" in cell
+    }
+    assert set(names) == set(dispatch.BACKENDS)
+    assert marked == {(op, name) for op in dispatch.OPS for name in dispatch.BACKENDS if dispatch.has(name, op)}
