@@ -15,7 +15,7 @@ from . import emulator
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
     try:
-        emulator.install(emulator.build())
+        emulator.install()
     except (OSError, subprocess.CalledProcessError) as error:
         warnings.warn(f"the CUDA kernels cannot be emulated: {getattr(error, 'output', '') or error}", stacklevel=1)
 

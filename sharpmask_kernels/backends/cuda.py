@@ -223,7 +223,7 @@ def _convolution(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
 def _float_below(x: float) -> float:
     """The largest fp32 number up to ``x``: one is greater than it if and only if it is greater than ``x``."""
     near = np.float32(x)
-    return float(near if near <= x else np.nextafter(near, np.float32(-math.inf)))
+    return float(near if float(near) <= x else np.nextafter(near, np.float32(-math.inf)))
 
 
 @_on_device

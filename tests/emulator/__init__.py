@@ -1,7 +1,7 @@
 """The backend ``cuda`` without a GPU: its sources compiled for the CPU, CUDA's threads emulated (see emulator.h).
 
 :func:`install` puts the module made of them where the backend looks for its own. :func:`machine` sets the schedule of
-the threads and the GPU that is imitated.
+the threads and the GPU that is imitated. ``python -m tests.emulator.barriers`` removes barriers from the kernels.
 """
 
 from __future__ import annotations
@@ -71,14 +71,28 @@ def _write_graph(folder: Path, target: Path, csrc: Path, sanitize: list[str]) ->
         graph.build(escape(str(target)), "link", objects)
 
 
-def install(path: Path) -> None:
-    """The backend's module is the one at ``path`` from now on; it must not have been loaded before."""
+def install() -> None:
+    """The backend's module, if not loaded yet, is from now on that of $SHARPMASK_EMULATOR, or else of :func:`build`."""
     from sharpmask_kernels.backends import cuda
 
+    path = os.environ.get("SHARPMASK_EMULATOR") or build()
     spec = importlib.util.spec_from_file_location(cuda.MODULE, path)
     assert spec is not None and spec.loader is not None
     sys.modules[cuda.MODULE] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[cuda.MODULE])
+
+
+def sanitizers() -> dict[str, str]:
+    """The environment in which Python can load a sanitized module."""
+
+    def library(name: str) -> str:
+        command = [*compiler(), f"-print-file-name={name}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    return {
+        "LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}",
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+    }
 
 
 @contextlib.contextmanager

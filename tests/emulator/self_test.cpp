@@ -16,14 +16,15 @@ enum class Fault {
     none,
     missing_barrier,
     wrong_lane,
+    swapped_lanes,
     missing_lane,
     shared_bounds,
     global_bounds,
     split_barrier
 };
 
-constexpr const char* names[] = {"right",         "missing_barrier", "wrong_lane",   "missing_lane",
-                                 "shared_bounds", "global_bounds",   "split_barrier"};
+constexpr const char* names[] = {"right",        "missing_barrier", "wrong_lane",    "swapped_lanes",
+                                 "missing_lane", "shared_bounds",   "global_bounds", "split_barrier"};
 
 void reverse(const float* from, float* to, int count, Fault fault) {
     auto* shared = static_cast<float*>(emulator::shared_memory());
@@ -40,7 +41,7 @@ void reverse(const float* from, float* to, int count, Fault fault) {
     if (fault == Fault::missing_lane && thread == 5) return;
     const unsigned mask = fault == Fault::wrong_lane ? 0x7fffffffu : 0xffffffffu;
     if (!(mask >> (thread & 31) & 1)) return;
-    value = __shfl_sync(mask, value, 31u - (threadIdx.x & 31u));
+    value = __shfl_sync(mask, value, 31u - ((threadIdx.x & 31u) ^ (fault == Fault::swapped_lanes ? 1u : 0u)));
     to[first + thread] = value;
 }
 
