@@ -91,7 +91,8 @@ py::dict footprint(const Cascade& cascade, int64_t shared_per_block, int64_t sha
     using namespace py::literals;
     const Footprint f = refine_windows_footprint(cascade, shared_per_block, shared_per_multiprocessor);
     return py::dict("shared_bytes"_a = f.shared_bytes, "resident_weights"_a = f.resident_weights,
-                    "banded_layers"_a = f.banded_layers, "band_rows"_a = f.band_rows);
+                    "banded_layers"_a = f.banded_layers, "band_rows"_a = f.band_rows,
+                    "instructions"_a = f.instructions);
 }
 
 void encode(Address logits, int dtype, const std::array<int64_t, 2>& shape,

@@ -115,6 +115,8 @@ __global__ void __launch_bounds__(gather_threads)
             mine.left = static_cast<int>(x);
         }
         const unsigned votes = __ballot_sync(0xffffffffu, covers);
+        // Nobody reads these of the last round any more, and nobody will read its `found` beyond the next
+        // barrier.
         if (lane == 0) found_by_warp[warp] = __popc(votes);
         __syncthreads();
         int place = __popc(votes & ((1u << lane) - 1)), count = 0;
@@ -138,7 +140,6 @@ __global__ void __launch_bounds__(gather_threads)
                 }
             }
         }
-        __syncthreads();  // before `found` is written again
     }
 
 #pragma unroll

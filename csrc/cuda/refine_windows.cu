@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <map>
+#include <mutex>
 
 #include "refine_windows.cuh"
 #include "refine_windows.h"
@@ -13,9 +15,22 @@ int64_t table_floats(const Plan& plan) {
     return static_cast<int64_t>(plan.layers.size() * sizeof(Layer) / sizeof(float));
 }
 
+// The plan for the current device. Making one takes as long as a launch; models ask for the same ones again.
 Plan plan_here(const Cascade& cascade) {
-    return plan_cascade(cascade, static_cast<int64_t>(shared_per_block()),
-                        static_cast<int64_t>(shared_per_multiprocessor()));
+    static std::mutex mutex;
+    static std::map<std::vector<int64_t>, Plan> plans;
+    const auto per_block = static_cast<int64_t>(shared_per_block());
+    const auto per_multiprocessor = static_cast<int64_t>(shared_per_multiprocessor());
+    std::vector<int64_t> key{cascade.size,  cascade.channels, cascade.nearest,
+                             cascade.zeros, per_block,        per_multiprocessor};
+    key.insert(key.end(), cascade.convs.begin(), cascade.convs.end());
+    key.push_back(0);  // no stage has no convolution
+    key.insert(key.end(), cascade.out_channels.begin(), cascade.out_channels.end());
+    const std::lock_guard lock(mutex);
+    const auto known = plans.find(key);
+    if (known != plans.end()) return known->second;
+    if (plans.size() >= 1000) plans.clear();
+    return plans[key] = plan_cascade(cascade, per_block, per_multiprocessor);
 }
 
 template <class T>
@@ -67,7 +82,7 @@ int64_t refine_windows_workspace(const Cascade& cascade) {
 Footprint refine_windows_footprint(const Cascade& cascade, int64_t per_block, int64_t per_multiprocessor) {
     const Plan plan = plan_cascade(cascade, per_block, per_multiprocessor);
     return {plan.shared_bytes, plan.resident, static_cast<int64_t>(plan.layers.size()) - plan.first_banded,
-            plan.band_rows};
+            plan.band_rows, plan.instructions};
 }
 
 void refine_windows(const void* encoding, const Strides& strides, DType dtype, const Cascade& cascade,

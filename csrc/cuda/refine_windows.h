@@ -36,6 +36,7 @@ struct Footprint {
     bool resident_weights;       // staged once per block, else for every window, layer by layer
     std::int64_t banded_layers;  // the last ones, which run in bands of rows
     std::int64_t band_rows;      // of the head's input
+    std::int64_t instructions;   // of a thread for a window, estimated
 };
 
 // Throws std::invalid_argument where the cascade does not fit into a block.

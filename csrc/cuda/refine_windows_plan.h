@@ -49,6 +49,7 @@ struct Plan {
     int first_banded = 0, band_rows = 0;
     bool resident = false;  // the weights of all layers are in shared memory for good
     std::int64_t shared_bytes = 0;
+    std::int64_t instructions = 0;  // of a thread for a window, estimated
 };
 
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -170,16 +171,17 @@ inline std::int64_t set_split(const Plan& plan, Layer& layer, int rows, bool is_
     return times * rounds * (channels * taps * tile_sums + around);
 }
 
-// Sets where everything lies for the plan's bands. Returns an estimate of a window's time.
-inline std::int64_t lay_out(Plan& plan) {
+// Sets where everything lies for the plan's bands, and estimates a window's time.
+inline void lay_out(Plan& plan) {
     auto& layers = plan.layers;
     const int count = static_cast<int>(layers.size());
-    std::int64_t time = 0, regions[3] = {};
+    std::int64_t regions[3] = {};
+    plan.instructions = 0;
     std::vector<int> region(count);
     for (int l = 0; l < count; ++l) {
         Layer& layer = layers[l];
         const int rows = most_rows(plan, l);
-        time += set_split(plan, layer, rows, l == count - 1);
+        plan.instructions += set_split(plan, layer, rows, l == count - 1);
         // Two regions by turns: a layer reads one and writes the other. The input of the first banded layer
         // stays until the last band, so what would overwrite it goes to a third.
         const bool whole = l <= plan.first_banded;
@@ -200,7 +202,6 @@ inline std::int64_t lay_out(Plan& plan) {
     const std::int64_t starts[] = {first, first + regions[0], first + regions[0] + regions[1]};
     for (int l = 0; l < count; ++l) layers[l].input = static_cast<int>(starts[region[l]]);
     plan.shared_bytes = static_cast<std::int64_t>(sizeof(float)) * (starts[2] + regions[2]);
-    return time;
 }
 
 // The plan of least estimated time among those that fit.
@@ -221,7 +222,8 @@ inline Plan plan_cascade(const Cascade& cascade, std::int64_t shared_per_block,
                 plan.resident = resident;
                 plan.first_banded = first;
                 plan.band_rows = round_up((head.side + bands - 1) / bands, tile_rows(head));
-                auto time = static_cast<double>(lay_out(plan));
+                lay_out(plan);
+                auto time = static_cast<double>(plan.instructions);
                 least_bytes = std::min(least_bytes, plan.shared_bytes);
                 if (plan.shared_bytes > shared_per_block) continue;
                 // One block leaves the multiprocessor idle at every barrier; weights staged anew cost one

@@ -24,7 +24,7 @@ def survives(module: Path) -> bool:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
     environment = {**os.environ, "SHARPMASK_EMULATOR": str(module)}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode not in (0, 1):
+    if done.returncode in (2, 3, 4, 5):  # of pytest itself; a kernel that crashes Python is negative, and caught
         raise RuntimeError(f"pytest could not run:\n{done.stdout}{done.stderr}")
     return done.returncode == 0
 

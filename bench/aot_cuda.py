@@ -1,0 +1,192 @@
+"""Compiles the CUDA kernels for GPUs that need not be here and reads what nvcc made of them.
+
+    python -m bench.aot_cuda [--archs 80 90a 100]
+
+Needs nvcc, and cuobjdump from the CUDA toolkit or from triton. Prints a table, and for `refine_windows` on the paper's
+windows what arithmetic and memory take at least, beside an estimate. Exits with 1 if a gate fails:
+
+- nothing is spilled;
+- `refine_windows` runs with at least two blocks on a multiprocessor of compute capability 9.0;
+- it, and `gather_windows` in channels_last, load maps 128 bits at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+CSRC = Path(__file__).parents[1] / "csrc"
+OPS = ("gather_windows", "refine_windows", "encode_windows")
+FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr"]  # of setup.py
+
+KB = 1 << 10
+# Shared memory in bytes, of a block and of a multiprocessor.
+SHARED = {75: (64, 64), 80: (163, 164), 86: (99, 100), 89: (99, 100), 90: (227, 228), 100: (227, 228), 120: (99, 100)}
+SHARED = {arch: (block * KB, all_blocks * KB) for arch, (block, all_blocks) in SHARED.items()}
+REGISTERS = 1 << 16  # of a multiprocessor
+RESERVED = KB  # of shared memory, for each block
+THREADS = 256  # of a block, in every kernel with a limit
+
+# Windows of 160 pixels, k = 32, 16, 8, 4, 2: see section 3.2 of the paper.
+PAPER = (10, 32, [1, 1, 1, 1], [16, 8, 4, 2, 1])
+PAPER_FMAS = sum(
+    9 * a * b * side * side for a, b, side in zip([32, 16, 8, 4, 2], PAPER[3], [10, 20, 40, 80, 160], strict=True)
+)
+HORIZONTALS = sum(k * (10 << j) ** 2 for j, k in enumerate(PAPER[3][:-1]))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled kernel; ``loads`` counts the instructions that load from global memory, by bits."""
+
+    name: str
+    arch: str
+    registers: int
+    spills: int
+    instructions: int
+    fmas: int
+    matrix: int
+    loads: dict[int, int]
+    shared: int
+    blocks: int
+
+    def faults(self) -> Iterator[str]:
+        if self.spills:
+            yield f"{self.spills} bytes spilled"
+        if self.arch.startswith("90") and "refine_kernel" in self.name and self.blocks < 2:
+            yield f"{self.blocks} block on a multiprocessor, must be at least 2"
+        wide = "refine_kernel" in self.name or "gather_kernel<uint4" in self.name
+        if wide and not self.loads.get(128):
+            yield "no load of 128 bits"
+
+
+def _tool(name: str) -> str:
+    if path := shutil.which(name):
+        return path
+    import triton
+
+    path = str(getattr(triton.knobs.nvidia, name).path)
+    return path
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+
+
+@functools.cache
+def plan(arch: int) -> dict[str, Any]:
+    """How the paper's cascade lies in shared memory, with padding_mode="replicate"."""
+    from sharpmask_kernels.backends import cuda
+
+    native = cuda.native()
+    found: dict[str, Any] = native.refine_windows_footprint(native.Cascade(*PAPER, False, False), *SHARED[arch])
+    return found
+
+
+def rows(archs: tuple[str, ...] = ("80", "90a", "100")) -> Iterator[Kernel]:
+    """Every kernel, compiled for every architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        for arch in archs:
+            for op in OPS:
+                cubin = f"{folder}/{op}.{arch}.cubin"
+                source = str(CSRC / "cuda" / f"{op}.cu")
+                log = _run("nvcc", *FLAGS, f"-arch=sm_{arch}", "-Xptxas=-v", "-cubin", source, "-o", cubin)
+                yield from _read(arch, log, _run(_tool("cuobjdump"), "-sass", cubin))
+
+
+def _read(arch: str, log: str, code: str) -> Iterator[Kernel]:
+    usage = re.compile(r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+)", re.S)
+    resources = {name: (int(regs), int(a) + int(b)) for name, a, b, regs in usage.findall(log)}
+    for part in code.split("Function : ")[1:]:
+        symbol = part.split()[0]
+        opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]+)", part, re.M)
+        loads = Counter(
+            int((re.search(r"\.(?:U|S)?(8|16|64|128)\b", o) or [0, 32])[1]) for o in _starting(opcodes, "LDG")
+        )
+        registers, spills = resources[symbol]
+        name = _run("c++filt", symbol).strip().replace("sharpmask::cuda::", "").replace("sharpmask::", "")
+        capability = int(arch.rstrip("af"))
+        shared = plan(capability)["shared_bytes"] if "refine_kernel" in name else 0
+        blocks = REGISTERS // (-(-registers // 8) * 8 * THREADS)
+        if shared:
+            blocks = min(blocks, SHARED[capability][1] // (shared + RESERVED))
+        yield Kernel(
+            name=re.sub(r"^void |\(.*", "", name),
+            arch=arch,
+            registers=registers,
+            spills=spills,
+            instructions=len(opcodes),
+            fmas=len(_starting(opcodes, "FFMA")),
+            matrix=len(_starting(opcodes, "HMMA", "HGMMA", "UTCHMMA")),
+            loads=dict(loads),
+            shared=shared,
+            blocks=blocks,
+        )
+
+
+def _starting(opcodes: list[str], *names: str) -> list[str]:
+    return [o for o in opcodes if o.startswith(names)]
+
+
+def report(kernels: list[Kernel], console: Console) -> None:
+    table = Table(title="CUDA kernels, compiled ahead of time (refine_kernel: the paper's cascade)")
+    columns = "kernel arch reg spills instr FFMA HMMA 128b 64b 32b <32b shared blocks"
+    for column in columns.split():
+        table.add_column(column, justify="left" if column == "kernel" else "right", overflow="fold")
+    for k in sorted(kernels, key=lambda k: (k.name, k.arch)):
+        narrow = k.loads.get(8, 0) + k.loads.get(16, 0)
+        wide = [k.loads.get(bits, 0) for bits in (128, 64, 32)]
+        cells = [k.name, k.arch, k.registers, k.spills, k.instructions, k.fmas, k.matrix, *wide, narrow, k.shared]
+        table.add_row(*map(str, [*cells, k.blocks]), style="red" if list(k.faults()) else None)
+    console.print(table)
+
+
+def floor(console: Console, windows: int = 1000) -> None:
+    """What `windows` of the paper's take on an H100 SXM (132 multiprocessors, 1.98 GHz, 3.35 TB/s), on paper."""
+    multiprocessors, hertz, bandwidth = 132, 1.98e9, 3.35e12
+    fma_rate = multiprocessors * 128 * hertz
+    dram, l2 = 160 * 160 // 8 + 2 * 3200, 2 * HORIZONTALS  # of a window: bits out, 16-bit encodings and maps
+    flops = 2 * PAPER_FMAS * windows
+    found = plan(90)
+    # A multiprocessor issues four warp instructions a clock, and a thread's estimate stands for its warp's.
+    cycles = found["instructions"] * THREADS / 32 / 4
+    console.print(
+        f"refine_windows, {windows} windows of 160 pixels on an H100, on paper, nothing of it measured:\n"
+        f"  arithmetic {flops / 1e9:.1f} GFLOP: {flops / 2 / fma_rate * 1e6:.0f} us at peak\n"
+        f"  memory {dram * windows / 1e6:.1f} MB from and to DRAM (bits out; maps stay in L2): "
+        f"{dram * windows / bandwidth * 1e6:.0f} us; {l2 * windows / 1e6:.0f} MB from L2\n"
+        f"  estimate {found['instructions']} instructions a thread and window, all issued without a wait: "
+        f"{cycles * windows / multiprocessors / hertz * 1e6:.0f} us\n"
+        f"  shared memory {found}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", nargs="+", default=["80", "90a", "100"], help="compute capabilities")
+    kernels = list(rows(tuple(parser.parse_args().archs)))
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    report(kernels, console)
+    floor(console)
+    faults = [f"{k.name}, sm_{k.arch}: {fault}" for k in kernels for fault in k.faults()]
+    for fault in faults:
+        print(fault)
+    print(f"{len(kernels)} kernels compiled, {len(faults)} faults")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
