@@ -112,13 +112,13 @@ def _padded(channels: int) -> int:
     return _power_of_2(channels, 64) if channels <= 64 else _tiles(channels, 64) * 64
 
 
-def _contraction(channels: int, most: int = 64) -> dict[str, Any]:
-    """How a contraction over nine taps of ``channels`` is cut into steps, and how exactly it multiplies.
+def _contraction(channels: int, dtype: torch.dtype, most: int = 128) -> dict[str, Any]:
+    """How a contraction over nine taps of ``channels`` is cut into steps, of ``most`` bytes a pixel, and multiplied.
 
     fp32 products are those of three tf32 ones on NVIDIA (1e-6), exact on AMD; plain tf32 would be off by 5e-4.
     """
     padded = _padded(channels)
-    step = min(most, 64 if padded >= 64 else 32 if padded > 1 else 16)
+    step = min(most // dtype.itemsize, 64 if padded >= 64 else 32 if padded > 1 else 16)
     if INTERPRETED and padded >= 32:
         step = 128  # its time goes by the number of steps, not by their size
     return {"PADDED": padded, "K": step, "PRECISION": "ieee" if torch.version.hip else "tf32x3"}
@@ -197,7 +197,7 @@ def _up2(
         REPLICATE=padding_mode == "replicate",
         COLS=cols,
         N=columns,
-        **_contraction(weight.shape[1], 32),
+        **_contraction(weight.shape[1], weight.dtype, 64),
         **FUSED,
     )
     return out, active
@@ -257,7 +257,7 @@ def _input_gradients(
         return gradients
     first = 0 if needs[0] else channels[0]
     last = sum(channels) if needs[-1] else channels[0]
-    columns = _columns(last - first, 128)
+    columns = _columns(last - first, 256 // grad.dtype.itemsize)
     a, b = wanted[0], wanted[-1]
     (a_strides, a_unit), (b_strides, b_unit) = _strides(a), _strides(b)
     masked = grad if relu is None else _side_by_side(relu)
@@ -285,7 +285,7 @@ def _input_gradients(
         RELU=relu is not None,
         REPLICATE=padding_mode == "replicate",
         N=columns,
-        **_contraction(outputs),
+        **_contraction(outputs, grad.dtype, 64),
         **FUSED,
     )
     return gradients
@@ -310,7 +310,7 @@ def _weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, ch
         return out.zero_()
     a, b = (_side_by_side(m) for m in (maps[0], maps[-1]))
     (a_strides, a_unit), (b_strides, b_unit) = _map(a), _map(b)
-    contraction = _contraction(channels)
+    contraction = _contraction(channels, grad.dtype)
     # Narrower where two maps are loaded: registers, and 64 KB of shared memory on AMD.
     columns = _columns(9 * contraction["PADDED"], 128 if len(maps) == 1 and channels >= 64 else 64)
     rows = max(16, _power_of_2(outputs, 64))
@@ -342,7 +342,7 @@ def _weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, ch
         M=rows,
         N=columns,
         PIXELS=PIXELS,
-        num_warps=8,
+        num_warps=4 if torch.version.hip else 8,  # 256 lanes either way
         num_stages=2,
         **FUSED,
     )
@@ -476,7 +476,7 @@ def _conv_relu(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str
         HAS_BIAS=bias is not None,
         REPLICATE=padding_mode == "replicate",
         N=columns,
-        **_contraction(channels),
+        **_contraction(channels, x.dtype),
         **FUSED,
     )
     return out

@@ -140,7 +140,7 @@ def conv_relu(
 
 
 @triton.autotune(
-    candidates((64, 4, 2), (64, 4, 3), (128, 8, 3), interpreted=64),
+    candidates((64, 4, 3), (128, 8, 2), interpreted=64),
     key=["CHANNELS", "FIRST", "LAST", "OUT", "REPLICATE"],
 )
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
