@@ -387,17 +387,20 @@ def test_a_backend_without_the_op(op: str, backend: str) -> None:
         getattr(kernels, op)(**VALID[op](), backend=backend)
 
 
-def as_double(x: Any) -> Any:
-    if isinstance(x, torch.Tensor) and x.is_floating_point():
-        return x.double()
-    if isinstance(x, list | tuple) and not isinstance(x, Windows):
-        return type(x)(as_double(y) for y in x)
+def as_double(x: Any, device: str) -> Any:
+    """All tensors in ``x`` on ``device``, floating-point maps in double precision."""
+    if isinstance(x, Windows):
+        return Windows(*(field.to(device) for field in x))
+    if isinstance(x, torch.Tensor):
+        return x.to(device, torch.float64)
+    if isinstance(x, list | tuple):
+        return type(x)(as_double(y, device) for y in x)
     return x
 
 
 @each()
 def test_double_precision_is_taken_or_refused(subject: Subject) -> None:
-    arguments = {name: as_double(x) for name, x in VALID[subject.op]().items()}
+    arguments = {name: as_double(x, subject.device) for name, x in VALID[subject.op]().items()}
     if subject.takes(torch.float64):
         subject(**arguments)
     else:
