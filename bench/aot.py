@@ -303,8 +303,15 @@ def _precision(kernel: Any, nvidia: bool) -> str | None:
     return None
 
 
-PIXEL = {"a": "A", "b": "B", "addend": "OUT", "map": "CHANNELS", "grad": "OUT", "relu": "SPLIT"}
-"""The constant that counts the channels of the map behind ``<name>_ptr``; C in gather_windows."""
+PIXEL = {
+    "a": ("A", "CHANNELS"),  # conv_relu gives its one map as a
+    "b": ("B",),
+    "addend": ("OUT",),
+    "map": ("C",),
+    "grad": ("C", "OUT"),
+    "relu": ("SPLIT",),
+}
+"""The constants, whichever a kernel has, that count the channels of the map behind ``<name>_ptr``."""
 
 
 @functools.cache
@@ -334,7 +341,7 @@ def _narrow(code: str, constants: dict[str, Any], itemsize: int) -> Iterator[str
         elif name and (width := _load_bits(line)):
             loaded[name] = min(loaded.get(name, 128), width)
     for name, width in loaded.items():
-        pixel = constants.get("C", constants.get(PIXEL[name], 0)) * itemsize * 8
+        pixel = next(constants[c] for c in PIXEL[name] if c in constants) * itemsize * 8
         # A pixel of 6 channels begins at even channels only: no wider than what divides it.
         if width < min(64, pixel & -pixel):
             yield name
