@@ -27,6 +27,14 @@ def fault(request: pytest.FixtureRequest) -> Any:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exact_convolutions() -> None:
+    """PyTorch's own, on a GPU: fp32 in full, and the same bits again. The reference is made of them."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """New memory is full of NaN (of 0x55 for integers): a kernel that leaves cells unwritten shows."""
