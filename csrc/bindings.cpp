@@ -25,6 +25,8 @@ using Address = std::uintptr_t;  // Tensor.data_ptr()
 
 // Address, height, width, strides: of batch, channel, row, column.
 using MapArgument = std::array<int64_t, 7>;
+// Dtype, then a MapArgument, then channels; all 0: no map.
+using TypedMapArgument = std::array<int64_t, 9>;
 // Address (0: not asked for), height, width.
 using GradientArgument = std::array<int64_t, 3>;
 // Count; addresses of image, scale, row, col.
@@ -52,6 +54,18 @@ std::vector<Map> maps_from(const std::vector<MapArgument>& maps) {
     return typed;
 }
 
+MapOf map_of(const TypedMapArgument& m) {
+    return {static_cast<DType>(m[0]), map_from({m[1], m[2], m[3], m[4], m[5], m[6], m[7]}), m[8]};
+}
+
+std::vector<MapOf> maps_of(const std::vector<TypedMapArgument>& maps) {
+    std::vector<MapOf> typed;
+    for (const auto& m : maps) typed.push_back(map_of(m));
+    return typed;
+}
+
+Layer layer_from(const LayerArgument& l) { return {pointer<void>(l[0]), pointer<void>(l[1]), l[2], l[3]}; }
+
 void forward(const std::vector<MapArgument>& maps, const WindowsArgument& windows, int64_t batch,
              int64_t channels, int64_t size, int64_t step, int64_t element_size, bool channels_last,
              Address out, int threads) {
@@ -74,11 +88,37 @@ void cascade(int dtype, const MapArgument& encoding, const std::vector<MapArgume
              const std::vector<int64_t>& convs, bool nearest, bool zeros, std::optional<double> limit,
              Address out, const std::array<int64_t, 3>& strides, int threads) {
     std::vector<Layer> typed;
-    for (const auto& l : layers) typed.push_back({pointer<void>(l[0]), pointer<void>(l[1]), l[2], l[3]});
+    for (const auto& l : layers) typed.push_back(layer_from(l));
     kernels().refine_windows({static_cast<DType>(dtype), map_from(encoding), maps_from(horizontals), batch,
                               windows_from(windows), typed, convs, nearest, zeros, limit.has_value(),
                               limit.value_or(0), pointer<void>(out), {strides[0], 0, strides[1], strides[2]},
                               threads});
+}
+
+void convolve(const std::array<int64_t, 3>& size, const std::vector<TypedMapArgument>& inputs,
+              const TypedMapArgument& addend, const LayerArgument& layer, bool zeros, bool relu, bool upsampled,
+              bool nearest, const TypedMapArgument& out, Address active, int threads) {
+    kernels().convolve({size[0], size[1], size[2], maps_of(inputs), map_of(addend), {}, layer_from(layer), zeros,
+                        relu, upsampled, nearest, map_of(out), pointer<std::uint8_t>(active), threads});
+}
+
+void before_relu(const std::array<int64_t, 3>& size, const TypedMapArgument& grad, Address active, bool nearest,
+                 const TypedMapArgument& out, int threads) {
+    kernels().before_relu({size[0], size[1], size[2], map_of(grad), pointer<const std::uint8_t>(active), nearest,
+                           map_of(out), threads});
+}
+
+void input_gradient(const std::array<int64_t, 3>& size, const TypedMapArgument& grad, const LayerArgument& layer,
+                    bool zeros, const TypedMapArgument& relu, const TypedMapArgument& out, int threads) {
+    kernels().input_gradient({size[0], size[1], size[2], map_of(grad), layer_from(layer), zeros, map_of(relu),
+                              map_of(out), threads});
+}
+
+void weight_gradient(const std::array<int64_t, 3>& size, const TypedMapArgument& grad,
+                     const std::vector<TypedMapArgument>& inputs, bool zeros, Address weight, Address bias,
+                     int threads) {
+    kernels().weight_gradient({size[0], size[1], size[2], map_of(grad), maps_of(inputs), zeros,
+                               pointer<void>(weight), pointer<void>(bias), threads});
 }
 
 // The counts of all windows, one after another, and where each ends.
@@ -125,6 +165,10 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("gather_windows", forward, release_gil());
     m.def("gather_windows_backward", backward, release_gil());
     m.def("refine_windows", cascade, release_gil());
+    m.def("convolve", convolve, release_gil());
+    m.def("before_relu", before_relu, release_gil());
+    m.def("input_gradient", input_gradient, release_gil());
+    m.def("weight_gradient", weight_gradient, release_gil());
     m.def("encode_windows", encode);
     m.def("isa", [] { return kernels().isa; });
     m.def("build_info", build_info);

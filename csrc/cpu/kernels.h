@@ -8,12 +8,17 @@
 #include <string>
 
 #include "refine_windows.h"
+#include "refinement.h"
 
 namespace sharpmask {
 
 struct Kernels {
     const char* isa;
     void (*refine_windows)(const RefineWindows&);
+    void (*convolve)(const Convolve&);
+    void (*before_relu)(const BeforeRelu&);
+    void (*input_gradient)(const InputGradient&);
+    void (*weight_gradient)(const WeightGradient&);
 };
 
 // Those of the environment variable SHARPMASK_CPU_ISA, else of the best instruction set of this processor.

@@ -192,8 +192,9 @@ Conv3x3<T>::Conv3x3(const T* weight, const T* bias, int64_t inputs, int64_t outp
     // The share of lanes that do something useful decides. With 16 lanes, for SharpMask's 32, 16, 8, 4, 2
     // channels at 10 to 160 cells: 1, 1, 1, 1/2, 1/4 over the outputs, 5/8, 5/8, 5/8, 5/6, 1 along x.
     const double over_outputs = double(used) / round_up<T>(used);
-    along_x_ = double(width) / round_up<T>(width) * used / ((used + 3) / 4 * 4) > over_outputs;
-    rows = along_x_ ? (used + 3) / 4 * 4 : round_up<T>(used);
+    const int64_t block = used <= 2 ? 2 : 4, blocked = (used + block - 1) / block * block;
+    along_x_ = double(width) / round_up<T>(width) * used / blocked > over_outputs;
+    rows = along_x_ ? blocked : round_up<T>(used);
     set_ = inputs * 9 * rows * (along_x_ && bordered_ ? lanes<T> : 1);
     weights_ = Buffer<T>(set_ * (bordered_ ? 16 : 1));
     bias_ = Buffer<T>(rows);
@@ -350,7 +351,7 @@ void Conv3x3<T>::row(const T* const (&from)[3], int64_t plane, int64_t y, T* out
             return weights(vertical, place(v, vectors)) + at;
         };
     };
-    // 24 or 20 sums where there are 32 registers, 12 or 8 where there are 16.
+    // 24 to 16 sums where there are 32 registers, 12 to 8 where there are 16.
     constexpr bool many = vector_registers == 32;
     int64_t o = 0;
     const auto run = [&](auto outputs_at_once, auto vectors_at_once) {
@@ -369,6 +370,7 @@ void Conv3x3<T>::row(const T* const (&from)[3], int64_t plane, int64_t y, T* out
     };
     if constexpr (many) run(std::integral_constant<int, 8>(), std::integral_constant<int, 3>());
     run(std::integral_constant<int, 4>(), std::integral_constant<int, many ? 5 : 3>());
+    run(std::integral_constant<int, 2>(), std::integral_constant<int, many ? 8 : 4>());
 }
 
 }  // namespace sharpmask::SHARPMASK_ISA

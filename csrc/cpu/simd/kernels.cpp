@@ -6,7 +6,12 @@
 namespace sharpmask::SHARPMASK_ISA {
 
 void refine_windows(const RefineWindows& arguments);
+void convolve(const Convolve& arguments);
+void before_relu(const BeforeRelu& arguments);
+void input_gradient(const InputGradient& arguments);
+void weight_gradient(const WeightGradient& arguments);
 
-extern const Kernels kernels{SHARPMASK_NAME(SHARPMASK_ISA), refine_windows};
+extern const Kernels kernels{SHARPMASK_NAME(SHARPMASK_ISA), refine_windows, convolve, before_relu, input_gradient,
+                             weight_gradient};
 
 }  // namespace sharpmask::SHARPMASK_ISA

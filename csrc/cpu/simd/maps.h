@@ -52,4 +52,47 @@ void read_row(DType dtype, const Map& map, int64_t image, int64_t y, int64_t x, 
     }
 }
 
+template <int Channels, class To, class T>
+void write_dense(To* to, int64_t width, const T* from, int64_t from_stride) {
+    for (int64_t x = 0; x < width; ++x) {
+        for (int c = 0; c < Channels; ++c) to[x * Channels + c] = narrow<To>(from[c * from_stride + x]);
+    }
+}
+
+template <class To, class T>
+void write_typed(To* to, const Strides& s, int64_t channels, int64_t width, const T* from, int64_t from_stride) {
+    if (s.col == 1) {
+        for (int64_t c = 0; c < channels; ++c) {
+            for (int64_t x = 0; x < width; ++x) to[c * s.channel + x] = narrow<To>(from[c * from_stride + x]);
+        }
+        return;
+    }
+    if (s.channel == 1 && s.col == channels) {
+        if (channels == 2) return write_dense<2>(to, width, from, from_stride);
+        if (channels == 4) return write_dense<4>(to, width, from, from_stride);
+        if (channels == 8) return write_dense<8>(to, width, from, from_stride);
+    }
+    for (int64_t x = 0; x < width; ++x) {
+        for (int64_t c = 0; c < channels; ++c) to[c * s.channel + x * s.col] = narrow<To>(from[c * from_stride + x]);
+    }
+}
+
+// The opposite of read_row, of a whole row.
+template <class T>
+void write_row(DType dtype, const Map& map, int64_t image, int64_t y, int64_t channels, int64_t width,
+               const T* from, int64_t from_stride) {
+    const Strides& s = map.strides;
+    const int64_t offset = image * s.batch + y * s.row;
+    void* data = const_cast<void*>(map.data);
+    if constexpr (std::is_same_v<T, double>) {
+        write_typed(static_cast<double*>(data) + offset, s, channels, width, from, from_stride);
+    } else if (dtype == DType::float16) {
+        write_typed(static_cast<Half*>(data) + offset, s, channels, width, from, from_stride);
+    } else if (dtype == DType::bfloat16) {
+        write_typed(static_cast<BFloat16*>(data) + offset, s, channels, width, from, from_stride);
+    } else {
+        write_typed(static_cast<float*>(data) + offset, s, channels, width, from, from_stride);
+    }
+}
+
 }  // namespace sharpmask::SHARPMASK_ISA

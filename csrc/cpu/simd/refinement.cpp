@@ -1,0 +1,538 @@
+#include "../refinement.h"
+
+#include <memory>
+
+#include "../parallel.h"
+#include "conv3x3.h"
+#include "maps.h"
+
+namespace sharpmask::SHARPMASK_ISA {
+namespace {
+
+// The rows of a map as they are needed one after another, the last four of them held; each with a border.
+template <class T>
+class Ring {
+  public:
+    Ring(int64_t channels, int64_t width)
+        : plane(4 * (round_up<T>(width) + lanes<T>)), width_(width), stride_(plane / 4), memory_(channels * plane) {}
+
+    const int64_t plane;  // from one channel to the next
+
+    // The left border cell of row `y` of the first channel. fill(to) writes the row, to[channel * plane + x].
+    template <class Fill>
+    const T* row(int64_t y, int64_t channels, bool clamped, const Fill& fill) {
+        T* slot = memory_.get() + (y & 3) * stride_;
+        if (held_[y & 3] == y) return slot;
+        held_[y & 3] = y;
+        fill(slot + 1);
+        for (int64_t c = 0; c < channels; ++c) {
+            T* cells = slot + c * plane;
+            cells[0] = clamped ? cells[1] : T{0};
+            cells[width_ + 1] = clamped ? cells[width_] : T{0};
+        }
+        return slot;
+    }
+
+    void forget() {
+        for (int64_t& y : held_) y = nothing;
+    }
+
+  private:
+    static constexpr int64_t nothing = -(int64_t{1} << 40);
+    int64_t width_, stride_;
+    Buffer<T> memory_;
+    int64_t held_[4] = {nothing, nothing, nothing, nothing};
+};
+
+// The rows of one or two maps, their channels joined, padded as the convolution wants.
+template <class T>
+class Source {
+  public:
+    Source(const MapOf* maps, int64_t count, int64_t height, int64_t width, bool zeros)
+        : maps_(maps), count_(count), height_(height), width_(width), zeros_(zeros), ring_(channels(), width) {}
+
+    int64_t channels() const {
+        int64_t sum = 0;
+        for (int64_t i = 0; i < count_; ++i) sum += maps_[i].channels;
+        return sum;
+    }
+
+    int64_t plane() const { return ring_.plane; }
+
+    void start(int64_t image) {
+        image_ = image;
+        ring_.forget();
+    }
+
+    const T* row(int64_t y) {
+        return ring_.row(y, channels(), !zeros_, [&](T* to) { read(y, to, ring_.plane); });
+    }
+
+    // Row y of all channels, to[channel * stride + x]: without the border to the left and right.
+    void read(int64_t y, T* to, int64_t stride) const {
+        const bool inside = y >= 0 && y < height_;
+        for (int64_t i = 0; i < count_; ++i) {
+            const MapOf& m = maps_[i];
+            if (inside || !zeros_) {
+                read_row(m.dtype, m.map, image_, std::clamp<int64_t>(y, 0, height_ - 1), 0, m.channels, width_, to,
+                         stride);
+            } else {
+                for (int64_t c = 0; c < m.channels; ++c) std::fill_n(to + c * stride, width_, T{0});
+            }
+            to += m.channels * stride;
+        }
+    }
+
+  private:
+    const MapOf* maps_;
+    int64_t count_, height_, width_;
+    bool zeros_;
+    Ring<T> ring_;
+    int64_t image_ = 0;
+};
+
+// A batch of maps cut into bands of whole rows, the parallel tasks. The cut depends on nothing but the size.
+struct Bands {
+    int64_t batch, height, rows, per_image;
+
+    Bands(int64_t batch, int64_t height, int64_t most)
+        : batch(batch), height(height), rows(std::min(height, most)), per_image((height + rows - 1) / rows) {}
+
+    int64_t count() const { return batch * per_image; }
+
+    // body(band, image, first row, row after the last)
+    template <class Body>
+    void each(int64_t begin, int64_t end, const Body& body) const {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t top = i % per_image * rows;
+            body(i, i / per_image, top, std::min(top + rows, height));
+        }
+    }
+};
+
+int threads_for(int threads, int64_t batch, int64_t height, int64_t width, int64_t channels) {
+    return useful_threads(threads, batch * height * width * channels * 4);
+}
+
+template <class T>
+Vector<T> quarters(Vector<T> near, Vector<T> far) {
+    return fma(splat(T(0.75)), near, splat(T(0.25)) * far);
+}
+
+template <class T>
+class Convolution {
+  public:
+    Convolution(const Convolve& a, const Conv3x3<T>& conv)
+        : a_(a),
+          conv_(conv),
+          source_(a.inputs.data(), static_cast<int64_t>(a.inputs.size()), a.height, a.width, a.zeros),
+          rows_(conv.outputs, a.width),
+          stride_(2 * round_up<T>(a.width)),
+          result_(conv.rows * conv.row_length()),
+          tile_(conv.tile_size()),
+          other_(conv.outputs * stride_),
+          out_(conv.outputs * stride_),
+          blend_(stride_ + 2 * lanes<T>) {}
+
+    void run(int64_t image, int64_t top, int64_t bottom) {
+        image_ = image;
+        source_.start(image);
+        rows_.forget();
+        for (int64_t y = top; y < bottom; ++y) {
+            if (a_.upsampled) {
+                for (int phase = 0; phase < 2; ++phase) upsample(y, phase, top, bottom);
+            } else {
+                write_row(a_.out.dtype, a_.out.map, image, y, conv_.outputs, a_.width, row(y, top, bottom),
+                          rows_.plane);
+            }
+        }
+    }
+
+  private:
+    const Convolve& a_;
+    const Conv3x3<T>& conv_;
+    Source<T> source_;
+    Ring<T> rows_;  // of the convolution's result, after ReLU
+    int64_t stride_;
+    Buffer<T> result_, tile_, other_, out_, blend_;
+    int64_t image_ = 0;
+
+    // The first cell of row y of the result. Bands share rows: the bits of one are written by its own band.
+    const T* row(int64_t y, int64_t top, int64_t bottom) {
+        y = std::clamp<int64_t>(y, 0, a_.height - 1);
+        return 1 + rows_.row(y, conv_.outputs, true,
+                             [&](T* to) { compute(y, to, a_.active != nullptr && y >= top && y < bottom); });
+    }
+
+    void compute(int64_t y, T* to, bool save) {
+        const T* const from[3] = {source_.row(y - 1), source_.row(y), source_.row(y + 1)};
+        conv_.row(from, source_.plane(), y, result_.get(), tile_.get());
+        const MapOf& other = a_.addend.map.data ? a_.addend : a_.mask;
+        if (other.map.data) {
+            read_row(other.dtype, other.map, image_, y, 0, conv_.outputs, a_.width, other_.get(), stride_);
+        }
+        for (int64_t o = 0; o < conv_.outputs; ++o) {
+            T* sums = result_.get() + o * conv_.row_length();
+            if (a_.addend.map.data) {
+                for (int64_t x = 0; x < a_.width; x += lanes<T>) {
+                    store(sums + x, load(sums + x) + load(other_.get() + o * stride_ + x));
+                }
+            }
+            if (save) write_bits(sums, y, o);
+            T* row = to + o * rows_.plane;
+            for (int64_t x = 0; x < a_.width; x += lanes<T>) {
+                Vector<T> v = load(sums + x);
+                if (a_.mask.map.data) v = load(other_.get() + o * stride_ + x) <= Vector<T>{} ? Vector<T>{} : v;
+                store(row + x, a_.relu ? relu(v) : v);
+            }
+        }
+    }
+
+    // One bit per value that ReLU lets through, NaN among them.
+    void write_bits(const T* sums, int64_t y, int64_t o) {
+        const int64_t bytes = (a_.width + 7) / 8;
+        std::uint8_t* to = a_.active + ((image_ * conv_.outputs + o) * a_.height + y) * bytes;
+        for (int64_t x = 0; x < a_.width; x += 8) {
+            unsigned bits = 0;
+            for (int64_t i = 0; i < 8 && x + i < a_.width; ++i) bits |= unsigned{!(sums[x + i] <= 0)} << i;
+            to[x / 8] = static_cast<std::uint8_t>(bits);
+        }
+    }
+
+    // Row 2 y + phase of the upsampled result, from rows y - 1, y and y + 1.
+    void upsample(int64_t y, int phase, int64_t top, int64_t bottom) {
+        const T* far = a_.nearest ? nullptr : row(phase == 0 ? y - 1 : y + 1, top, bottom);
+        const T* near = row(y, top, bottom);
+        for (int64_t o = 0; o < conv_.outputs; ++o) {
+            const T* cells = near + o * rows_.plane;
+            T* to = out_.get() + o * stride_;
+            T* blend = blend_.get() + 1;
+            if (!a_.nearest) {
+                const T* others = far + o * rows_.plane;
+                // From cell -1 on, for the border.
+                for (int64_t x = -1; x <= a_.width; x += lanes<T>) {
+                    store(blend + x, quarters<T>(load(cells + x), load(others + x)));
+                }
+                cells = blend;
+            }
+            for (int64_t x = 0; x < a_.width; x += lanes<T>) {
+                Vector<T> even = load(cells + x), odd = even;
+                if (!a_.nearest) {
+                    odd = quarters<T>(even, load(cells + x + 1));
+                    even = quarters<T>(even, load(cells + x - 1));
+                }
+                const Pair<Vector<T>> pair = interleave<T>(even, odd);
+                store(to + 2 * x, pair.first);
+                store(to + 2 * x + lanes<T>, pair.second);
+            }
+        }
+        write_row(a_.out.dtype, a_.out.map, image_, 2 * y + phase, conv_.outputs, 2 * a_.width, out_.get(), stride_);
+    }
+};
+
+template <class T>
+Conv3x3<T> convolution(const Layer& layer, int64_t height, int64_t width) {
+    return Conv3x3<T>(static_cast<const T*>(layer.weight), static_cast<const T*>(layer.bias), layer.inputs,
+                      layer.outputs, height, width, false, false, false);
+}
+
+template <class T>
+void run(const Convolve& a) {
+    const Conv3x3<T> conv = convolution<T>(a.layer, a.height, a.width);
+    const Bands bands(a.batch, a.height, 32);
+    const int threads = threads_for(a.threads, a.batch, a.height, a.width, a.layer.inputs + 4 * a.layer.outputs);
+    parallel_for(bands.count(), threads, [&](int64_t begin, int64_t end) {
+        Convolution<T> convolution(a, conv);
+        bands.each(begin, end, [&](int64_t, int64_t image, int64_t top, int64_t bottom) {
+            convolution.run(image, top, bottom);
+        });
+    });
+}
+
+// Each cell gathers from the at most four rows and columns that it was spread to.
+template <class T>
+class UpsampleGradient {
+  public:
+    explicit UpsampleGradient(const BeforeRelu& a)
+        : a_(a), stride_(2 * round_up<T>(a.width) + 2), row_(a.grad.channels * stride_), sums_(row_size()),
+          out_(a.grad.channels * round_up<T>(a.width)) {}
+
+    void run(int64_t image, int64_t y) {
+        const int64_t channels = a_.grad.channels, stride = round_up<T>(a_.width), bytes = (a_.width + 7) / 8;
+        std::fill_n(sums_.get(), row_size(), T{0});
+        add(image, 2 * y, a_.nearest ? 1 : 0.75);
+        add(image, 2 * y + 1, a_.nearest ? 1 : 0.75);
+        if (!a_.nearest) {
+            // The neighbours' quarters; beyond the border they fall back onto the border row.
+            add(image, y > 0 ? 2 * y - 1 : 0, 0.25);
+            add(image, y < a_.height - 1 ? 2 * y + 2 : 2 * y + 1, 0.25);
+        }
+        for (int64_t c = 0; c < channels; ++c) {
+            T* out = out_.get() + c * stride;
+            add_columns(sums_.get() + c * stride_, out);
+            const std::uint8_t* active = a_.active + ((image * channels + c) * a_.height + y) * bytes;
+            for (int64_t x = 0; x < a_.width; ++x) out[x] = active[x / 8] >> (x % 8) & 1 ? out[x] : T{0};
+        }
+        write_row(a_.out.dtype, a_.out.map, image, y, channels, a_.width, out_.get(), stride);
+    }
+
+  private:
+    const BeforeRelu& a_;
+    int64_t stride_;
+    Buffer<T> row_, sums_, out_;
+
+    int64_t row_size() const { return a_.grad.channels * stride_; }
+
+    void add(int64_t image, int64_t y, double share) {
+        read_row(a_.grad.dtype, a_.grad.map, image, y, 0, a_.grad.channels, 2 * a_.width, row_.get(), stride_);
+        const T factor = static_cast<T>(share);
+        for (int64_t i = 0; i < row_size(); ++i) sums_.get()[i] += factor * row_.get()[i];
+    }
+
+    void add_columns(const T* from, T* to) const {
+        const int64_t width = a_.width;
+        for (int64_t x = 0; x < width; ++x) to[x] = from[2 * x] + from[2 * x + 1];
+        if (a_.nearest) return;
+        for (int64_t x = 0; x < width; ++x) to[x] *= T(0.75);
+        for (int64_t x = 1; x < width; ++x) to[x] += T(0.25) * from[2 * x - 1];
+        for (int64_t x = 0; x < width - 1; ++x) to[x] += T(0.25) * from[2 * x + 2];
+        to[0] += T(0.25) * from[0];
+        to[width - 1] += T(0.25) * from[2 * width - 1];
+    }
+};
+
+template <class T>
+void run(const BeforeRelu& a) {
+    const int threads = threads_for(a.threads, a.batch, a.height, a.width, 5 * a.grad.channels);
+    parallel_for(a.batch * a.height, threads, [&](int64_t begin, int64_t end) {
+        UpsampleGradient<T> gradient(a);
+        for (int64_t i = begin; i < end; ++i) gradient.run(i / a.height, i % a.height);
+    });
+}
+
+// Replicate padding: the convolution is a cell larger on every side, and what the border received is added to
+// the cells it was copied from.
+template <class T>
+class ReplicateGradient {
+  public:
+    ReplicateGradient(const InputGradient& a, const Conv3x3<T>& conv)
+        : a_(a),
+          conv_(conv),
+          ring_(conv.inputs, a.width + 2),
+          length_(conv.row_length()),
+          result_(conv.rows * length_),
+          sums_(conv.rows * length_),
+          tile_(conv.tile_size()),
+          relu_(conv.outputs * length_) {}
+
+    void run(int64_t image, int64_t top, int64_t bottom) {
+        ring_.forget();
+        for (int64_t y = top; y < bottom; ++y) {
+            convolve(image, y, sums_.get());
+            if (y == 0) add(image, -1);
+            if (y == a_.height - 1) add(image, a_.height);
+            for (int64_t o = 0; o < conv_.outputs; ++o) {
+                T* cells = sums_.get() + o * length_ + 1;
+                cells[0] += cells[-1];
+                cells[a_.width - 1] += cells[a_.width];
+            }
+            if (a_.relu.map.data) {
+                read_row(a_.relu.dtype, a_.relu.map, image, y, 0, conv_.outputs, a_.width, relu_.get(), length_);
+                for (int64_t o = 0; o < conv_.outputs; ++o) {
+                    T* cells = sums_.get() + o * length_ + 1;
+                    const T* values = relu_.get() + o * length_;
+                    for (int64_t x = 0; x < a_.width; ++x) cells[x] = values[x] <= 0 ? T{0} : cells[x];
+                }
+            }
+            write_row(a_.out.dtype, a_.out.map, image, y, conv_.outputs, a_.width, sums_.get() + 1, length_);
+        }
+    }
+
+  private:
+    const InputGradient& a_;
+    const Conv3x3<T>& conv_;
+    Ring<T> ring_;
+    int64_t length_;
+    Buffer<T> result_, sums_, tile_, relu_;
+
+    const T* row(int64_t image, int64_t y) {
+        return ring_.row(y, conv_.inputs, false, [&](T* to) {
+            const bool inside = y >= 0 && y < a_.height;
+            for (int64_t c = 0; c < conv_.inputs; ++c) {
+                T* cells = to + c * ring_.plane;
+                if (!inside) std::fill_n(cells, a_.width + 2, T{0});
+                cells[0] = cells[a_.width + 1] = T{0};
+            }
+            if (inside) {
+                read_row(a_.grad.dtype, a_.grad.map, image, y, 0, conv_.inputs, a_.width, to + 1, ring_.plane);
+            }
+        });
+    }
+
+    void convolve(int64_t image, int64_t y, T* to) {
+        const T* const from[3] = {row(image, y - 1), row(image, y), row(image, y + 1)};
+        conv_.row(from, ring_.plane, y + 1, to, tile_.get());
+    }
+
+    void add(int64_t image, int64_t y) {
+        convolve(image, y, result_.get());
+        for (int64_t i = 0; i < conv_.rows * length_; ++i) sums_.get()[i] += result_.get()[i];
+    }
+};
+
+template <class T>
+void run(const InputGradient& a) {
+    if (a.zeros) {
+        // A convolution again, of the gradient.
+        Convolve c{};
+        c.batch = a.batch, c.height = a.height, c.width = a.width;
+        c.inputs.push_back(a.grad);
+        c.mask = a.relu;
+        c.layer = a.layer;
+        c.zeros = true;
+        c.out = a.out;
+        c.threads = a.threads;
+        return run<T>(c);
+    }
+    const Conv3x3<T> conv = convolution<T>(a.layer, a.height + 2, a.width + 2);
+    const Bands bands(a.batch, a.height, 32);
+    const int threads = threads_for(a.threads, a.batch, a.height, a.width, a.layer.inputs + a.layer.outputs);
+    parallel_for(bands.count(), threads, [&](int64_t begin, int64_t end) {
+        ReplicateGradient<T> gradient(a, conv);
+        bands.each(begin, end, [&](int64_t, int64_t image, int64_t top, int64_t bottom) {
+            gradient.run(image, top, bottom);
+        });
+    });
+}
+
+// O outputs, one input, nine taps: sums[o][tap] += grad[o] * input shifted by the tap, lane by lane.
+template <class T, int O>
+void correlate(const T* grad, int64_t grad_plane, int64_t grad_stride, const T* input, int64_t input_stride,
+               int64_t rows, int64_t width, T* sums, int64_t sums_step) {
+    Vector<T> total[O][9], lane;
+    for (int i = 0; i < lanes<T>; ++i) lane[i] = static_cast<T>(i);
+#pragma GCC unroll 16
+    for (int o = 0; o < O; ++o) {
+#pragma GCC unroll 9
+        for (int tap = 0; tap < 9; ++tap) total[o][tap] = load(sums + o * sums_step + tap * lanes<T>);
+    }
+    const auto add = [&](int64_t y, int64_t x, auto whole) {
+        Vector<T> g[O];
+#pragma GCC unroll 16
+        for (int o = 0; o < O; ++o) g[o] = load(grad + o * grad_plane + y * grad_stride + x);
+#pragma GCC unroll 9
+        for (int tap = 0; tap < 9; ++tap) {
+            Vector<T> cells = load(input + (y + tap / 3) * input_stride + x + tap % 3);
+            // Beyond the row the gradient is 0; the input must be finite there.
+            if constexpr (!whole) cells = lane < splat(static_cast<T>(width - x)) ? cells : Vector<T>{};
+#pragma GCC unroll 16
+            for (int o = 0; o < O; ++o) total[o][tap] = fma(g[o], cells, total[o][tap]);
+        }
+    };
+    const int64_t whole = width / lanes<T> * lanes<T>;
+    for (int64_t y = 0; y < rows; ++y) {
+        for (int64_t x = 0; x < whole; x += lanes<T>) add(y, x, std::true_type());
+        if (whole < width) add(y, whole, std::false_type());
+    }
+#pragma GCC unroll 16
+    for (int o = 0; o < O; ++o) {
+#pragma GCC unroll 9
+        for (int tap = 0; tap < 9; ++tap) store(sums + o * sums_step + tap * lanes<T>, total[o][tap]);
+    }
+}
+
+// Lanes summed in their order.
+template <class T>
+T sum_of_lanes(const T* lane) {
+    T sum = 0;
+    for (int i = 0; i < lanes<T>; ++i) sum += lane[i];
+    return sum;
+}
+
+template <class T>
+void run(const WeightGradient& a) {
+    const int64_t outputs = a.grad.channels, width = a.width;
+    const Source<T> sizes(a.inputs.data(), static_cast<int64_t>(a.inputs.size()), a.height, width, a.zeros);
+    const int64_t inputs = sizes.channels(), weights = outputs * inputs * 9;
+    // A band's inputs should stay in a core's second cache while all pairs of channels go over them.
+    const int64_t row_bytes = (inputs + outputs) * (round_up<T>(width) + lanes<T>) * static_cast<int64_t>(sizeof(T));
+    const Bands bands(a.batch, a.height, std::clamp<int64_t>((int64_t{1} << 18) / row_bytes, 4, 32));
+    // One partial sum for every image; bands of an image are added in their order.
+    Buffer<T> partial(a.batch * (weights + outputs));
+    const int threads = threads_for(a.threads, a.batch, a.height, width, inputs + outputs);
+    parallel_for(a.batch, threads, [&](int64_t begin, int64_t end) {
+        Source<T> source(a.inputs.data(), static_cast<int64_t>(a.inputs.size()), a.height, width, a.zeros);
+        const Planes<T> x(inputs, bands.rows, width), g(outputs, bands.rows, width);
+        Buffer<T> sums(weights * lanes<T>);
+        for (int64_t image = begin; image < end; ++image) {
+            source.start(image);
+            std::fill_n(sums.get(), weights * lanes<T>, T{0});
+            T* out = partial.get() + image * (weights + outputs);
+            bands.each(image * bands.per_image, (image + 1) * bands.per_image,
+                       [&](int64_t, int64_t, int64_t top, int64_t bottom) {
+                const int64_t rows = bottom - top;
+                for (int64_t y = 0; y < rows; ++y) {
+                    read_row(a.grad.dtype, a.grad.map, image, top + y, 0, outputs, width, g.row(0, y), g.plane);
+                }
+                for (int64_t y = -1; y <= rows; ++y) {
+                    source.read(top + y, x.row(0, y), x.plane);
+                    for (int64_t i = 0; i < inputs; ++i) {
+                        T* cells = x.row(i, y);
+                        cells[-1] = a.zeros ? T{0} : cells[0];
+                        cells[width] = a.zeros ? T{0} : cells[width - 1];
+                    }
+                }
+                for (int64_t i = 0; i < (a.weight == nullptr ? 0 : inputs); ++i) {
+                    const T* cells = x.row(i, -1) - 1;
+                    int64_t o = 0;
+                    const auto pairs = [&](auto at_once) {
+                        constexpr int O = at_once;
+                        for (; o + O <= outputs; o += O) {
+                            correlate<T, O>(g.row(o, 0), g.plane, g.stride, cells, x.stride, rows, width,
+                                            sums.get() + (o * inputs + i) * 9 * lanes<T>, inputs * 9 * lanes<T>);
+                        }
+                    };
+                    if constexpr (vector_registers == 32) pairs(std::integral_constant<int, 2>());
+                    pairs(std::integral_constant<int, 1>());
+                }
+                for (int64_t o = 0; o < outputs; ++o) {
+                    T sum = 0;
+                    for (int64_t y = 0; y < rows; ++y) {
+                        for (int64_t i = 0; i < width; ++i) sum += g.row(o, y)[i];
+                    }
+                    out[weights + o] += sum;
+                }
+            });
+            for (int64_t i = 0; i < weights; ++i) out[i] = sum_of_lanes(sums.get() + i * lanes<T>);
+        }
+    });
+    const auto total = [&](void* to, int64_t first, int64_t count) {
+        if (to == nullptr) return;
+        for (int64_t i = 0; i < count; ++i) {
+            T sum = 0;
+            for (int64_t image = 0; image < a.batch; ++image) {
+                sum += partial.get()[image * (weights + outputs) + first + i];
+            }
+            static_cast<T*>(to)[i] = sum;
+        }
+    };
+    total(a.weight, 0, weights);
+    total(a.bias, weights, outputs);
+}
+
+template <class Arguments>
+void run_in(DType dtype, const Arguments& arguments) {
+    dtype == DType::float64 ? run<double>(arguments) : run<float>(arguments);
+}
+
+}  // namespace
+
+void convolve(const Convolve& arguments) { run_in(arguments.out.dtype, arguments); }
+
+void before_relu(const BeforeRelu& arguments) { run_in(arguments.out.dtype, arguments); }
+
+void input_gradient(const InputGradient& arguments) { run_in(arguments.out.dtype, arguments); }
+
+void weight_gradient(const WeightGradient& arguments) { run_in(arguments.grad.dtype, arguments); }
+
+}  // namespace sharpmask::SHARPMASK_ISA
