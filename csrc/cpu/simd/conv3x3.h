@@ -106,7 +106,14 @@ class Conv3x3 {
 
     // Row `y` of the output: all of out[phase * outputs + o], each row_length() long. `from` points at the left
     // border cells of rows y - 1, y, y + 1 of the first channel, the next one's being `plane` further on.
-    void row(const T* const (&from)[3], int64_t plane, int64_t y, T* out, T* tile) const;
+    void row(const T* const (&from)[3], int64_t plane, int64_t y, T* out, T* tile) const {
+        part_of_row(from, plane, y, 0, inputs, out, tile);
+    }
+
+    // The share of the inputs [begin, end), which `from` begins with; the shares of those before are in `out`.
+    // (Where outputs are vectorised over, they are in `tile`, which must be left alone until the last share.)
+    void part_of_row(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end, T* out,
+                     T* tile) const;
 
   private:
     bool along_x_, bordered_;
@@ -119,7 +126,8 @@ class Conv3x3 {
     }
     void compose(const T* weight, bool nearest, int vertical, int horizontal, T* to, int64_t step) const;
     void build(const T* weight, bool nearest);
-    void row_over_outputs(const T* const (&from)[3], int64_t plane, int64_t y, T* out, T* tile) const;
+    void part_over_outputs(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end, T* out,
+                           T* tile) const;
 };
 
 // `to`[(i, ky, kx, phase, o) * step] of the convolution, upsampled or not.
@@ -205,13 +213,13 @@ Conv3x3<T>::Conv3x3(const T* weight, const T* bias, int64_t inputs, int64_t outp
 // Along x: O outputs of V vectors of pixels. Weights are one a lane, or one for all lanes.
 template <class T, int O, int V, bool PerLane>
 void accumulate_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs, const T* const (&weights)[V],
-                        int64_t step, const T* bias, T* out, int64_t out_stride) {
+                        int64_t step, const T* bias, bool fresh, T* out, int64_t out_stride) {
     constexpr int width = PerLane ? lanes<T> : 1;
     Vector<T> sums[O][V];
 #pragma GCC unroll 16
     for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) sums[o][v] = splat(bias[o]);
+        for (int v = 0; v < V; ++v) sums[o][v] = fresh ? splat(bias[o]) : load(out + o * out_stride + v * lanes<T>);
     }
     int64_t offset = 0;  // into the weights
     for (int64_t i = 0; i < inputs; ++i) {
@@ -247,12 +255,12 @@ void accumulate_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs
 // Over outputs: V vectors of outputs of P pixels.
 template <class T, int P, int V>
 void accumulate_over_outputs(const T* const (&from)[3], int64_t plane, int64_t inputs, const T* weights,
-                             int64_t step, const T* bias, T* tile) {
+                             int64_t step, const T* bias, bool fresh, T* tile) {
     Vector<T> sums[P][V];
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sums[p][v] = load(bias + v * lanes<T>);
+        for (int v = 0; v < V; ++v) sums[p][v] = load((fresh ? bias : tile + p * step) + v * lanes<T>);
     }
     for (int64_t i = 0; i < inputs; ++i) {
 #pragma GCC unroll 3
@@ -282,47 +290,50 @@ void accumulate_over_outputs(const T* const (&from)[3], int64_t plane, int64_t i
 // Vectors [v, end) of a row in blocks of V, then of fewer.
 template <class T, int O, int V, bool PerLane, class WeightsAt>
 void blocks_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs, const WeightsAt& weights_at,
-                    int64_t step, const T* bias, T* out, int64_t out_stride, int64_t v, int64_t end) {
+                    int64_t step, const T* bias, bool fresh, T* out, int64_t out_stride, int64_t v, int64_t end) {
     for (; v + V <= end; v += V) {
         const T *weights[V], *cells[3];
         for (int i = 0; i < V; ++i) weights[i] = weights_at(v + i);
         for (int i = 0; i < 3; ++i) cells[i] = from[i] + v * lanes<T>;
-        accumulate_along_x<T, O, V, PerLane>(cells, plane, inputs, weights, step, bias, out + v * lanes<T>,
+        accumulate_along_x<T, O, V, PerLane>(cells, plane, inputs, weights, step, bias, fresh, out + v * lanes<T>,
                                              out_stride);
     }
     if constexpr (V > 1) {
-        blocks_along_x<T, O, V - 1, PerLane>(from, plane, inputs, weights_at, step, bias, out, out_stride, v, end);
+        blocks_along_x<T, O, V - 1, PerLane>(from, plane, inputs, weights_at, step, bias, fresh, out, out_stride, v,
+                                             end);
     }
 }
 
 // Pixels [x, end) in blocks of P, then of fewer.
 template <class T, int P, int V>
 void blocks_over_outputs(const T* const (&from)[3], int64_t plane, int64_t inputs, const T* weights,
-                         int64_t step, const T* bias, T* tile, int64_t x, int64_t end) {
+                         int64_t step, const T* bias, bool fresh, T* tile, int64_t x, int64_t end) {
     for (; x + P <= end; x += P) {
         const T* const cells[3] = {from[0] + x, from[1] + x, from[2] + x};
-        accumulate_over_outputs<T, P, V>(cells, plane, inputs, weights, step, bias, tile + x * step);
+        accumulate_over_outputs<T, P, V>(cells, plane, inputs, weights, step, bias, fresh, tile + x * step);
     }
     if constexpr (P > 1) {
-        blocks_over_outputs<T, P / 2, V>(from, plane, inputs, weights, step, bias, tile, x, end);
+        blocks_over_outputs<T, P / 2, V>(from, plane, inputs, weights, step, bias, fresh, tile, x, end);
     }
 }
 
 template <class T>
-void Conv3x3<T>::row_over_outputs(const T* const (&from)[3], int64_t plane, int64_t y, T* out, T* tile) const {
+void Conv3x3<T>::part_over_outputs(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end,
+                                   T* out, T* tile) const {
     const int vertical = place(y, height);
-    const auto columns = [&](int64_t begin, int64_t end) {
-        const T* w = weights(vertical, place(begin, width));
+    const auto columns = [&](int64_t first_x, int64_t end_x) {
+        const T* w = weights(vertical, place(first_x, width)) + begin * 9 * rows;
         int64_t o = 0;
+        const auto run = [&](auto pixels, auto vectors) {
+            constexpr int P = pixels, V = vectors;
+            for (; o + V * lanes<T> <= rows; o += V * lanes<T>) {
+                blocks_over_outputs<T, P, V>(from, plane, end - begin, w + o, rows, bias_.get() + o, begin == 0,
+                                             tile + o, first_x, end_x);
+            }
+        };
         // 20 sums where there are 32 registers, 10 where there are 16.
-        for (; o + 2 * lanes<T> <= rows; o += 2 * lanes<T>) {
-            blocks_over_outputs<T, vector_registers == 32 ? 10 : 5, 2>(from, plane, inputs, w + o, rows,
-                                                                      bias_.get() + o, tile + o, begin, end);
-        }
-        if (o < rows) {
-            blocks_over_outputs<T, 10, 1>(from, plane, inputs, w + o, rows, bias_.get() + o, tile + o, begin,
-                                          end);
-        }
+        run(std::integral_constant<int, vector_registers == 32 ? 10 : 5>(), std::integral_constant<int, 2>());
+        run(std::integral_constant<int, 10>(), std::integral_constant<int, 1>());
     };
     if (bordered_ && width > 1) {
         columns(0, 1);
@@ -331,6 +342,7 @@ void Conv3x3<T>::row_over_outputs(const T* const (&from)[3], int64_t plane, int6
     } else {
         columns(0, width);
     }
+    if (end < inputs) return;
     for (int64_t x = 0; x < width; x += lanes<T>) {
         for (int64_t o = 0; o < rows; o += lanes<T>) {
             Vector<T> square[lanes<T>];
@@ -342,17 +354,16 @@ void Conv3x3<T>::row_over_outputs(const T* const (&from)[3], int64_t plane, int6
 }
 
 template <class T>
-void Conv3x3<T>::row(const T* const (&from)[3], int64_t plane, int64_t y, T* out, T* tile) const {
-    if (!along_x_) return row_over_outputs(from, plane, y, out, tile);
+void Conv3x3<T>::part_of_row(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end,
+                             T* out, T* tile) const {
+    if (!along_x_) return part_over_outputs(from, plane, y, begin, end, out, tile);
     const int64_t vectors = row_length() / lanes<T>;
     const int vertical = place(y, height);
     const auto weights_at = [&](int64_t o, int64_t scale) {
-        return [this, vertical, vectors, at = o * scale](int64_t v) {
+        return [this, vertical, vectors, at = (begin * 9 * rows + o) * scale](int64_t v) {
             return weights(vertical, place(v, vectors)) + at;
         };
     };
-    // 24 to 16 sums where there are 32 registers, 12 to 8 where there are 16.
-    constexpr bool many = vector_registers == 32;
     int64_t o = 0;
     const auto run = [&](auto outputs_at_once, auto vectors_at_once) {
         constexpr int O = outputs_at_once, V = vectors_at_once;
@@ -360,14 +371,16 @@ void Conv3x3<T>::row(const T* const (&from)[3], int64_t plane, int64_t y, T* out
             const T* bias = bias_.get() + o;
             T* to = out + o * row_length();
             if (bordered_) {
-                blocks_along_x<T, O, V, true>(from, plane, inputs, weights_at(o, lanes<T>), rows, bias, to,
-                                              row_length(), 0, vectors);
+                blocks_along_x<T, O, V, true>(from, plane, end - begin, weights_at(o, lanes<T>), rows, bias,
+                                              begin == 0, to, row_length(), 0, vectors);
             } else {
-                blocks_along_x<T, O, V, false>(from, plane, inputs, weights_at(o, 1), rows, bias, to,
-                                               row_length(), 0, vectors);
+                blocks_along_x<T, O, V, false>(from, plane, end - begin, weights_at(o, 1), rows, bias, begin == 0,
+                                               to, row_length(), 0, vectors);
             }
         }
     };
+    // 24 to 16 sums where there are 32 registers, 12 to 8 where there are 16.
+    constexpr bool many = vector_registers == 32;
     if constexpr (many) run(std::integral_constant<int, 8>(), std::integral_constant<int, 3>());
     run(std::integral_constant<int, 4>(), std::integral_constant<int, many ? 5 : 3>());
     run(std::integral_constant<int, 2>(), std::integral_constant<int, many ? 8 : 4>());

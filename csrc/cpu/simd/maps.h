@@ -1,6 +1,7 @@
 // Reading maps of any dtype and strides into rows of fp32 (fp64 for fp64).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../../common/half.h"
@@ -9,11 +10,31 @@
 
 namespace sharpmask::SHARPMASK_ISA {
 
+constexpr int64_t size_of(DType dtype) {
+    return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
 // `width` cells of `channels` channels whose channels lie side by side, in as many as the compiler knows of.
 template <int Channels, class T, class From>
 void read_dense(const From* from, int64_t width, T* to, int64_t to_stride) {
     for (int64_t x = 0; x < width; ++x) {
         for (int c = 0; c < Channels; ++c) to[c * to_stride + x] = widen(from[x * Channels + c]);
+    }
+}
+
+// As many channels as there are lanes, side by side: square after square is transposed.
+template <class T, class From>
+void read_squares(const From* from, int64_t col, int64_t width, T* to, int64_t to_stride) {
+    for (int64_t x = 0; x < width; x += lanes<T>) {
+        const int64_t valid = std::min<int64_t>(lanes<T>, width - x);
+        T cells[lanes<T> * lanes<T>] = {};
+        for (int64_t i = 0; i < valid; ++i) {
+            for (int c = 0; c < lanes<T>; ++c) cells[i * lanes<T> + c] = widen(from[(x + i) * col + c]);
+        }
+        Vector<T> square[lanes<T>];
+        for (int i = 0; i < lanes<T>; ++i) square[i] = load(cells + i * lanes<T>);
+        transpose<T>(square);
+        for (int c = 0; c < lanes<T>; ++c) store_some(to + c * to_stride + x, square[c], valid);
     }
 }
 
@@ -30,8 +51,12 @@ void read_typed(const From* from, const Strides& s, int64_t channels, int64_t wi
         if (channels == 4) return read_dense<4>(from, width, to, to_stride);
         if (channels == 8) return read_dense<8>(from, width, to, to_stride);
     }
-    for (int64_t x = 0; x < width; ++x) {
-        for (int64_t c = 0; c < channels; ++c) to[c * to_stride + x] = widen(from[c * s.channel + x * s.col]);
+    int64_t c = 0;
+    if (s.channel == 1) {
+        for (; c + lanes<T> <= channels; c += lanes<T>) read_squares(from + c, s.col, width, to + c * to_stride, to_stride);
+    }
+    for (; c < channels; ++c) {
+        for (int64_t x = 0; x < width; ++x) to[c * to_stride + x] = widen(from[c * s.channel + x * s.col]);
     }
 }
 

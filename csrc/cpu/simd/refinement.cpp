@@ -44,51 +44,48 @@ class Ring {
     int64_t held_[4] = {nothing, nothing, nothing, nothing};
 };
 
-// The rows of one or two maps, their channels joined, padded as the convolution wants.
+// One or two maps, their channels joined, padded as the convolution wants.
 template <class T>
-class Source {
-  public:
-    Source(const MapOf* maps, int64_t count, int64_t height, int64_t width, bool zeros)
-        : maps_(maps), count_(count), height_(height), width_(width), zeros_(zeros), ring_(channels(), width) {}
+struct Source {
+    const std::vector<MapOf>& maps;
+    int64_t height, width;
+    bool zeros;
 
     int64_t channels() const {
         int64_t sum = 0;
-        for (int64_t i = 0; i < count_; ++i) sum += maps_[i].channels;
+        for (const MapOf& m : maps) sum += m.channels;
         return sum;
     }
 
-    int64_t plane() const { return ring_.plane; }
-
-    void start(int64_t image) {
-        image_ = image;
-        ring_.forget();
-    }
-
-    const T* row(int64_t y) {
-        return ring_.row(y, channels(), !zeros_, [&](T* to) { read(y, to, ring_.plane); });
-    }
-
-    // Row y of all channels, to[channel * stride + x]: without the border to the left and right.
-    void read(int64_t y, T* to, int64_t stride) const {
-        const bool inside = y >= 0 && y < height_;
-        for (int64_t i = 0; i < count_; ++i) {
-            const MapOf& m = maps_[i];
-            if (inside || !zeros_) {
-                read_row(m.dtype, m.map, image_, std::clamp<int64_t>(y, 0, height_ - 1), 0, m.channels, width_, to,
-                         stride);
-            } else {
-                for (int64_t c = 0; c < m.channels; ++c) std::fill_n(to + c * stride, width_, T{0});
+    // Channels [begin, end) of the rows [top - 1, bottom + 1), so that `to` begins with channel `begin`, row top - 1.
+    void read(int64_t image, int64_t begin, int64_t end, int64_t top, int64_t bottom, const Planes<T>& to) const {
+        int64_t first = 0, done = 0;  // channels of the maps before, channels read
+        for (const MapOf& m : maps) {
+            const int64_t from = std::max(begin, first) - first, count = std::min(end, first + m.channels) - first - from;
+            if (count > 0) {
+                for (int64_t y = top - 1; y <= bottom; ++y) read_row(m, image, from, count, y, to.row(done, y - top), to);
+                done += count;
             }
-            to += m.channels * stride;
+            first += m.channels;
         }
     }
 
   private:
-    const MapOf* maps_;
-    int64_t count_, height_, width_;
-    bool zeros_;
-    Ring<T> ring_;
-    int64_t image_ = 0;
+    void read_row(const MapOf& m, int64_t image, int64_t from, int64_t count, int64_t y, T* cells,
+                  const Planes<T>& to) const {
+        const bool beyond = y < 0 || y >= height;
+        if (!beyond || !zeros) {
+            Map part = m.map;
+            part.data = static_cast<const char*>(part.data) + from * part.strides.channel * size_of(m.dtype);
+            SHARPMASK_ISA::read_row(m.dtype, part, image, std::clamp<int64_t>(y, 0, height - 1), 0, count, width, cells,
+                                    to.plane);
+        }
+        for (int64_t c = 0; c < count; ++c, cells += to.plane) {
+            if (beyond && zeros) std::fill_n(cells, width, T{0});
+            cells[-1] = zeros ? T{0} : cells[0];
+            cells[width] = zeros ? T{0} : cells[width - 1];
+        }
+    }
 };
 
 // A batch of maps cut into bands of whole rows, the parallel tasks. The cut depends on nothing but the size.
@@ -119,66 +116,98 @@ Vector<T> quarters(Vector<T> near, Vector<T> far) {
     return fma(splat(T(0.75)), near, splat(T(0.25)) * far);
 }
 
+// So many input channels that the rows of a block stay in a core's second cache.
+template <class T>
+int64_t channels_at_once(int64_t channels, int64_t rows, int64_t width) {
+    const int64_t bytes = (rows + 2) * (round_up<T>(width) + lanes<T>) * static_cast<int64_t>(sizeof(T));
+    return std::clamp<int64_t>((int64_t{3} << 15) / bytes, 1, std::max<int64_t>(channels, 1));
+}
+
 template <class T>
 class Convolution {
   public:
     Convolution(const Convolve& a, const Conv3x3<T>& conv)
         : a_(a),
           conv_(conv),
-          source_(a.inputs.data(), static_cast<int64_t>(a.inputs.size()), a.height, a.width, a.zeros),
+          source_{a.inputs, a.height, a.width, a.zeros},
+          channels_(channels_at_once<T>(conv.inputs, chunk_rows, a.width)),
+          block_(channels_, chunk_rows, a.width),
           rows_(conv.outputs, a.width),
           stride_(2 * round_up<T>(a.width)),
-          result_(conv.rows * conv.row_length()),
-          tile_(conv.tile_size()),
+          sums_(chunk_rows * conv.rows * conv.row_length()),
+          tile_(chunk_rows * conv.tile_size()),
           other_(conv.outputs * stride_),
           out_(conv.outputs * stride_),
           blend_(stride_ + 2 * lanes<T>) {}
 
     void run(int64_t image, int64_t top, int64_t bottom) {
         image_ = image;
-        source_.start(image);
+        top_ = top, bottom_ = bottom;
+        chunk_ = chunk_end_ = 0;
         rows_.forget();
         for (int64_t y = top; y < bottom; ++y) {
             if (a_.upsampled) {
-                for (int phase = 0; phase < 2; ++phase) upsample(y, phase, top, bottom);
+                for (int phase = 0; phase < 2; ++phase) upsample(y, phase);
             } else {
-                write_row(a_.out.dtype, a_.out.map, image, y, conv_.outputs, a_.width, row(y, top, bottom),
-                          rows_.plane);
+                write_row(a_.out.dtype, a_.out.map, image, y, conv_.outputs, a_.width, row(y), rows_.plane);
             }
         }
     }
 
   private:
+    static constexpr int64_t chunk_rows = 8;
+
     const Convolve& a_;
     const Conv3x3<T>& conv_;
     Source<T> source_;
-    Ring<T> rows_;  // of the convolution's result, after ReLU
+    int64_t channels_;
+    Planes<T> block_;  // of input
+    Ring<T> rows_;     // of the convolution's result, after ReLU
     int64_t stride_;
-    Buffer<T> result_, tile_, other_, out_, blend_;
-    int64_t image_ = 0;
+    Buffer<T> sums_, tile_;  // of a chunk of rows
+    Buffer<T> other_, out_, blend_;
+    int64_t image_ = 0, top_ = 0, bottom_ = 0;
+    int64_t chunk_ = 0, chunk_end_ = 0;  // the rows in sums_
 
     // The first cell of row y of the result. Bands share rows: the bits of one are written by its own band.
-    const T* row(int64_t y, int64_t top, int64_t bottom) {
+    const T* row(int64_t y) {
         y = std::clamp<int64_t>(y, 0, a_.height - 1);
-        return 1 + rows_.row(y, conv_.outputs, true,
-                             [&](T* to) { compute(y, to, a_.active != nullptr && y >= top && y < bottom); });
+        return 1 + rows_.row(y, conv_.outputs, true, [&](T* to) { finish(y, to); });
     }
 
-    void compute(int64_t y, T* to, bool save) {
-        const T* const from[3] = {source_.row(y - 1), source_.row(y), source_.row(y + 1)};
-        conv_.row(from, source_.plane(), y, result_.get(), tile_.get());
+    // The convolution's rows from y on: block by block of the input channels, so that a block is read once for
+    // all rows, and its weights too.
+    void convolve(int64_t y) {
+        const int64_t halo = a_.upsampled && !a_.nearest ? 1 : 0;
+        chunk_ = y;
+        chunk_end_ = std::min({y + chunk_rows, bottom_ + halo, a_.height});
+        for (int64_t begin = 0; begin < conv_.inputs; begin += channels_) {
+            const int64_t end = std::min(begin + channels_, conv_.inputs);
+            source_.read(image_, begin, end, chunk_, chunk_end_, block_);
+            for (int64_t i = 0; i < chunk_end_ - chunk_; ++i) {
+                const T* const from[3] = {block_.row(0, i - 1) - 1, block_.row(0, i) - 1, block_.row(0, i + 1) - 1};
+                conv_.part_of_row(from, block_.plane, chunk_ + i, begin, end,
+                                  sums_.get() + i * conv_.rows * conv_.row_length(),
+                                  tile_.get() + i * conv_.tile_size());
+            }
+        }
+    }
+
+    // Row y with the addend or mask, after ReLU.
+    void finish(int64_t y, T* to) {
+        if (y < chunk_ || y >= chunk_end_) convolve(y);
         const MapOf& other = a_.addend.map.data ? a_.addend : a_.mask;
         if (other.map.data) {
             read_row(other.dtype, other.map, image_, y, 0, conv_.outputs, a_.width, other_.get(), stride_);
         }
         for (int64_t o = 0; o < conv_.outputs; ++o) {
-            T* sums = result_.get() + o * conv_.row_length();
+            T* sums = sums_.get() + ((y - chunk_) * conv_.rows + o) * conv_.row_length();
             if (a_.addend.map.data) {
                 for (int64_t x = 0; x < a_.width; x += lanes<T>) {
                     store(sums + x, load(sums + x) + load(other_.get() + o * stride_ + x));
                 }
             }
-            if (save) write_bits(sums, y, o);
+            if (a_.active != nullptr && y >= top_ && y < bottom_) write_bits(sums, y, o);
             T* row = to + o * rows_.plane;
             for (int64_t x = 0; x < a_.width; x += lanes<T>) {
                 Vector<T> v = load(sums + x);
@@ -200,9 +229,9 @@ class Convolution {
     }
 
     // Row 2 y + phase of the upsampled result, from rows y - 1, y and y + 1.
-    void upsample(int64_t y, int phase, int64_t top, int64_t bottom) {
-        const T* far = a_.nearest ? nullptr : row(phase == 0 ? y - 1 : y + 1, top, bottom);
-        const T* near = row(y, top, bottom);
+    void upsample(int64_t y, int phase) {
+        const T* far = a_.nearest ? nullptr : row(phase == 0 ? y - 1 : y + 1);
+        const T* near = row(y);
         for (int64_t o = 0; o < conv_.outputs; ++o) {
             const T* cells = near + o * rows_.plane;
             T* to = out_.get() + o * stride_;
@@ -405,23 +434,23 @@ void run(const InputGradient& a) {
     });
 }
 
-// O outputs, one input, nine taps: sums[o][tap] += grad[o] * input shifted by the tap, lane by lane.
-template <class T, int O>
+// O outputs, one input, R rows of taps: sums[o][tap] += grad[o] * input shifted by the tap, lane by lane.
+template <class T, int O, int R>
 void correlate(const T* grad, int64_t grad_plane, int64_t grad_stride, const T* input, int64_t input_stride,
                int64_t rows, int64_t width, T* sums, int64_t sums_step) {
-    Vector<T> total[O][9], lane;
+    Vector<T> total[O][R * 3], lane;
     for (int i = 0; i < lanes<T>; ++i) lane[i] = static_cast<T>(i);
 #pragma GCC unroll 16
     for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 9
-        for (int tap = 0; tap < 9; ++tap) total[o][tap] = load(sums + o * sums_step + tap * lanes<T>);
+        for (int tap = 0; tap < R * 3; ++tap) total[o][tap] = load(sums + o * sums_step + tap * lanes<T>);
     }
     const auto add = [&](int64_t y, int64_t x, auto whole) {
         Vector<T> g[O];
 #pragma GCC unroll 16
         for (int o = 0; o < O; ++o) g[o] = load(grad + o * grad_plane + y * grad_stride + x);
 #pragma GCC unroll 9
-        for (int tap = 0; tap < 9; ++tap) {
+        for (int tap = 0; tap < R * 3; ++tap) {
             Vector<T> cells = load(input + (y + tap / 3) * input_stride + x + tap % 3);
             // Beyond the row the gradient is 0; the input must be finite there.
             if constexpr (!whole) cells = lane < splat(static_cast<T>(width - x)) ? cells : Vector<T>{};
@@ -437,7 +466,7 @@ void correlate(const T* grad, int64_t grad_plane, int64_t grad_stride, const T* 
 #pragma GCC unroll 16
     for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 9
-        for (int tap = 0; tap < 9; ++tap) store(sums + o * sums_step + tap * lanes<T>, total[o][tap]);
+        for (int tap = 0; tap < R * 3; ++tap) store(sums + o * sums_step + tap * lanes<T>, total[o][tap]);
     }
 }
 
@@ -449,75 +478,106 @@ T sum_of_lanes(const T* lane) {
     return sum;
 }
 
+// The gradients of one image after another, each in `weight` and `bias`.
+template <class T>
+class ImageGradient {
+  public:
+    explicit ImageGradient(const WeightGradient& a)
+        : a_(a),
+          source_{a.inputs, a.height, a.width, a.zeros},
+          outputs_(a.grad.channels),
+          inputs_(source_.channels()),
+          bands_(1, a.height, 32),
+          channels_(channels_at_once<T>(inputs_, bands_.rows, a.width)),
+          x_(channels_, bands_.rows, a.width),
+          g_(outputs_, bands_.rows, a.width),
+          sums_(outputs_ * inputs_ * 9 * lanes<T>) {}
+
+    void run(int64_t image, T* weight, T* bias) {
+        const int64_t weights = outputs_ * inputs_ * 9;
+        std::fill_n(sums_.get(), weights * lanes<T>, T{0});
+        bands_.each(0, bands_.count(), [&](int64_t, int64_t, int64_t top, int64_t bottom) {
+            for (int64_t y = top; y < bottom; ++y) {
+                // From the left border cell on, where vectors are aligned.
+                read_row(a_.grad.dtype, a_.grad.map, image, y, 0, outputs_, a_.width, g_.row(0, y - top) - 1, g_.plane);
+            }
+            add_to_bias(bottom - top, bias);
+            for (int64_t begin = 0; a_.weight != nullptr && begin < inputs_; begin += channels_) {
+                const int64_t end = std::min(begin + channels_, inputs_);
+                source_.read(image, begin, end, top, bottom, x_);
+                for (int64_t i = begin; i < end; ++i) add_input(i, x_.row(i - begin, -1) - 1, bottom - top);
+            }
+        });
+        for (int64_t i = 0; i < weights; ++i) weight[i] = sum_of_lanes(sums_.get() + i * lanes<T>);
+    }
+
+  private:
+    const WeightGradient& a_;
+    Source<T> source_;
+    int64_t outputs_, inputs_;
+    Bands bands_;
+    int64_t channels_;
+    Planes<T> x_, g_;
+    Buffer<T> sums_;
+
+    void add_to_bias(int64_t rows, T* bias) const {
+        for (int64_t o = 0; o < outputs_; ++o) {
+            for (int64_t y = 0; y < rows; ++y) {
+                Vector<T> sum{};
+                const T* cells = g_.row(o, y) - 1;  // zeros beyond the row
+                for (int64_t x = 0; x < a_.width; x += lanes<T>) sum += load(cells + x);
+                T lane[lanes<T>];
+                store(lane, sum);
+                bias[o] += sum_of_lanes(lane);
+            }
+        }
+    }
+
+    // All pairs of input i with an output.
+    void add_input(int64_t i, const T* cells, int64_t rows) const {
+        int64_t o = 0;
+        const auto run = [&](auto outputs_at_once, auto tap_rows) {
+            constexpr int O = outputs_at_once, R = tap_rows;
+            for (; o + O <= outputs_; o += O) {
+                for (int ky = 0; ky < 3; ky += R) {
+                    correlate<T, O, R>(g_.row(o, 0) - 1, g_.plane, g_.stride, cells + ky * x_.stride, x_.stride, rows,
+                                       a_.width, sums_.get() + ((o * inputs_ + i) * 9 + ky * 3) * lanes<T>,
+                                       inputs_ * 9 * lanes<T>);
+                }
+            }
+        };
+        // 24 or 18 sums where there are 32 registers, 12 or 9 where there are 16.
+        if constexpr (vector_registers == 32) {
+            run(std::integral_constant<int, 8>(), std::integral_constant<int, 1>());
+            run(std::integral_constant<int, 2>(), std::integral_constant<int, 3>());
+        } else {
+            run(std::integral_constant<int, 4>(), std::integral_constant<int, 1>());
+        }
+        run(std::integral_constant<int, 1>(), std::integral_constant<int, 3>());
+    }
+};
+
+// The gradient of every image by one thread, then their sum in their order.
 template <class T>
 void run(const WeightGradient& a) {
-    const int64_t outputs = a.grad.channels, width = a.width;
-    const Source<T> sizes(a.inputs.data(), static_cast<int64_t>(a.inputs.size()), a.height, width, a.zeros);
-    const int64_t inputs = sizes.channels(), weights = outputs * inputs * 9;
-    // A band's inputs should stay in a core's second cache while all pairs of channels go over them.
-    const int64_t row_bytes = (inputs + outputs) * (round_up<T>(width) + lanes<T>) * static_cast<int64_t>(sizeof(T));
-    const Bands bands(a.batch, a.height, std::clamp<int64_t>((int64_t{1} << 18) / row_bytes, 4, 32));
-    // One partial sum for every image; bands of an image are added in their order.
-    Buffer<T> partial(a.batch * (weights + outputs));
-    const int threads = threads_for(a.threads, a.batch, a.height, width, inputs + outputs);
+    const int64_t outputs = a.grad.channels, inputs = Source<T>{a.inputs, a.height, a.width, a.zeros}.channels();
+    const int64_t weights = outputs * inputs * 9, each = weights + outputs;
+    Buffer<T> images(a.batch * each);
+    const int threads = threads_for(a.threads, a.batch, a.height, a.width, inputs + outputs);
     parallel_for(a.batch, threads, [&](int64_t begin, int64_t end) {
-        Source<T> source(a.inputs.data(), static_cast<int64_t>(a.inputs.size()), a.height, width, a.zeros);
-        const Planes<T> x(inputs, bands.rows, width), g(outputs, bands.rows, width);
-        Buffer<T> sums(weights * lanes<T>);
-        for (int64_t image = begin; image < end; ++image) {
-            source.start(image);
-            std::fill_n(sums.get(), weights * lanes<T>, T{0});
-            T* out = partial.get() + image * (weights + outputs);
-            bands.each(image * bands.per_image, (image + 1) * bands.per_image,
-                       [&](int64_t, int64_t, int64_t top, int64_t bottom) {
-                const int64_t rows = bottom - top;
-                for (int64_t y = 0; y < rows; ++y) {
-                    read_row(a.grad.dtype, a.grad.map, image, top + y, 0, outputs, width, g.row(0, y), g.plane);
-                }
-                for (int64_t y = -1; y <= rows; ++y) {
-                    source.read(top + y, x.row(0, y), x.plane);
-                    for (int64_t i = 0; i < inputs; ++i) {
-                        T* cells = x.row(i, y);
-                        cells[-1] = a.zeros ? T{0} : cells[0];
-                        cells[width] = a.zeros ? T{0} : cells[width - 1];
-                    }
-                }
-                for (int64_t i = 0; i < (a.weight == nullptr ? 0 : inputs); ++i) {
-                    const T* cells = x.row(i, -1) - 1;
-                    int64_t o = 0;
-                    const auto pairs = [&](auto at_once) {
-                        constexpr int O = at_once;
-                        for (; o + O <= outputs; o += O) {
-                            correlate<T, O>(g.row(o, 0), g.plane, g.stride, cells, x.stride, rows, width,
-                                            sums.get() + (o * inputs + i) * 9 * lanes<T>, inputs * 9 * lanes<T>);
-                        }
-                    };
-                    if constexpr (vector_registers == 32) pairs(std::integral_constant<int, 2>());
-                    pairs(std::integral_constant<int, 1>());
-                }
-                for (int64_t o = 0; o < outputs; ++o) {
-                    T sum = 0;
-                    for (int64_t y = 0; y < rows; ++y) {
-                        for (int64_t i = 0; i < width; ++i) sum += g.row(o, y)[i];
-                    }
-                    out[weights + o] += sum;
-                }
-            });
-            for (int64_t i = 0; i < weights; ++i) out[i] = sum_of_lanes(sums.get() + i * lanes<T>);
-        }
+        ImageGradient<T> gradient(a);
+        for (int64_t i = begin; i < end; ++i) gradient.run(i, images.get() + i * each, images.get() + i * each + weights);
     });
-    const auto total = [&](void* to, int64_t first, int64_t count) {
+    const auto sum = [&](void* to, int64_t first, int64_t count) {
         if (to == nullptr) return;
-        for (int64_t i = 0; i < count; ++i) {
-            T sum = 0;
-            for (int64_t image = 0; image < a.batch; ++image) {
-                sum += partial.get()[image * (weights + outputs) + first + i];
-            }
-            static_cast<T*>(to)[i] = sum;
+        T* total = static_cast<T*>(to);
+        std::fill_n(total, count, T{0});
+        for (int64_t image = 0; image < a.batch; ++image) {
+            for (int64_t i = 0; i < count; ++i) total[i] += images.get()[image * each + first + i];
         }
     };
-    total(a.weight, 0, weights);
-    total(a.bias, weights, outputs);
+    sum(a.weight, 0, weights);
+    sum(a.bias, weights, outputs);
 }
 
 template <class Arguments>
