@@ -344,14 +344,26 @@ __device__ __forceinline__ void add_horizontal(float* to, const Horizontal<T>& m
     if (map.data == nullptr) return;
     const auto row_of = [&](int p) { return map.top + (layer.up ? 2 * y + p / 2 : y); };
     const auto col_of = [&](int p) { return map.left + (layer.up ? 2 * x + p % 2 : x); };
+    if constexpr (length == 8) {
+        if (layer.run == 4) {
+            // Two pixels of a row, then those of the next row or channels further on.
+            add_horizontal<T, 4>(to, map, layer, phase, channel, y, x);
+            channel += 4;
+            while (layer.up && channel >= layer.phase_width) {
+                channel -= layer.phase_width;
+                ++phase;
+            }
+            return add_horizontal<T, 4>(to + 4, map, layer, phase, channel, y, x);
+        }
+    }
     if (layer.run >= length) {
         const int last = (channel + length - 1) / layer.out_channels;  // 1: the run goes on in the next pixel
         const int row = row_of(phase), col = col_of(phase);
         const T* from = map.data + row * map.row_stride + col * map.col_stride + channel;
         constexpr int bytes = length * sizeof(T) < 16 ? length * sizeof(T) : 16;
-        if (map.channel_stride == 1 && (last == 0 || map.col_stride == layer.out_channels) && row >= 0 &&
-            row < map.height && col >= 0 && col + last < map.width &&
-            reinterpret_cast<std::uintptr_t>(from) % bytes == 0) {
+        if (channel < layer.out_channels && map.channel_stride == 1 &&
+            (last == 0 || map.col_stride == layer.out_channels) && row >= 0 && row < map.height && col >= 0 &&
+            col + last < map.width && reinterpret_cast<std::uintptr_t>(from) % bytes == 0) {
             return add_run<T, length>(to, from);
         }
     }
