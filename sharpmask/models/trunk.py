@@ -106,6 +106,12 @@ class ResNetTrunk(Trunk):
             if conv.padding != (0, 0):
                 conv.padding_mode = "replicate"
 
+    def pad_by_reflection(self) -> None:
+        """Let the 3x3 convolutions mirror at the edge cells, those excluded (cb|abc|ba)."""
+        for conv in _convs([self.layer1, self.layer2, self.layer3]):
+            if conv.padding != (0, 0):
+                conv.padding_mode = "reflect"
+
     def forward(self, image: Tensor) -> list[Tensor]:
         half = F.relu(self.bn1(self.conv1(symmetric_pad(image, 3))))
         quarter = self.layer1(self.maxpool(half))

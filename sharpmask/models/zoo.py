@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from ..errors import DataError
 from .deepmask import DeepMask, OriginalDeepMask
 from .sharpmask import SharpMask
-from .trunk import build_trunk, read_state_dict
+from .trunk import ResNetTrunk, build_trunk, read_state_dict
 
 Architecture = Literal["deepmask", "sharpmask", "deepmask-original"]
+Geometry = Literal["centres", "released", "released-exact"]
 TrunkName = Literal["resnet50", "resnet18", "efficientnet_lite0", "vgg11"]
 
 
@@ -50,6 +51,8 @@ class ModelConfig:
     """Middle width of the paper's two skip convolutions; 0 for a single convolution."""
     crop_first: bool = False
     """Crop training patches' maps before the horizontal convolutions instead of after."""
+    trunk_padding: Literal["symmetric", "reflect"] = "symmetric"
+    """How the 3x3 convolutions of a ResNet pad: "reflect" is for weights that were trained so."""
 
     def build(self) -> DeepMask:
         """The model, with fresh weights; it carries this configuration as ``config``."""
@@ -68,6 +71,12 @@ class ModelConfig:
         if self.refinement not in ("paper", "released"):
             raise ValueError(f"refinement must be 'paper' or 'released', got {self.refinement!r}")
         trunk = build_trunk(self.trunk)
+        if self.trunk_padding == "reflect":
+            if not isinstance(trunk, ResNetTrunk):
+                raise ValueError(f"trunk_padding must be 'symmetric' for trunk {self.trunk}, got 'reflect'")
+            trunk.pad_by_reflection()
+        elif self.trunk_padding != "symmetric":
+            raise ValueError(f"trunk_padding must be 'symmetric' or 'reflect', got {self.trunk_padding!r}")
         if self.architecture == "deepmask-original":
             return OriginalDeepMask(trunk, window=self.window, context=self.context, mask_side=self.mask_side)
         shared = {
@@ -108,6 +117,9 @@ class SearchConfig:
     """Multiply scores by how sharp the mask is: its pixels above probability .5 over those above .12."""
     scale_prior: float = 0.0
     """Multiply scores by (scale / smallest scale) ** -scale_prior: finer scales have more windows to be wrong in."""
+    geometry: Geometry = "centres"
+    """How windows lie on the image: by pixel centres, or as in the authors' code, for its weights; "released-exact"
+    has that code's mistake too, by which a score belongs to the window beside."""
 
     @classmethod
     def for_window(cls, window: int) -> SearchConfig:
@@ -119,6 +131,8 @@ class SearchConfig:
             raise DataError(f"scales must be numbers above 0 and at most 16, got {self.scales}")
         if not 0 <= self.scale_prior <= 4:
             raise DataError(f"scale_prior must be a number from 0 to 4, got {self.scale_prior}")
+        if self.geometry not in get_args(Geometry):
+            raise DataError(f"geometry must be one of {', '.join(get_args(Geometry))}, got {self.geometry!r}")
         for name in ("threshold", "mask_nms", "box_nms"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:

@@ -1,0 +1,275 @@
+"""Released models, written by the tests themselves, against a numpy evaluation of the modules' definitions."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from sharpmask.checkpoint import load_model, save_model
+from sharpmask.convert import convert
+from sharpmask.errors import DataError
+from sharpmask.models import DeepMask, Refined, SharpMask
+
+from .released_models import Builder, patch, sequential
+from .torch7_writer import Obj, Tensor, save
+
+PATCH = np.random.default_rng(1).uniform(size=(3, 80, 80))
+
+
+@pytest.fixture(scope="module")
+def released() -> Obj:
+    return Builder().sharpmask()
+
+
+@pytest.fixture(scope="module")
+def file(released: Obj, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("released") / "model.t7"
+    return save({"model": released, "config": {"km": 16, "rundir": "x"}}, path)
+
+
+def assert_patches_agree(model: DeepMask, released: Obj) -> None:
+    """In fp64, so that nothing but the meaning of the weights can differ; and in fp32, as it is used."""
+    expected = patch(released, PATCH)
+    assert expected["coarse"].std() > 0.1
+    for dtype, tolerance in ((torch.float32, 2e-4), (torch.float64, 1e-5)):
+        with torch.inference_mode():
+            out = model.to(dtype)(torch.tensor(PATCH, dtype=dtype)[None])
+        ours = out._asdict() if isinstance(out, Refined) else {"coarse": out[0], "score": out[1]}
+        assert ours.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_allclose(ours[name][0].numpy(), values, rtol=0, atol=tolerance)
+
+
+def test_patches_of_sharpmask(released: Obj, file: Path, tmp_path: Path) -> None:
+    found = convert(file)
+    assert found.unused == []
+    assert found.model.config.refinement == "released" and found.model.search.geometry == "released"
+    assert found.model.config.mask_channels == (16, 8, 4, 2, 1)
+    save_model(found.model, tmp_path / "out.safetensors")
+    model = load_model(tmp_path / "out.safetensors")
+    assert model.config == found.model.config and model.search == found.model.search
+    assert isinstance(model, SharpMask)
+    assert_patches_agree(model, released)
+
+
+@pytest.mark.parametrize(
+    "options", [{"cuda": False, "flat": True}, {"plain": True, "biases": True, "seed": 3}], ids=str
+)
+def test_patches_of_deepmask(options: dict[str, Any], tmp_path: Path) -> None:
+    """Also from older files, which differ in the shapes of what they keep, and from one without references."""
+    model = Builder(**options).deepmask()
+    # The model alone, as well as in a table.
+    found = convert(save(model, tmp_path / "model.t7", referenced=False, versions=False))
+    assert found.unused == [] and found.model.config.architecture == "deepmask"
+    assert_patches_agree(found.model, model)
+
+
+def test_shared_modules_count_once(released: Obj, tmp_path: Path) -> None:
+    """Without references the lists of nets are copies of what the refinement modules hold; both are named."""
+    found = convert(save({"model": released}, tmp_path / "model.t7", referenced=False))
+    assert len(found.unused) == 2 * (4 * 3 + 4 * 2 + 1)
+    assert found.unused[0] == "file.model.neths.1.modules.2.bias"
+
+
+def trunk(model: Obj, *at: int) -> dict[str, Any]:
+    """Fields of a module inside the trunk, by positions from 1."""
+    module = model.fields["trunk"]
+    for i in at:
+        module = module.fields["modules"][i - 1]
+    return module.fields
+
+
+def set_item(place: Callable[[Obj], dict[str, Any]], key: str, value: Any) -> Callable[[Obj], None]:
+    return lambda model: place(model).__setitem__(key, value)
+
+
+def repeat(model: Obj) -> None:
+    """Thirty modules, each twice in the next: a short file with a billion of them."""
+    module = sequential()
+    for _ in range(30):
+        module = sequential(module, module)
+    model.fields["trunk"] = module
+
+
+def same_tensor(model: Obj) -> None:
+    modules = model.fields["scoreBranch"].fields["modules"]
+    modules[4].fields["bias"] = modules[1].fields["bias"] = Tensor.of(np.zeros(1, "<f4"))
+    modules[1].fields["weight"] = Tensor.of(np.zeros((1, 16), "<f4"))
+    modules[4].fields["weight"] = Tensor.of(np.zeros((1, 1), "<f4"))
+
+
+FAULTS: dict[str, tuple[Callable[[Obj], object], str]] = {
+    "no score": (lambda m: m.fields.pop("scoreBranch"), "'nn.DeepMask' has no field scoreBranch"),
+    "another class": (
+        lambda m: setattr(m, "name", "nn.Other\n"),
+        "expected a model of class nn.DeepMask or nn.SharpMask",
+    ),
+    "size": (set_item(lambda m: m.fields, "fSz", 2.5), "expected fSz to be a whole number"),
+    "larger size": (set_item(lambda m: m.fields, "fSz", 4), "trunk.12: expected weight of \\(16, 128\\)"),
+    "no modules": (set_item(lambda m: trunk(m), "modules", 1), "trunk: expected modules to be a table"),
+    "other module": (
+        lambda m: setattr(m.fields["trunk"].fields["modules"][2], "name", "nn.Tanh"),
+        "trunk.3: .*nn.Tanh",
+    ),
+    "stride": (set_item(lambda m: trunk(m, 1, 2), "dW", 1), "trunk.1.2: expected dW 2, got 1"),
+    "own padding": (set_item(lambda m: trunk(m, 1, 2), "padH", 3), "trunk.1.2: expected padH 0, got 3"),
+    "padding": (
+        lambda m: trunk(m, 1, 1).update({f"pad_{s}": 2 for s in "lrtb"}),
+        "expected symmetric padding of 3, got 2",
+    ),
+    "crop": (set_item(lambda m: trunk(m, 8), "pad_t", -2), "trunk.8: expected pad_t -1, got -2"),
+    "one layer less": (lambda m: trunk(m)["modules"].pop(5), r"trunk\.8: expected |trunk\.6.*: expected "),
+    "no weight": (lambda m: trunk(m, 9).pop("weight"), "has no field weight"),
+    "text for a weight": (set_item(lambda m: trunk(m, 9), "weight", "x" * 99), "expected weight to be a tensor"),
+    "shape": (
+        set_item(lambda m: trunk(m, 2), "a", Tensor.of(np.zeros(63, "<f4"))),
+        "trunk.2: expected a of \\(64,\\), got \\(63,\\)",
+    ),
+    "a billion modules": (repeat, "this module occurs twice"),
+    "one tensor twice": (same_tensor, "score.*bias is used twice"),
+    "one layer more": (
+        lambda m: m.fields["scoreBranch"].fields["modules"].append(Obj("nn.ReLU")),
+        "score.6: expected no more layers, got 'nn.ReLU'",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def pristine() -> Obj:
+    return Builder().deepmask()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_does_not_fit_is_named(name: str, pristine: Obj, tmp_path: Path) -> None:
+    model = copied(pristine)
+    break_it, message = FAULTS[name]
+    break_it(model)
+    path = save({"model": model}, tmp_path / "model.t7")
+    with pytest.raises(DataError, match=message) as raised:
+        convert(path)
+    assert len(str(raised.value).splitlines()) == 1 and str(raised.value).startswith(str(path))
+
+
+def copied(value: Any) -> Any:
+    """Modules copied, tensors not."""
+    if isinstance(value, Obj):
+        return Obj(value.name, copied(value.fields))
+    if isinstance(value, dict):
+        return {k: copied(v) for k, v in value.items()}
+    return [copied(v) for v in value] if isinstance(value, list) else value
+
+
+def test_sharpmask_read_elsewhere(released: Obj, tmp_path: Path) -> None:
+    for key, value, message in (
+        ("skpos", [8, 6, 5, 4], "expected skpos"),
+        ("refs", {0: released.fields["refs"][0]}, "expected refs to be a table of 0 to 4"),
+    ):
+        model = Obj(released.name, released.fields | {key: value})
+        with pytest.raises(DataError, match=message):
+            convert(save(model, tmp_path / "model.t7"))
+
+
+def test_weights_that_the_model_has_no_place_for_are_named(pristine: Obj, tmp_path: Path) -> None:
+    model = copied(pristine)
+    model.fields["extra"] = {"a b": Tensor.of(np.ones(3, "<f4"))}
+    assert convert(save(model, tmp_path / "model.t7")).unused == ["file.extra.'a b'"]
+
+
+# The PyTorch port of DeepMask.
+
+
+class Port(nn.Module):
+    """Its network, named as there: padding modules before convolutions, heads as 1x1 convolutions."""
+
+    def __init__(self, cells: int = 3, side: int = 12) -> None:
+        super().__init__()
+        net = torchvision.models.resnet50(weights=None)
+        for block in [b for stage in (net.layer1, net.layer2, net.layer3) for b in stage]:
+            block.conv2.padding = (0, 0)
+            block.conv2 = nn.Sequential(nn.ReflectionPad2d(1), block.conv2)
+        net.conv1.padding = (0, 0)
+        first = nn.Sequential(Symmetric(), net.conv1)
+        features = [first, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3]
+        code = nn.Sequential(nn.Conv2d(1024, 8, 1), nn.ReLU(), nn.Conv2d(8, 16, cells))
+        self.trunk = nn.Sequential(nn.Sequential(*features), code)
+        self.maskBranch = nn.Sequential(nn.Sequential(nn.Conv2d(16, side**2, 1)), nn.Identity())
+        self.scoreBranch = nn.Sequential(
+            *(nn.Dropout(), nn.Conv2d(16, 16, 1), nn.Threshold(0, 1e-6), nn.Dropout(), nn.Conv2d(16, 1, 1))
+        )
+
+
+class Symmetric(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(np.pad(x.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode="symmetric"))
+
+
+@pytest.fixture(scope="module")
+def port() -> Port:
+    torch.manual_seed(0)
+    model = Port().eval()
+    for norm in [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]:
+        nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+        nn.init.uniform_(norm.running_var, 0.8, 1.2)
+    return model
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_port(port: Port, trained: bool, tmp_path: Path) -> None:
+    state: dict[str, Any] = dict(port.state_dict())
+    if trained:
+        state = {"epoch": 3, "best_acc": 0.5, "state_dict": {f"module.{k}": v for k, v in state.items()}}
+    torch.save(state, tmp_path / "model.pth.tar")
+    found = convert(tmp_path / "model.pth.tar")
+    assert found.unused == [] and found.model.config.trunk_padding == "reflect"
+    save_model(found.model, tmp_path / "out.safetensors")
+    model = load_model(tmp_path / "out.safetensors")
+    image = torch.tensor(PATCH, dtype=torch.float32)[None]
+    with torch.inference_mode():
+        x = (image - model.mean) / model.std
+        code = port.trunk[1](port.trunk[0](x)[:, :, 1:-1, 1:-1])
+        coarse, score = model(image)
+        torch.testing.assert_close(score[0], port.scoreBranch(code)[0, 0, 0, 0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(coarse[0], port.maskBranch(code).view(12, 12), rtol=0, atol=1e-4)
+
+
+class Code:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"a": torch.zeros(1)}, "expected a state_dict of the PyTorch port of DeepMask"),
+        ([1], "expected tensors by name, got list"),
+        ({"state_dict": {"a": 1}}, "expected tensors by name"),
+        ({"a": torch.zeros(1).expand(10**12)}, "the tensors are larger than the file"),
+        (Code(), "cannot be read as PyTorch weights"),
+    ],
+    ids=str,
+)
+def test_other_checkpoints(saved: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(saved, "model.pth")
+    with pytest.raises(DataError, match=message) as raised:
+        convert("model.pth")
+    assert len(str(raised.value).splitlines()) == 1 and not Path("ran").exists()
+
+
+def test_the_port_with_another_shape(port: Port, tmp_path: Path) -> None:
+    state = dict(port.state_dict())
+    torch.save(state | {"scoreBranch.4.weight": torch.zeros(1, 17, 1, 1)}, tmp_path / "a.pth")
+    with pytest.raises(DataError, match=r"expected score.4.weight of \(1, 16\), got \(1, 17, 1, 1\)"):
+        convert(tmp_path / "a.pth")
+    torch.save(state | {"more": torch.zeros(1)}, tmp_path / "b.pth")
+    assert convert(tmp_path / "b.pth").unused == ["more"]
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file"):
+        convert(tmp_path / "none.t7")
