@@ -20,6 +20,7 @@ from torch import Tensor
 from sharpmask_kernels import Windows, encode_windows, gather_windows, topk_windows
 from sharpmask_kernels.windows import STRIDE, scaled_size
 
+from . import released
 from .data.images import load_image, to_rgb
 from .data.tiles import CANONICAL, TileConfig
 from .models import DeepMask, SharpMask
@@ -87,6 +88,12 @@ class ProposalGenerator:
     def device(self) -> torch.device:
         return self.model.mean.device
 
+    @property
+    def _released(self) -> bool:
+        """Whether windows lie where the authors' code puts them."""
+        assert self.search is not None
+        return self.search.geometry != "centres"
+
     @torch.inference_mode()
     def generate(self, image: ImageLike) -> Proposals:
         """The best proposals of a photo: a file, a PIL image or uint8 (h, w, 3) RGB.
@@ -99,7 +106,9 @@ class ProposalGenerator:
             windows = topk_windows(maps.score, self.top_n)
             # Rows of score -inf were NaN.
             windows = windows.select(windows.score.isfinite())
-        assert self.search is not None
+            assert self.search is not None
+            if self.search.geometry == "released-exact":
+                windows = released.shift_windows(windows, [score.shape[3] for score in maps.score])
         logits = self.window_logits(maps, windows, watch)
         rles = self.paste(maps, windows, logits, watch)
         with watch("suppress"):
@@ -217,20 +226,26 @@ class ProposalGenerator:
         return self.paste(maps, windows, self.window_logits(maps, windows, watch), watch)
 
     def window_logits(self, maps: ImageMaps, windows: Windows, watch: Stopwatch) -> Tensor:
-        """Mask logits (N, S, S) of some windows: refined, or the coarse ones enlarged."""
+        """Mask logits (N, S, S) of some windows: refined, or the coarse ones enlarged; these as they are for the
+        released geometry, which resizes them but once."""
         side = self.model.window
         with watch("refine" if self.refine else "coarse masks"):
             code = gather_windows(maps.code, windows, 1).flatten(1)
             if self.refine:
                 return self.model.refine_codes(code, maps.horizontals, windows)  # type: ignore[operator]
             coarse = self.model.coarse(code)[:, None]
+            if self._released:
+                return coarse[:, 0]
             return F.interpolate(coarse, (side, side), mode="bilinear", align_corners=False)[:, 0]
 
     def paste(self, maps: ImageMaps, windows: Windows, logits: Tensor, watch: Stopwatch) -> list[dict[str, object]]:
-        """Mask logits (N, S, S) of windows as COCO RLE of the whole image."""
+        """Mask logits (N, s, s) of windows as COCO RLE of the whole image."""
         assert self.search is not None
         with watch("encode"):
             size = maps.image.shape[0], maps.image.shape[1]
+            if self._released:
+                window, threshold = self.model.window, self.search.threshold
+                return released.encode_masks(logits, windows, size, maps.scales, window, threshold)
             return encode_windows(logits, windows, size, maps.scales, threshold=self.search.threshold)
 
     def _scales(self, height: int, width: int) -> list[float]:
@@ -241,8 +256,11 @@ class ProposalGenerator:
 
     def _scaled(self, picture: Tensor, scale: float) -> Tensor:
         """The picture (1, 3, h, w) at ``scale`` with half a window of grey around."""
-        size = scaled_size(picture.shape[2], picture.shape[3], scale)
-        scaled = F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=True)
+        if self._released:
+            scaled = released.resize(picture, scale)
+        else:
+            size = scaled_size(picture.shape[2], picture.shape[3], scale)
+            scaled = F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=True)
         pad = self.model.window // 2
         padded = F.pad(scaled, (pad,) * 4, value=PAD_VALUE)
         return padded.contiguous(memory_format=torch.channels_last)
