@@ -257,7 +257,7 @@ template <class T, int P, int V>
 void accumulate_over_outputs(const T* const (&from)[3], int64_t plane, int64_t inputs, const T* weights,
                              int64_t step, const T* bias, bool fresh, T* tile) {
     Vector<T> sums[P][V];
-#pragma GCC unroll 16
+#pragma GCC unroll 20
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) sums[p][v] = load((fresh ? bias : tile + p * step) + v * lanes<T>);
@@ -271,7 +271,7 @@ void accumulate_over_outputs(const T* const (&from)[3], int64_t plane, int64_t i
                 Vector<T> w[V];
 #pragma GCC unroll 4
                 for (int v = 0; v < V; ++v) w[v] = load(weights + v * lanes<T>);
-#pragma GCC unroll 16
+#pragma GCC unroll 20
                 for (int p = 0; p < P; ++p) {
                     const Vector<T> x = splat(cells[kx + p]);
 #pragma GCC unroll 4
@@ -280,7 +280,7 @@ void accumulate_over_outputs(const T* const (&from)[3], int64_t plane, int64_t i
             }
         }
     }
-#pragma GCC unroll 16
+#pragma GCC unroll 20
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) store(tile + p * step + v * lanes<T>, sums[p][v]);
@@ -332,8 +332,9 @@ void Conv3x3<T>::part_over_outputs(const T* const (&from)[3], int64_t plane, int
             }
         };
         // 20 sums where there are 32 registers, 10 where there are 16.
-        run(std::integral_constant<int, vector_registers == 32 ? 10 : 5>(), std::integral_constant<int, 2>());
-        run(std::integral_constant<int, 10>(), std::integral_constant<int, 1>());
+        constexpr bool many = vector_registers == 32;
+        run(std::integral_constant<int, many ? 10 : 5>(), std::integral_constant<int, 2>());
+        run(std::integral_constant<int, many ? 20 : 10>(), std::integral_constant<int, 1>());
     };
     if (bordered_ && width > 1) {
         columns(0, 1);

@@ -41,8 +41,12 @@ void read_squares(const From* from, int64_t col, int64_t width, T* to, int64_t t
 template <class T, class From>
 void read_typed(const From* from, const Strides& s, int64_t channels, int64_t width, T* to, int64_t to_stride) {
     if (s.col == 1) {
-        for (int64_t c = 0; c < channels; ++c) {
-            for (int64_t x = 0; x < width; ++x) to[c * to_stride + x] = widen(from[c * s.channel + x]);
+        for (int64_t c = 0; c < channels; ++c, from += s.channel, to += to_stride) {
+            if constexpr (std::is_same_v<T, From>) {
+                std::memcpy(to, from, width * sizeof(T));
+            } else {
+                for (int64_t x = 0; x < width; ++x) to[x] = widen(from[x]);
+            }
         }
         return;
     }

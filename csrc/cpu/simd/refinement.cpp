@@ -446,16 +446,18 @@ void correlate(const T* grad, int64_t grad_plane, int64_t grad_stride, const T* 
         for (int tap = 0; tap < R * 3; ++tap) total[o][tap] = load(sums + o * sums_step + tap * lanes<T>);
     }
     const auto add = [&](int64_t y, int64_t x, auto whole) {
-        Vector<T> g[O];
-#pragma GCC unroll 16
-        for (int o = 0; o < O; ++o) g[o] = load(grad + o * grad_plane + y * grad_stride + x);
+        Vector<T> cells[R * 3];
 #pragma GCC unroll 9
         for (int tap = 0; tap < R * 3; ++tap) {
-            Vector<T> cells = load(input + (y + tap / 3) * input_stride + x + tap % 3);
+            cells[tap] = load(input + (y + tap / 3) * input_stride + x + tap % 3);
             // Beyond the row the gradient is 0; the input must be finite there.
-            if constexpr (!whole) cells = lane < splat(static_cast<T>(width - x)) ? cells : Vector<T>{};
+            if constexpr (!whole) cells[tap] = lane < splat(static_cast<T>(width - x)) ? cells[tap] : Vector<T>{};
+        }
 #pragma GCC unroll 16
-            for (int o = 0; o < O; ++o) total[o][tap] = fma(g[o], cells, total[o][tap]);
+        for (int o = 0; o < O; ++o) {
+            const Vector<T> g = load(grad + o * grad_plane + y * grad_stride + x);
+#pragma GCC unroll 9
+            for (int tap = 0; tap < R * 3; ++tap) total[o][tap] = fma(g, cells[tap], total[o][tap]);
         }
     };
     const int64_t whole = width / lanes<T> * lanes<T>;
@@ -487,28 +489,32 @@ class ImageGradient {
           source_{a.inputs, a.height, a.width, a.zeros},
           outputs_(a.grad.channels),
           inputs_(source_.channels()),
-          bands_(1, a.height, 32),
+          bands_(1, a.height, 8),  // whose gradient stays in a core's first cache
           channels_(channels_at_once<T>(inputs_, bands_.rows, a.width)),
           x_(channels_, bands_.rows, a.width),
-          g_(outputs_, bands_.rows, a.width),
-          sums_(outputs_ * inputs_ * 9 * lanes<T>) {}
+          g_(outputs_, a.height, a.width),
+          sums_(outputs_ * channels_ * 9 * lanes<T>) {}
 
     void run(int64_t image, T* weight, T* bias) {
-        const int64_t weights = outputs_ * inputs_ * 9;
-        std::fill_n(sums_.get(), weights * lanes<T>, T{0});
-        bands_.each(0, bands_.count(), [&](int64_t, int64_t, int64_t top, int64_t bottom) {
-            for (int64_t y = top; y < bottom; ++y) {
-                // From the left border cell on, where vectors are aligned.
-                read_row(a_.grad.dtype, a_.grad.map, image, y, 0, outputs_, a_.width, g_.row(0, y - top) - 1, g_.plane);
+        for (int64_t y = 0; y < a_.height; ++y) {
+            // From the left border cell on, where vectors are aligned.
+            read_row(a_.grad.dtype, a_.grad.map, image, y, 0, outputs_, a_.width, g_.row(0, y) - 1, g_.plane);
+        }
+        add_to_bias(a_.height, bias);
+        // Block by block of the input channels, whose sums stay in the second cache.
+        for (int64_t begin = 0; a_.weight != nullptr && begin < inputs_; begin += channels_) {
+            const int64_t count = std::min(channels_, inputs_ - begin);
+            std::fill_n(sums_.get(), outputs_ * channels_ * 9 * lanes<T>, T{0});
+            bands_.each(0, bands_.count(), [&](int64_t, int64_t, int64_t top, int64_t bottom) {
+                source_.read(image, begin, begin + count, top, bottom, x_);
+                for (int64_t i = 0; i < count; ++i) add_input(i, top, bottom);
+            });
+            for (int64_t o = 0; o < outputs_; ++o) {
+                for (int64_t i = 0; i < count * 9; ++i) {
+                    weight[(o * inputs_ + begin) * 9 + i] = sum_of_lanes(sums_.get() + (o * channels_ * 9 + i) * lanes<T>);
+                }
             }
-            add_to_bias(bottom - top, bias);
-            for (int64_t begin = 0; a_.weight != nullptr && begin < inputs_; begin += channels_) {
-                const int64_t end = std::min(begin + channels_, inputs_);
-                source_.read(image, begin, end, top, bottom, x_);
-                for (int64_t i = begin; i < end; ++i) add_input(i, x_.row(i - begin, -1) - 1, bottom - top);
-            }
-        });
-        for (int64_t i = 0; i < weights; ++i) weight[i] = sum_of_lanes(sums_.get() + i * lanes<T>);
+        }
     }
 
   private:
@@ -533,26 +539,26 @@ class ImageGradient {
         }
     }
 
-    // All pairs of input i with an output.
-    void add_input(int64_t i, const T* cells, int64_t rows) const {
+    // All pairs of the block's input i with an output, in some rows.
+    void add_input(int64_t i, int64_t top, int64_t bottom) const {
+        const T* cells = x_.row(i, -1) - 1;
         int64_t o = 0;
         const auto run = [&](auto outputs_at_once, auto tap_rows) {
             constexpr int O = outputs_at_once, R = tap_rows;
             for (; o + O <= outputs_; o += O) {
                 for (int ky = 0; ky < 3; ky += R) {
-                    correlate<T, O, R>(g_.row(o, 0) - 1, g_.plane, g_.stride, cells + ky * x_.stride, x_.stride, rows,
-                                       a_.width, sums_.get() + ((o * inputs_ + i) * 9 + ky * 3) * lanes<T>,
-                                       inputs_ * 9 * lanes<T>);
+                    correlate<T, O, R>(g_.row(o, top) - 1, g_.plane, g_.stride, cells + ky * x_.stride, x_.stride,
+                                       bottom - top, a_.width,
+                                       sums_.get() + ((o * channels_ + i) * 9 + ky * 3) * lanes<T>,
+                                       channels_ * 9 * lanes<T>);
                 }
             }
         };
-        // 24 or 18 sums where there are 32 registers, 12 or 9 where there are 16.
-        if constexpr (vector_registers == 32) {
-            run(std::integral_constant<int, 8>(), std::integral_constant<int, 1>());
-            run(std::integral_constant<int, 2>(), std::integral_constant<int, 3>());
-        } else {
-            run(std::integral_constant<int, 4>(), std::integral_constant<int, 1>());
-        }
+        // 24, 12 or 18 sums where there are 32 registers, 12 or 9 where there are 16.
+        constexpr bool many = vector_registers == 32;
+        if constexpr (many) run(std::integral_constant<int, 8>(), std::integral_constant<int, 1>());
+        run(std::integral_constant<int, 4>(), std::integral_constant<int, 1>());
+        if constexpr (many) run(std::integral_constant<int, 2>(), std::integral_constant<int, 3>());
         run(std::integral_constant<int, 1>(), std::integral_constant<int, 3>());
     }
 };
