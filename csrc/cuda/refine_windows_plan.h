@@ -140,16 +140,26 @@ constexpr Rows rows_of(const Layers& layers, int count, int layer, int band, int
     return rows;
 }
 
-// The most rows that a layer computes at a time.
-inline int most_rows(const Plan& plan, int layer) {
-    const int count = static_cast<int>(plan.layers.size());
-    if (layer < plan.first_banded) return plan.layers[layer].side;
-    int most = 0;
+// What a layer computes at a time.
+struct Extent {
+    int rows;  // at most
+    int read;  // rows of its input's planes that its tiles read, some beyond what they need
+};
+
+inline Extent extent_of(const Plan& plan, int layer) {
+    const int count = static_cast<int>(plan.layers.size()), tile = tile_rows(plan.layers[layer]);
+    const int side = plan.layers[layer].side;
+    if (layer < plan.first_banded) return {side, round_up(side, tile) + 2};
+    Extent extent{};
     for (int band = 0; band * plan.band_rows < plan.layers.back().side; ++band) {
         const Rows rows = rows_of(plan.layers, count, layer, band, plan.band_rows);
-        most = std::max(most, rows.end - rows.begin);
+        const int length = rows.end - rows.begin;
+        // The first banded layer's input is whole; the others' planes begin with the band.
+        const int first = layer == plan.first_banded ? rows.begin : 0;
+        extent.rows = std::max(extent.rows, length);
+        extent.read = std::max(extent.read, first + round_up(length, tile) + 2);
     }
-    return most;
+    return extent;
 }
 
 // Sets how many threads share a tile, and returns an estimate of the layer's time for a window, in
@@ -180,12 +190,12 @@ inline void lay_out(Plan& plan) {
     std::vector<int> region(count);
     for (int l = 0; l < count; ++l) {
         Layer& layer = layers[l];
-        const int rows = most_rows(plan, l);
-        plan.instructions += set_split(plan, layer, rows, l == count - 1);
+        const Extent extent = extent_of(plan, l);
+        plan.instructions += set_split(plan, layer, extent.rows, l == count - 1);
         // Two regions by turns: a layer reads one and writes the other. The input of the first banded layer
         // stays until the last band, so what would overwrite it goes to a third.
         const bool whole = l <= plan.first_banded;
-        layer.input_rows = round_up(whole ? layer.side : rows, tile_rows(layer)) + 2;
+        layer.input_rows = extent.read;
         region[l] = !whole && (l - plan.first_banded) % 2 == 0 ? 2 : l % 2;
         const std::int64_t floats = std::int64_t{layer.in_channels} * layer.input_rows * (layer.side + 2);
         regions[region[l]] = std::max(regions[region[l]], (floats + 3) / 4 * 4);

@@ -123,6 +123,14 @@ def test_the_papers_cascade_fits(capability: int, modes: tuple[bool, bool]) -> N
     assert found["shared_bytes"] <= SHARED[capability][0] * KB
 
 
+@pytest.mark.parametrize("capability", SHARED)
+def test_the_papers_cascade(capability: int) -> None:
+    cascade = Cascade(torch.float32, count=1, size=10, widths=(32, 16, 8, 4, 2))
+    per_block, per_multiprocessor = (n * KB for n in SHARED[capability])
+    with emulator.machine(shared_per_block=per_block, shared_per_multiprocessor=per_multiprocessor):
+        assert_agree(cascade)
+
+
 @pytest.mark.parametrize("capability", [80, 86, 90])
 def test_the_released_cascade_fits(capability: int) -> None:
     """Two convolutions a stage. 88 KB at least: too much for compute capability 7.5."""
