@@ -1,4 +1,4 @@
-"""The command line: ``sharpmask demo | propose | train | eval | synth``."""
+"""The command line: ``sharpmask demo | propose | train | eval | convert | ...``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 
 from .config import from_plain
 from .errors import DataError
+from .models.zoo import Geometry
 from .training.stages import StageName, TrainConfig, stage_defaults
 
 
@@ -37,6 +38,8 @@ class SearchOptions:
     """Multiply scores by how sharp the mask is."""
     scale_prior: float | None = None
     """Multiply scores by (scale / smallest scale) ** -scale_prior; 0 for none."""
+    geometry: Geometry | None = None
+    """How windows lie on the image: centres (of pixels), or released or released-exact, as in the authors' code."""
     max_side: int = 800
     """Longer photos are searched as if their longer side had this many pixels; 0 for no limit."""
     device: str = "cpu"
@@ -118,6 +121,16 @@ class Pack:
 
 
 @dataclass(frozen=True)
+class Convert:
+    """Turn the authors' released model.t7, or weights of the PyTorch port of DeepMask, into a checkpoint."""
+
+    weights: Positional[Path]
+    """File to read; nothing in it is run."""
+    out: Positional[Path]
+    """Checkpoint to write."""
+
+
+@dataclass(frozen=True)
 class Synth:
     """Write a COCO-format folder of made-up pictures with occluding textured objects."""
 
@@ -131,7 +144,14 @@ class Synth:
     """From photos of scikit-image where it is installed, or generated."""
 
 
-OPTIONS: dict[str, Any] = {"demo": Demo, "propose": Propose, "eval": Eval, "synth": Synth, "pack": Pack}
+OPTIONS: dict[str, Any] = {
+    "demo": Demo,
+    "propose": Propose,
+    "eval": Eval,
+    "synth": Synth,
+    "pack": Pack,
+    "convert": Convert,
+}
 STAGES: dict[str, str] = {
     "deepmask": "Train the coarse mask and the score (the paper's first stage).",
     "sharpmask": "Train the refinement, all else frozen (the second stage).",

@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from .checkpoint import load_model, read_training, save_model
+from .convert import convert as convert_file
 from .data.coco import CocoFolder
 from .data.images import FORMATS
 from .data.synthetic import synthesize
@@ -32,7 +33,7 @@ from .training.loop import Validator
 from .visualize import film_strip, save_png
 
 if TYPE_CHECKING:
-    from .cli import Demo, Eval, Pack, Propose, SearchOptions, Synth
+    from .cli import Convert, Demo, Eval, Pack, Propose, SearchOptions, Synth
 
 OUT = Console()
 ERR = Console(stderr=True)
@@ -57,7 +58,7 @@ def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:
     """The checkpoint's settings, those given on the command line over them."""
     given = {
         k: getattr(options, k)
-        for k in ("scales", "threshold", "mask_nms", "box_nms", "soft_nms", "stability", "scale_prior")
+        for k in ("scales", "threshold", "mask_nms", "box_nms", "soft_nms", "stability", "scale_prior", "geometry")
     }
     # 1 switches suppression off: no IoU exceeds it.
     off = {k: None for k in ("mask_nms", "box_nms") if given[k] == 1}
@@ -274,6 +275,16 @@ def pack(options: Pack) -> int:
     model.search = search_settings(model, options.search)
     save_model(model, options.out, training=read_training(options.checkpoint), dtype=torch.float16)
     say(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def convert(options: Convert) -> int:
+    found = convert_file(options.weights)
+    for name in found.unused:
+        say(f"not part of the model: {name}", ERR)
+    save_model(found.model, options.out, training={"converted_from": options.weights.name})
+    count = sum(p.numel() for p in found.model.parameters())
+    say(f"{options.out}: {type(found.model).__name__} of {count / 1e6:.2f} million parameters")
     return 0
 
 

@@ -1,5 +1,7 @@
 """Released models, written by the tests themselves, against a numpy evaluation of the modules' definitions."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import torch
 import torchvision
 from torch import nn
 
-from sharpmask.checkpoint import load_model, save_model
+from sharpmask.checkpoint import load_model, read_training, save_model
+from sharpmask.cli import main
 from sharpmask.convert import convert
+from sharpmask.data.synthetic import synthesize
 from sharpmask.errors import DataError
 from sharpmask.models import DeepMask, Refined, SharpMask
 
@@ -273,3 +277,54 @@ def test_the_port_with_another_shape(port: Port, tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file"):
         convert(tmp_path / "none.t7")
+
+
+def test_the_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the authors' file to proposals and their recall, by the command line."""
+    out = tmp_path / "released.safetensors"
+    assert main(["convert", str(file), str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: SharpMask of 9.60 million parameters\n"
+    assert read_training(out) == {"converted_from": "model.t7"}
+    folder = synthesize(tmp_path / "data", images=1, seed=1, size=(64, 80), objects=(1, 2), textures="generated")
+    photo = next((folder / "images").iterdir())
+    shared = ["--checkpoint", str(out), "--top-n", "5", "--scales", "0.7", "1"]
+    assert main(["propose", str(photo), *shared, "--out", str(tmp_path / "p")]) == 0
+    exact = [*shared, "--geometry", "released-exact", "--out", str(tmp_path / "exact")]
+    assert main(["propose", str(photo), *exact]) == 0
+    written = [(tmp_path / name / "proposals.json").read_text() for name in ("p", "exact")]
+    assert written[0] != written[1]
+    assert main(["eval", "--dataset", str(folder), *shared, "--out", str(tmp_path / "e")]) == 0
+    assert (tmp_path / "e" / "recall.json").is_file()
+
+
+def test_the_command_fails_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.t7").write_text("4\n1\n3\nV 1\n")
+    assert main(["convert", str(tmp_path / "x.t7"), str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1 and "not a Torch 7 file" in captured.err and captured.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+MEASURE = """
+import resource, sys, time
+from sharpmask import commands
+from sharpmask.cli import main
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+assert main(["convert", sys.argv[1], sys.argv[2]]) == 0
+print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_time_and_memory_of_a_file_of_the_real_size(tmp_path: Path) -> None:
+    """80 MB within 30 s, with 400 MB beyond what Python has taken to import PyTorch."""
+    model = Builder().sharpmask(width=32, cells=10, features=128, code=512, side=56, hidden=1024)
+    path = save({"model": model}, tmp_path / "model.t7")
+    assert path.stat().st_size > 75e6
+    command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "out.safetensors")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "SharpMask of 20.0" in said
+    seconds, megabytes = map(float, said.splitlines()[-1].split())
+    print(f"{seconds:.1f} s, {megabytes:.0f} MB")
+    assert seconds < 30 and megabytes < 400
