@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(not cuda.emulated(), reason="gpu: needs the emul
 KB = 1 << 10
 # Shared memory of a block and of a multiprocessor, by compute capability.
 SHARED = {75: (64, 64), 80: (163, 164), 86: (99, 100), 90: (227, 228)}
+OPS = ("gather_windows", "refine_windows", "encode_windows")
 SCHEDULES = [emulator.FORWARD, emulator.REVERSE, 0, 1, 2]
 
 
@@ -96,9 +97,12 @@ def test_schedules(schedule: int) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_read_or_written_outside() -> None:
-    """The tests of this file, with the addresses and the arithmetic of every kernel checked."""
+    """These tests and the contract's, with the addresses and the arithmetic of every kernel checked."""
     environment = {**os.environ, **emulator.sanitizers(), "SHARPMASK_EMULATOR": str(emulator.build(sanitized=True))}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not slow"]
+    contract = [str(Path(__file__).parents[1] / "contract" / f"test_{op}.py") for op in OPS]
+    # Not captured by pytest, or a sanitizer's last words would be lost.
+    options = ["-q", "-s", "-x", "-p", "no:cacheprovider", "-k", "cuda and not planted"]
+    command = [sys.executable, "-m", "pytest", *options, __file__, *contract]
     done = subprocess.run(command, env=environment, cwd=emulator.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
