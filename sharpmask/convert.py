@@ -45,10 +45,10 @@ CONTAINERS = {"Sequential", "ConcatTable", "ParallelTable"}
 PASSIVE = {"Identity", "Dropout", "View", "Reshape", "Copy", "SpatialReSamplingEx"}
 """Without effect on masks at the network's own resolution, or on its weights."""
 PASSING = {
-    *("output", "gradInput", "gradWeight", "gradBias", "gradA", "gradB", "inps", "buffer", "noise", "size"),
-    *("fInput", "finput", "fgradInput", "addBuffer", "ones", "indices", "weight_buffer"),
+    *("output", "gradInput", "gradWeight", "gradBias", "inps", "buffer", "noise"),
+    *("finput", "fgradInput", "addBuffer", "indices"),
 }
-"""Fields that modules save but that are no weights: buffers, gradients and sizes."""
+"""Fields that modules save but that are no weights: outputs, gradients and buffers."""
 PADDING = "SpatialSymmetricPadding"
 TAPS = [8, 6, 5, 3]
 """Where the released trunk is read, counted from 1."""
@@ -321,7 +321,7 @@ class Released:
                 continue
             seen.add(id(value))
             if isinstance(value, Array):
-                found += [path] if value.values.size else []
+                found += [path] if value.values.size and value.name.endswith("Tensor") else []
             elif isinstance(value, Instance):
                 stack.append((path, value.data))
             else:

@@ -306,17 +306,21 @@ def test_the_command_fails_with_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 
 MEASURE = """
-import resource, sys, time
+import re, sys, time
+from pathlib import Path
 from sharpmask import commands
 from sharpmask.cli import main
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not getrusage, whose figure a process inherits
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+before = peak()
 start = time.perf_counter()
 assert main(["convert", sys.argv[1], sys.argv[2]]) == 0
-print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(time.perf_counter() - start, peak() - before)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_time_and_memory_of_a_file_of_the_real_size(tmp_path: Path) -> None:
     """80 MB within 30 s, with 400 MB beyond what Python has taken to import PyTorch."""
     model = Builder().sharpmask(width=32, cells=10, features=128, code=512, side=56, hidden=1024)
@@ -327,4 +331,4 @@ def test_time_and_memory_of_a_file_of_the_real_size(tmp_path: Path) -> None:
     assert "SharpMask of 20.0" in said
     seconds, megabytes = map(float, said.splitlines()[-1].split())
     print(f"{seconds:.1f} s, {megabytes:.0f} MB")
-    assert seconds < 30 and megabytes < 400
+    assert seconds < 30 and 80 < megabytes < 400
