@@ -52,33 +52,49 @@ class Counts {
         }
     }
 
+    void clear() { edges_.clear(); }
+
     std::string characters(int64_t pixels) {
         if (edges_.empty() || edges_.back() != pixels) edges_.push_back(pixels);
-        std::string text;
-        std::vector<int64_t> lengths;
-        int64_t before = 0;
-        for (const int64_t edge : edges_) {
-            lengths.push_back(edge - before);
-            before = edge;
-            const std::size_t i = lengths.size() - 1;
-            append(text, i > 2 ? lengths[i] - lengths[i - 2] : lengths[i]);
+        text_.resize(edges_.size() * most);
+        char* to = text_.data();
+        int64_t before = 0, length[3] = {0, 0, 0};  // of the last runs
+        for (std::size_t i = 0; i < edges_.size(); ++i) {
+            const int64_t current = edges_[i] - before;
+            to = write(to, i > 2 ? current - length[(i - 2) % 3] : current);
+            length[i % 3] = current;
+            before = edges_[i];
         }
-        return text;
+        return {text_.data(), to};
     }
 
   private:
+    static constexpr int most = 13;  // characters of 64 bits
+
     std::vector<int64_t> edges_;
+    std::vector<char> text_;
 
     // Groups of five bits, the lowest first; bit 5 tells that more follow.
-    static void append(std::string& text, int64_t value) {
+    static char* write(char* to, int64_t value) {
         for (bool more = true; more;) {
             const int64_t group = value & 31;
             value >>= 5;
             more = group & 16 ? value != -1 : value != 0;
-            text.push_back(static_cast<char>(group + (more ? 32 : 0) + 48));
+            *to++ = static_cast<char>(group + (more ? 32 : 0) + 48);
         }
+        return to;
     }
 };
+
+// The first of the bytes from `begin` on, but before `end`, that differs from that at `begin`. Eight at a time, as most
+// are alike.
+int64_t end_of_run(const std::uint8_t* bytes, int64_t begin, int64_t end) {
+    const std::uint64_t eight = bytes[begin] * 0x0101010101010101u;
+    int64_t i = begin + 1;
+    while (i + 8 <= end && std::memcmp(bytes + i, &eight, 8) == 0) i += 8;
+    while (i < end && bytes[i] == bytes[begin]) ++i;
+    return i;
+}
 
 using State = std::uint8_t;
 constexpr State background = 0, foreground = 1, mixed = 2;
@@ -96,11 +112,11 @@ class Encoder {
         : dtype_(dtype), logits_(logits), side_(logits.height), limit_(limit), margin_(1e-12 * (1 + std::abs(limit))) {
         columns_.resize(side_ * side_);
         states_.resize(side_ * side_);
-        cells_.resize(side_ + 8);
+        cells_.resize(side_);
     }
 
     std::string encode(int64_t window, const Samples& v, const Samples& u, int64_t height, int64_t width) {
-        Counts counts;
+        counts_.clear();
         if (v.count() > 0 && u.count() > 0) {
             read(window, u.low.front(), after(u.low.back()));
             first_pixel_.assign(side_ + 1, v.count());
@@ -111,10 +127,10 @@ class Encoder {
             bits_.resize(v.count());
             for (int64_t x = 0; x < u.count(); ++x) {
                 if (x == 0 || u.low[x] != u.low[x - 1]) prepare(v, u.low[x]);
-                add_column(counts, (u.start + x) * height + v.start, u.fraction[x]);
+                add_column((u.start + x) * height + v.start, u.fraction[x]);
             }
         }
-        return counts.characters(height * width);
+        return counts_.characters(height * width);
     }
 
   private:
@@ -129,6 +145,7 @@ class Encoder {
     std::vector<double> left_, right_;  // the columns prepared, sampled by the pixels of mixed segments
     std::vector<std::uint8_t> bits_;
     std::vector<Segment> segments_;     // those that are not background
+    Counts counts_;
 
     int64_t after(int64_t logit) const { return std::min(logit + 1, side_ - 1); }
 
@@ -173,7 +190,7 @@ class Encoder {
         for (int64_t y = 0; y + 1 < side_; ++y) cells_[y] = cells_[y] == cells_[y + 1] ? cells_[y] : mixed;
         segments_.clear();
         for (int64_t y = 0, end; y < side_; y = end) {
-            end = end_of_run(y);
+            end = end_of_run(cells_.data(), y, side_);
             const Segment segment{first_pixel_[y], first_pixel_[end], cells_[y]};
             if (segment.state == background || segment.begin == segment.end) continue;
             segments_.push_back(segment);
@@ -188,26 +205,18 @@ class Encoder {
         }
     }
 
-    // The first cell from y on with another state; eight at a time, as most are alike.
-    int64_t end_of_run(int64_t y) const {
-        const std::uint8_t state = cells_[y];
-        const std::uint64_t eight = state * 0x0101010101010101u;
-        for (++y; y + 8 <= side_ && std::memcmp(&cells_[y], &eight, 8) == 0;) y += 8;
-        while (y < side_ && cells_[y] == state) ++y;
-        return y;
-    }
-
-    void add_column(Counts& counts, int64_t origin, double fraction) {
+    void add_column(int64_t origin, double fraction) {
         for (const Segment& segment : segments_) {
             if (segment.state == foreground) {
-                counts.add(origin + segment.begin, origin + segment.end);
+                counts_.add(origin + segment.begin, origin + segment.end);
                 continue;
             }
             for (int64_t p = segment.begin; p < segment.end; ++p) {
                 bits_[p] = lerp(left_[p], right_[p], fraction) > limit_;
             }
-            for (int64_t p = segment.begin; p < segment.end; ++p) {
-                if (bits_[p]) counts.add(origin + p, origin + p + 1);
+            for (int64_t p = segment.begin, end; p < segment.end; p = end) {
+                end = end_of_run(bits_.data(), p, segment.end);
+                if (bits_[p]) counts_.add(origin + p, origin + end);
             }
         }
     }
