@@ -12,6 +12,8 @@ kernel, every configuration that autotune chooses from, specialised as at run ti
 - a map in channels_last is loaded at least 64 bits at a time, or a whole pixel where that has less;
 - the first configuration of each kernel fits into shared memory (autotune drops others that do not);
 - ``merge_upsample`` moves at most 1.5 times the bytes that any implementation must.
+
+Where there is nvcc, the kernels of csrc/cuda are compiled and gated as well (:mod:`bench.aot_cuda`), but not with --quick.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,7 +48,7 @@ from triton.runtime.jit import JITFunction
 
 from sharpmask_kernels.backends import triton as backend
 
-from . import roofline
+from . import aot_cuda, roofline
 from .roofline import LEVELS, Level
 
 KERNELS = Path(backend.__file__).parents[1] / "triton_kernels"
@@ -402,10 +405,13 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     report(found, console)
     roofline.report(console)
-    faults = check(found)
+    count, faults = len(found), check(found)
+    if shutil.which("nvcc") and not options.quick:
+        cuda_count, cuda_faults = aot_cuda.compiled(console)
+        count, faults = count + cuda_count, faults + cuda_faults
     for fault in faults:
         print(fault)
-    print(f"{len(found)} kernels compiled, {len(faults)} faults")
+    print(f"{count} kernels compiled, {len(faults)} faults")
     return bool(faults)
 
 

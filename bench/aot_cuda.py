@@ -96,7 +96,10 @@ def plan(arch: int) -> dict[str, Any]:
     return found
 
 
-def rows(archs: tuple[str, ...] = ("80", "90a", "100")) -> Iterator[Kernel]:
+ARCHS = ("80", "90a", "100")
+
+
+def rows(archs: tuple[str, ...] = ARCHS) -> Iterator[Kernel]:
     """Every kernel, compiled for every architecture."""
     with tempfile.TemporaryDirectory() as folder:
         for arch in archs:
@@ -174,17 +177,22 @@ def floor(console: Console, windows: int = 1000) -> None:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archs", nargs="+", default=["80", "90a", "100"], help="compute capabilities")
-    kernels = list(rows(tuple(parser.parse_args().archs)))
-    console = Console(width=None if sys.stdout.isatty() else 180)
+def compiled(console: Console, archs: tuple[str, ...] = ARCHS) -> tuple[int, list[str]]:
+    """Prints the tables; returns how many kernels there are, and the gates that fail."""
+    kernels = list(rows(archs))
     report(kernels, console)
     floor(console)
-    faults = [f"{k.name}, sm_{k.arch}: {fault}" for k in kernels for fault in k.faults()]
+    return len(kernels), [f"{k.name}, sm_{k.arch}: {fault}" for k in kernels for fault in k.faults()]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", nargs="+", default=list(ARCHS), help="compute capabilities")
+    archs = tuple(parser.parse_args().archs)
+    count, faults = compiled(Console(width=None if sys.stdout.isatty() else 180), archs)
     for fault in faults:
         print(fault)
-    print(f"{len(kernels)} kernels compiled, {len(faults)} faults")
+    print(f"{count} kernels compiled, {len(faults)} faults")
     return bool(faults)
 
 
