@@ -113,6 +113,7 @@ HOSTILE = {
     "many dimensions": raw_tensor(dims=2**31 - 1),
     "negative dimensions": raw_tensor(dims=-1),
     "beyond the storage": raw_tensor(sizes=(3, 3)),
+    "one beyond the storage": raw_tensor(strides=(4, 1)),
     "before the storage": raw_tensor(first=0),
     "far offset": raw_tensor(first=2**63 - 1),
     "negative stride": raw_tensor(strides=(-3, 1), first=4),
