@@ -33,7 +33,7 @@ MODEL = [
     *("--skip-channels", "4", "4", "4", "4", "--skip-hidden", "8"),
 ]
 SHORT = ["--steps", "2", "--batch-size", "2", "--log-every", "1", "--save-every", "1", "--workers", "0"]
-COMMANDS = ("demo", "propose", "eval", "synth", "pack", "train deepmask", "train sharpmask", "train joint")
+COMMANDS = ("demo", "propose", "eval", "synth", "pack", "convert", "train deepmask", "train sharpmask", "train joint")
 
 
 def run(*arguments: object) -> int:
