@@ -44,9 +44,7 @@ Windows windows_from(const WindowsArgument& w) {
             pointer<const int64_t>(w[4])};
 }
 
-Map map_from(const MapArgument& m) {
-    return {pointer<void>(m[0]), m[1], m[2], {m[3], m[4], m[5], m[6]}};
-}
+Map map_from(const MapArgument& m) { return {pointer<void>(m[0]), m[1], m[2], {m[3], m[4], m[5], m[6]}}; }
 
 std::vector<Map> maps_from(const std::vector<MapArgument>& maps) {
     std::vector<Map> typed;
@@ -69,8 +67,8 @@ Layer layer_from(const LayerArgument& l) { return {pointer<void>(l[0]), pointer<
 void forward(const std::vector<MapArgument>& maps, const WindowsArgument& windows, int64_t batch,
              int64_t channels, int64_t size, int64_t step, int64_t element_size, bool channels_last,
              Address out, int threads) {
-    gather_windows(maps_from(maps), windows_from(windows), batch, channels, size, step, element_size, channels_last,
-                   pointer<void>(out), threads);
+    gather_windows(maps_from(maps), windows_from(windows), batch, channels, size, step, element_size,
+                   channels_last, pointer<void>(out), threads);
 }
 
 void backward(Address grad, const std::array<int64_t, 4>& strides, int dtype, const WindowsArgument& windows,
@@ -83,33 +81,56 @@ void backward(Address grad, const std::array<int64_t, 4>& strides, int dtype, co
                             typed, channels_last, threads);
 }
 
-void cascade(int dtype, const MapArgument& encoding, const std::vector<MapArgument>& horizontals, int64_t batch,
-             const WindowsArgument& windows, const std::vector<LayerArgument>& layers,
+void cascade(int dtype, const MapArgument& encoding, const std::vector<MapArgument>& horizontals,
+             int64_t batch, const WindowsArgument& windows, const std::vector<LayerArgument>& layers,
              const std::vector<int64_t>& convs, bool nearest, bool zeros, std::optional<double> limit,
              Address out, const std::array<int64_t, 3>& strides, int threads) {
     std::vector<Layer> typed;
     for (const auto& l : layers) typed.push_back(layer_from(l));
-    kernels().refine_windows({static_cast<DType>(dtype), map_from(encoding), maps_from(horizontals), batch,
-                              windows_from(windows), typed, convs, nearest, zeros, limit.has_value(),
-                              limit.value_or(0), pointer<void>(out), {strides[0], 0, strides[1], strides[2]},
+    kernels().refine_windows({static_cast<DType>(dtype),
+                              map_from(encoding),
+                              maps_from(horizontals),
+                              batch,
+                              windows_from(windows),
+                              typed,
+                              convs,
+                              nearest,
+                              zeros,
+                              limit.has_value(),
+                              limit.value_or(0),
+                              pointer<void>(out),
+                              {strides[0], 0, strides[1], strides[2]},
                               threads});
 }
 
 void convolve(const std::array<int64_t, 3>& size, const std::vector<TypedMapArgument>& inputs,
-              const TypedMapArgument& addend, const LayerArgument& layer, bool zeros, bool relu, bool upsampled,
-              bool nearest, const TypedMapArgument& out, Address active, int threads) {
-    kernels().convolve({size[0], size[1], size[2], maps_of(inputs), map_of(addend), {}, layer_from(layer), zeros,
-                        relu, upsampled, nearest, map_of(out), pointer<std::uint8_t>(active), threads});
+              const TypedMapArgument& addend, const LayerArgument& layer, bool zeros, bool relu,
+              bool upsampled, bool nearest, const TypedMapArgument& out, Address active, int threads) {
+    kernels().convolve({size[0],
+                        size[1],
+                        size[2],
+                        maps_of(inputs),
+                        map_of(addend),
+                        {},
+                        layer_from(layer),
+                        zeros,
+                        relu,
+                        upsampled,
+                        nearest,
+                        map_of(out),
+                        pointer<std::uint8_t>(active),
+                        threads});
 }
 
-void before_relu(const std::array<int64_t, 3>& size, const TypedMapArgument& grad, Address active, bool nearest,
-                 const TypedMapArgument& out, int threads) {
-    kernels().before_relu({size[0], size[1], size[2], map_of(grad), pointer<const std::uint8_t>(active), nearest,
-                           map_of(out), threads});
+void before_relu(const std::array<int64_t, 3>& size, const TypedMapArgument& grad, Address active,
+                 bool nearest, const TypedMapArgument& out, int threads) {
+    kernels().before_relu({size[0], size[1], size[2], map_of(grad), pointer<const std::uint8_t>(active),
+                           nearest, map_of(out), threads});
 }
 
-void input_gradient(const std::array<int64_t, 3>& size, const TypedMapArgument& grad, const LayerArgument& layer,
-                    bool zeros, const TypedMapArgument& relu, const TypedMapArgument& out, int threads) {
+void input_gradient(const std::array<int64_t, 3>& size, const TypedMapArgument& grad,
+                    const LayerArgument& layer, bool zeros, const TypedMapArgument& relu,
+                    const TypedMapArgument& out, int threads) {
     kernels().input_gradient({size[0], size[1], size[2], map_of(grad), layer_from(layer), zeros, map_of(relu),
                               map_of(out), threads});
 }

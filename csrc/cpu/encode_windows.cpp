@@ -11,7 +11,8 @@ namespace {
 
 using std::int64_t;
 
-// Where consecutive pixels of an axis sample a window's logits, in the arithmetic of windows.sample_positions.
+// Where consecutive pixels of an axis sample a window's logits, in the arithmetic of
+// windows.sample_positions.
 struct Samples {
     int64_t start = 0;             // the first pixel
     std::vector<int64_t> low;      // of each pixel: the logit before it
@@ -86,8 +87,8 @@ class Counts {
     }
 };
 
-// The first of the bytes from `begin` on, but before `end`, that differs from that at `begin`. Eight at a time, as most
-// are alike.
+// The first of the bytes from `begin` on, but before `end`, that differs from that at `begin`. Eight at a
+// time, as most are alike.
 int64_t end_of_run(const std::uint8_t* bytes, int64_t begin, int64_t end) {
     const std::uint64_t eight = bytes[begin] * 0x0101010101010101u;
     int64_t i = begin + 1;
@@ -109,7 +110,11 @@ struct Segment {  // consecutive pixels of a column
 class Encoder {
   public:
     Encoder(DType dtype, const Map& logits, double limit)
-        : dtype_(dtype), logits_(logits), side_(logits.height), limit_(limit), margin_(1e-12 * (1 + std::abs(limit))) {
+        : dtype_(dtype),
+          logits_(logits),
+          side_(logits.height),
+          limit_(limit),
+          margin_(1e-12 * (1 + std::abs(limit))) {
         columns_.resize(side_ * side_);
         states_.resize(side_ * side_);
         cells_.resize(side_);
@@ -121,7 +126,8 @@ class Encoder {
             read(window, u.low.front(), after(u.low.back()));
             first_pixel_.assign(side_ + 1, v.count());
             for (int64_t p = v.count() - 1; p >= 0; --p) first_pixel_[v.low[p]] = p;
-            for (int64_t y = side_ - 1; y >= 0; --y) first_pixel_[y] = std::min(first_pixel_[y], first_pixel_[y + 1]);
+            for (int64_t y = side_ - 1; y >= 0; --y)
+                first_pixel_[y] = std::min(first_pixel_[y], first_pixel_[y + 1]);
             left_.resize(v.count());
             right_.resize(v.count());
             bits_.resize(v.count());
@@ -144,7 +150,7 @@ class Encoder {
     std::vector<int64_t> first_pixel_;  // of each cell
     std::vector<double> left_, right_;  // the columns prepared, sampled by the pixels of mixed segments
     std::vector<std::uint8_t> bits_;
-    std::vector<Segment> segments_;     // those that are not background
+    std::vector<Segment> segments_;  // those that are not background
     Counts counts_;
 
     int64_t after(int64_t logit) const { return std::min(logit + 1, side_ - 1); }
@@ -174,7 +180,8 @@ class Encoder {
                 read_typed(static_cast<const double*>(logits_.data) + offset, first, last);
                 break;
         }
-        // NaN counts as background: a sample it has a part in is none of the foreground. Infinity times 0 is NaN.
+        // NaN counts as background: a sample it has a part in is none of the foreground. Infinity times 0 is
+        // NaN.
         const double above = limit_ + margin_, below = limit_ - margin_, finite = 1e300;
         for (int64_t i = first * side_; i < (last + 1) * side_; ++i) {
             const double value = columns_[i];
@@ -224,8 +231,9 @@ class Encoder {
 
 }  // namespace
 
-std::vector<std::string> encode_windows(DType dtype, const Map& logits, const Windows& windows, const Axis& vertical,
-                                        const Axis& horizontal, double limit, int threads) {
+std::vector<std::string> encode_windows(DType dtype, const Map& logits, const Windows& windows,
+                                        const Axis& vertical, const Axis& horizontal, double limit,
+                                        int threads) {
     std::vector<std::string> counts(windows.count);
     threads = useful_threads(threads, windows.count * logits.height * logits.height * 4);
     parallel_for(windows.count, threads, [&](int64_t begin, int64_t end) {

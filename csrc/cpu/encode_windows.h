@@ -1,4 +1,5 @@
-// Masks resized, thresholded, pasted into their image and run-length encoded: see sharpmask_kernels.encode_windows.
+// Masks resized, thresholded, pasted into their image and run-length encoded: see
+// sharpmask_kernels.encode_windows.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +16,10 @@ struct Axis {  // of an image
     std::vector<double> ratios;  // of each scale: the scaled image's length to this one
 };
 
-// The COCO counts of each window's logits (windows, side, side), which stand in `logits` like a map of one channel.
-// Only scale, row and col of the windows are looked at; one whose scale is out of range is empty.
-std::vector<std::string> encode_windows(DType dtype, const Map& logits, const Windows& windows, const Axis& vertical,
-                                        const Axis& horizontal, double limit, int threads);
+// The COCO counts of each window's logits (windows, side, side), which stand in `logits` like a map of one
+// channel. Only scale, row and col of the windows are looked at; one whose scale is out of range is empty.
+std::vector<std::string> encode_windows(DType dtype, const Map& logits, const Windows& windows,
+                                        const Axis& vertical, const Axis& horizontal, double limit,
+                                        int threads);
 
 }  // namespace sharpmask

@@ -1,8 +1,8 @@
 // The kernels that are compiled once for every instruction set, and the choice among them.
 //
-// The files of simd/ are compiled several times, each time into a namespace SHARPMASK_ISA of its own. Whatever
-// inline function they use must lie in that namespace or be inlined for certain: of two copies the linker
-// keeps one, perhaps the one that this processor cannot run.
+// The files of simd/ are compiled several times, each time into a namespace SHARPMASK_ISA of its own.
+// Whatever inline function they use must lie in that namespace or be inlined for certain: of two copies the
+// linker keeps one, perhaps the one that this processor cannot run.
 #pragma once
 
 #include <string>

@@ -27,7 +27,8 @@ struct Convolve {
     bool zeros;
     bool relu, upsampled, nearest;
     MapOf out;
-    std::uint8_t* active;  // one bit per value that ReLU let through, (batch, outputs, height, bytes), or null
+    std::uint8_t*
+        active;  // one bit per value that ReLU let through, (batch, outputs, height, bytes), or null
     int threads;
 };
 
@@ -41,7 +42,8 @@ struct BeforeRelu {
     int threads;
 };
 
-// The gradient of a convolution's input: `layer` has the weight turned round, its outputs the input's channels.
+// The gradient of a convolution's input: `layer` has the weight turned round, its outputs the input's
+// channels.
 struct InputGradient {
     std::int64_t batch, height, width;
     MapOf grad;  // as BeforeRelu gives it

@@ -1,10 +1,10 @@
 // 3x3 convolutions, row by row, on planes that lie in a core's cache.
 //
-// A convolution after a x2 upsample is a convolution before it: conv(up2(x), w) = pixel_shuffle(conv(x, W), 2)
-// with composite weights W of four phases (a, b), W[o, (a, b), i] = sum_kl w[o, i, k, l] U[a, k] (x) U[b, l],
-// where U[a, k] says which cells of x the upsampled row 2y + a + k - 1 is made of. x goes on beyond its border by
-// clamping. That is exact for "replicate"; for "zeros" the taps beyond the upsampled border are left out of
-// W, so that the first and the last row and column have weights of their own.
+// A convolution after a x2 upsample is a convolution before it: conv(up2(x), w) = pixel_shuffle(conv(x, W),
+// 2) with composite weights W of four phases (a, b), W[o, (a, b), i] = sum_kl w[o, i, k, l] U[a, k] (x) U[b,
+// l], where U[a, k] says which cells of x the upsampled row 2y + a + k - 1 is made of. x goes on beyond its
+// border by clamping. That is exact for "replicate"; for "zeros" the taps beyond the upsampled border are
+// left out of W, so that the first and the last row and column have weights of their own.
 #pragma once
 
 #include <algorithm>
@@ -71,7 +71,9 @@ struct Planes {
 // Where a cell lies on its axis; a single cell is both the first and the last.
 constexpr int inner = 0, first = 1, last = 2;
 
-constexpr int place(int64_t i, int64_t length) { return (i == 0 ? first : inner) | (i == length - 1 ? last : inner); }
+constexpr int place(int64_t i, int64_t length) {
+    return (i == 0 ? first : inner) | (i == length - 1 ? last : inner);
+}
 
 struct Taps {  // U[phase][tap][cell of the low resolution]
     double u[2][3][3];
@@ -104,14 +106,16 @@ class Conv3x3 {
     int64_t row_length() const { return round_up<T>(width); }
     int64_t tile_size() const { return along_x_ ? 1 : row_length() * rows; }
 
-    // Row `y` of the output: all of out[phase * outputs + o], each row_length() long. `from` points at the left
-    // border cells of rows y - 1, y, y + 1 of the first channel, the next one's being `plane` further on.
+    // Row `y` of the output: all of out[phase * outputs + o], each row_length() long. `from` points at the
+    // left border cells of rows y - 1, y, y + 1 of the first channel, the next one's being `plane` further
+    // on.
     void row(const T* const (&from)[3], int64_t plane, int64_t y, T* out, T* tile) const {
         part_of_row(from, plane, y, 0, inputs, out, tile);
     }
 
-    // The share of the inputs [begin, end), which `from` begins with; the shares of those before are in `out`.
-    // (Where outputs are vectorised over, they are in `tile`, which must be left alone until the last share.)
+    // The share of the inputs [begin, end), which `from` begins with; the shares of those before are in
+    // `out`. (Where outputs are vectorised over, they are in `tile`, which must be left alone until the last
+    // share.)
     void part_of_row(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end, T* out,
                      T* tile) const;
 
@@ -126,8 +130,8 @@ class Conv3x3 {
     }
     void compose(const T* weight, bool nearest, int vertical, int horizontal, T* to, int64_t step) const;
     void build(const T* weight, bool nearest);
-    void part_over_outputs(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end, T* out,
-                           T* tile) const;
+    void part_over_outputs(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end,
+                           T* out, T* tile) const;
 };
 
 // `to`[(i, ky, kx, phase, o) * step] of the convolution, upsampled or not.
@@ -198,8 +202,8 @@ Conv3x3<T>::Conv3x3(const T* weight, const T* bias, int64_t inputs, int64_t outp
     const int64_t phases = upsampled ? 4 : 1, used = phases * outputs;
     bordered_ = upsampled && zeros;
     // The share of lanes that do something useful decides. With 16 lanes, for SharpMask's 32, 16, 8, 4, 2
-    // channels at 10 to 160 cells: 1, 1, 1, 1/2, 1/4 over the outputs, 5/8, 5/8, 5/8, 5/6, 1 along x. Where both
-    // are alike, along x has fewer loads for each product.
+    // channels at 10 to 160 cells: 1, 1, 1, 1/2, 1/4 over the outputs, 5/8, 5/8, 5/8, 5/6, 1 along x. Where
+    // both are alike, along x has fewer loads for each product.
     const double over_outputs = double(used) / round_up<T>(used);
     const int64_t block = used <= 2 ? 2 : 4, blocked = (used + block - 1) / block * block;
     along_x_ = double(width) / round_up<T>(width) * used / blocked >= over_outputs;
@@ -213,14 +217,16 @@ Conv3x3<T>::Conv3x3(const T* weight, const T* bias, int64_t inputs, int64_t outp
 
 // Along x: O outputs of V vectors of pixels. Weights are one a lane, or one for all lanes.
 template <class T, int O, int V, bool PerLane>
-void accumulate_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs, const T* const (&weights)[V],
-                        int64_t step, const T* bias, bool fresh, T* out, int64_t out_stride) {
+void accumulate_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs,
+                        const T* const (&weights)[V], int64_t step, const T* bias, bool fresh, T* out,
+                        int64_t out_stride) {
     constexpr int width = PerLane ? lanes<T> : 1;
     Vector<T> sums[O][V];
 #pragma GCC unroll 16
     for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) sums[o][v] = fresh ? splat(bias[o]) : load(out + o * out_stride + v * lanes<T>);
+        for (int v = 0; v < V; ++v)
+            sums[o][v] = fresh ? splat(bias[o]) : load(out + o * out_stride + v * lanes<T>);
     }
     int64_t offset = 0;  // into the weights
     for (int64_t i = 0; i < inputs; ++i) {
@@ -291,17 +297,18 @@ void accumulate_over_outputs(const T* const (&from)[3], int64_t plane, int64_t i
 // Vectors [v, end) of a row in blocks of V, then of fewer.
 template <class T, int O, int V, bool PerLane, class WeightsAt>
 void blocks_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs, const WeightsAt& weights_at,
-                    int64_t step, const T* bias, bool fresh, T* out, int64_t out_stride, int64_t v, int64_t end) {
+                    int64_t step, const T* bias, bool fresh, T* out, int64_t out_stride, int64_t v,
+                    int64_t end) {
     for (; v + V <= end; v += V) {
         const T *weights[V], *cells[3];
         for (int i = 0; i < V; ++i) weights[i] = weights_at(v + i);
         for (int i = 0; i < 3; ++i) cells[i] = from[i] + v * lanes<T>;
-        accumulate_along_x<T, O, V, PerLane>(cells, plane, inputs, weights, step, bias, fresh, out + v * lanes<T>,
-                                             out_stride);
+        accumulate_along_x<T, O, V, PerLane>(cells, plane, inputs, weights, step, bias, fresh,
+                                             out + v * lanes<T>, out_stride);
     }
     if constexpr (V > 1) {
-        blocks_along_x<T, O, V - 1, PerLane>(from, plane, inputs, weights_at, step, bias, fresh, out, out_stride, v,
-                                             end);
+        blocks_along_x<T, O, V - 1, PerLane>(from, plane, inputs, weights_at, step, bias, fresh, out,
+                                             out_stride, v, end);
     }
 }
 
@@ -319,8 +326,8 @@ void blocks_over_outputs(const T* const (&from)[3], int64_t plane, int64_t input
 }
 
 template <class T>
-void Conv3x3<T>::part_over_outputs(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end,
-                                   T* out, T* tile) const {
+void Conv3x3<T>::part_over_outputs(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin,
+                                   int64_t end, T* out, T* tile) const {
     const int vertical = place(y, height);
     const auto columns = [&](int64_t first_x, int64_t end_x) {
         const T* w = weights(vertical, place(first_x, width)) + begin * 9 * rows;
@@ -328,8 +335,8 @@ void Conv3x3<T>::part_over_outputs(const T* const (&from)[3], int64_t plane, int
         const auto run = [&](auto pixels, auto vectors) {
             constexpr int P = pixels, V = vectors;
             for (; o + V * lanes<T> <= rows; o += V * lanes<T>) {
-                blocks_over_outputs<T, P, V>(from, plane, end - begin, w + o, rows, bias_.get() + o, begin == 0,
-                                             tile + o, first_x, end_x);
+                blocks_over_outputs<T, P, V>(from, plane, end - begin, w + o, rows, bias_.get() + o,
+                                             begin == 0, tile + o, first_x, end_x);
             }
         };
         // 20 sums where there are 32 registers, 10 where there are 16.
@@ -376,8 +383,8 @@ void Conv3x3<T>::part_of_row(const T* const (&from)[3], int64_t plane, int64_t y
                 blocks_along_x<T, O, V, true>(from, plane, end - begin, weights_at(o, lanes<T>), rows, bias,
                                               begin == 0, to, row_length(), 0, vectors);
             } else {
-                blocks_along_x<T, O, V, false>(from, plane, end - begin, weights_at(o, 1), rows, bias, begin == 0,
-                                               to, row_length(), 0, vectors);
+                blocks_along_x<T, O, V, false>(from, plane, end - begin, weights_at(o, 1), rows, bias,
+                                               begin == 0, to, row_length(), 0, vectors);
             }
         }
     };

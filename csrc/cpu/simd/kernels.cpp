@@ -11,7 +11,7 @@ void before_relu(const BeforeRelu& arguments);
 void input_gradient(const InputGradient& arguments);
 void weight_gradient(const WeightGradient& arguments);
 
-extern const Kernels kernels{SHARPMASK_NAME(SHARPMASK_ISA), refine_windows, convolve, before_relu, input_gradient,
-                             weight_gradient};
+extern const Kernels kernels{
+    SHARPMASK_NAME(SHARPMASK_ISA), refine_windows, convolve, before_relu, input_gradient, weight_gradient};
 
 }  // namespace sharpmask::SHARPMASK_ISA

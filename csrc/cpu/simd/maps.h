@@ -39,7 +39,8 @@ void read_squares(const From* from, int64_t col, int64_t width, T* to, int64_t t
 }
 
 template <class T, class From>
-void read_typed(const From* from, const Strides& s, int64_t channels, int64_t width, T* to, int64_t to_stride) {
+void read_typed(const From* from, const Strides& s, int64_t channels, int64_t width, T* to,
+                int64_t to_stride) {
     if (s.col == 1) {
         for (int64_t c = 0; c < channels; ++c, from += s.channel, to += to_stride) {
             if constexpr (std::is_same_v<T, From>) {
@@ -57,7 +58,8 @@ void read_typed(const From* from, const Strides& s, int64_t channels, int64_t wi
     }
     int64_t c = 0;
     if (s.channel == 1) {
-        for (; c + lanes<T> <= channels; c += lanes<T>) read_squares(from + c, s.col, width, to + c * to_stride, to_stride);
+        for (; c + lanes<T> <= channels; c += lanes<T>)
+            read_squares(from + c, s.col, width, to + c * to_stride, to_stride);
     }
     for (; c < channels; ++c) {
         for (int64_t x = 0; x < width; ++x) to[c * to_stride + x] = widen(from[c * s.channel + x * s.col]);
@@ -66,8 +68,8 @@ void read_typed(const From* from, const Strides& s, int64_t channels, int64_t wi
 
 // Row `y` of an image from column `x` on: to[channel * to_stride + column].
 template <class T>
-void read_row(DType dtype, const Map& map, int64_t image, int64_t y, int64_t x, int64_t channels, int64_t width,
-              T* to, int64_t to_stride) {
+void read_row(DType dtype, const Map& map, int64_t image, int64_t y, int64_t x, int64_t channels,
+              int64_t width, T* to, int64_t to_stride) {
     const Strides& s = map.strides;
     const int64_t offset = image * s.batch + y * s.row + x * s.col;
     if constexpr (std::is_same_v<T, double>) {
@@ -89,7 +91,8 @@ void write_dense(To* to, int64_t width, const T* from, int64_t from_stride) {
 }
 
 template <class To, class T>
-void write_typed(To* to, const Strides& s, int64_t channels, int64_t width, const T* from, int64_t from_stride) {
+void write_typed(To* to, const Strides& s, int64_t channels, int64_t width, const T* from,
+                 int64_t from_stride) {
     if (s.col == 1) {
         for (int64_t c = 0; c < channels; ++c) {
             for (int64_t x = 0; x < width; ++x) to[c * s.channel + x] = narrow<To>(from[c * from_stride + x]);
@@ -102,7 +105,8 @@ void write_typed(To* to, const Strides& s, int64_t channels, int64_t width, cons
         if (channels == 8) return write_dense<8>(to, width, from, from_stride);
     }
     for (int64_t x = 0; x < width; ++x) {
-        for (int64_t c = 0; c < channels; ++c) to[c * s.channel + x * s.col] = narrow<To>(from[c * from_stride + x]);
+        for (int64_t c = 0; c < channels; ++c)
+            to[c * s.channel + x * s.col] = narrow<To>(from[c * from_stride + x]);
     }
 }
 

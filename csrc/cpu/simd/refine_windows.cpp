@@ -29,10 +29,10 @@ std::unique_ptr<std::unique_ptr<Step<T>>[]> plan(const RefineWindows& a) {
     int64_t size = a.encoding.height, index = 0;
     const auto add = [&](Then then, int64_t stage, bool upsampled) {
         const Layer& layer = a.layers[index];
-        steps[index++] = std::unique_ptr<Step<T>>(new Step<T>{
-            Conv3x3<T>(static_cast<const T*>(layer.weight), static_cast<const T*>(layer.bias), layer.inputs,
-                       layer.outputs, size, size, upsampled, a.nearest, a.zeros),
-            then, stage});
+        steps[index++] = std::unique_ptr<Step<T>>(
+            new Step<T>{Conv3x3<T>(static_cast<const T*>(layer.weight), static_cast<const T*>(layer.bias),
+                                   layer.inputs, layer.outputs, size, size, upsampled, a.nearest, a.zeros),
+                        then, stage});
         if (upsampled) size *= 2;
     };
     const auto stages = static_cast<int64_t>(a.convs.size());
@@ -145,7 +145,8 @@ class Cascade {
     void read_horizontal(int64_t window, int64_t stage, int64_t row, int64_t channels, int64_t width,
                          int64_t stride) const {
         const auto stages = static_cast<int64_t>(a_.convs.size());
-        const int64_t scale = a_.windows.scale[window], image = a_.windows.image[window], step = int64_t{1} << stage;
+        const int64_t scale = a_.windows.scale[window], image = a_.windows.image[window],
+                      step = int64_t{1} << stage;
         T* to = horizontal_.get();
         Span cols{0, 0};
         if (scale >= 0 && scale < static_cast<int64_t>(a_.horizontals.size()) / stages && image >= 0 &&

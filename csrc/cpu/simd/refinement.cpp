@@ -14,7 +14,10 @@ template <class T>
 class Ring {
   public:
     Ring(int64_t channels, int64_t width)
-        : plane(4 * (round_up<T>(width) + lanes<T>)), width_(width), stride_(plane / 4), memory_(channels * plane) {}
+        : plane(4 * (round_up<T>(width) + lanes<T>)),
+          width_(width),
+          stride_(plane / 4),
+          memory_(channels * plane) {}
 
     const int64_t plane;  // from one channel to the next
 
@@ -57,13 +60,17 @@ struct Source {
         return sum;
     }
 
-    // Channels [begin, end) of the rows [top - 1, bottom + 1), so that `to` begins with channel `begin`, row top - 1.
-    void read(int64_t image, int64_t begin, int64_t end, int64_t top, int64_t bottom, const Planes<T>& to) const {
+    // Channels [begin, end) of the rows [top - 1, bottom + 1), so that `to` begins with channel `begin`, row
+    // top - 1.
+    void read(int64_t image, int64_t begin, int64_t end, int64_t top, int64_t bottom,
+              const Planes<T>& to) const {
         int64_t first = 0, done = 0;  // channels of the maps before, channels read
         for (const MapOf& m : maps) {
-            const int64_t from = std::max(begin, first) - first, count = std::min(end, first + m.channels) - first - from;
+            const int64_t from = std::max(begin, first) - first,
+                          count = std::min(end, first + m.channels) - first - from;
             if (count > 0) {
-                for (int64_t y = top - 1; y <= bottom; ++y) read_row(m, image, from, count, y, to.row(done, y - top), to);
+                for (int64_t y = top - 1; y <= bottom; ++y)
+                    read_row(m, image, from, count, y, to.row(done, y - top), to);
                 done += count;
             }
             first += m.channels;
@@ -77,8 +84,8 @@ struct Source {
         if (!beyond || !zeros) {
             Map part = m.map;
             part.data = static_cast<const char*>(part.data) + from * part.strides.channel * size_of(m.dtype);
-            SHARPMASK_ISA::read_row(m.dtype, part, image, std::clamp<int64_t>(y, 0, height - 1), 0, count, width, cells,
-                                    to.plane);
+            SHARPMASK_ISA::read_row(m.dtype, part, image, std::clamp<int64_t>(y, 0, height - 1), 0, count,
+                                    width, cells, to.plane);
         }
         for (int64_t c = 0; c < count; ++c, cells += to.plane) {
             if (beyond && zeros) std::fill_n(cells, width, T{0});
@@ -119,7 +126,7 @@ Vector<T> quarters(Vector<T> near, Vector<T> far) {
 // So many input channels that the rows of a block stay in a core's second cache.
 template <class T>
 int64_t channels_at_once(int64_t channels, int64_t rows, int64_t width) {
-    const int64_t bytes = (rows + 2) * (round_up<T>(width) + lanes<T>) * static_cast<int64_t>(sizeof(T));
+    const int64_t bytes = (rows + 2) * (round_up<T>(width) + lanes<T>)*static_cast<int64_t>(sizeof(T));
     return std::clamp<int64_t>((int64_t{3} << 15) / bytes, 1, std::max<int64_t>(channels, 1));
 }
 
@@ -175,8 +182,8 @@ class Convolution {
         return 1 + rows_.row(y, conv_.outputs, true, [&](T* to) { finish(y, to); });
     }
 
-    // The convolution's rows from y on: block by block of the input channels, so that a block is read once for
-    // all rows, and its weights too.
+    // The convolution's rows from y on: block by block of the input channels, so that a block is read once
+    // for all rows, and its weights too.
     void convolve(int64_t y) {
         const int64_t halo = a_.upsampled && !a_.nearest ? 1 : 0;
         chunk_ = y;
@@ -185,7 +192,8 @@ class Convolution {
             const int64_t end = std::min(begin + channels_, conv_.inputs);
             source_.read(image_, begin, end, chunk_, chunk_end_, block_);
             for (int64_t i = 0; i < chunk_end_ - chunk_; ++i) {
-                const T* const from[3] = {block_.row(0, i - 1) - 1, block_.row(0, i) - 1, block_.row(0, i + 1) - 1};
+                const T* const from[3] = {block_.row(0, i - 1) - 1, block_.row(0, i) - 1,
+                                          block_.row(0, i + 1) - 1};
                 conv_.part_of_row(from, block_.plane, chunk_ + i, begin, end,
                                   sums_.get() + i * conv_.rows * conv_.row_length(),
                                   tile_.get() + i * conv_.tile_size());
@@ -211,7 +219,8 @@ class Convolution {
             T* row = to + o * rows_.plane;
             for (int64_t x = 0; x < a_.width; x += lanes<T>) {
                 Vector<T> v = load(sums + x);
-                if (a_.mask.map.data) v = load(other_.get() + o * stride_ + x) <= Vector<T>{} ? Vector<T>{} : v;
+                if (a_.mask.map.data)
+                    v = load(other_.get() + o * stride_ + x) <= Vector<T>{} ? Vector<T>{} : v;
                 store(row + x, a_.relu ? relu(v) : v);
             }
         }
@@ -255,7 +264,8 @@ class Convolution {
                 store(to + 2 * x + lanes<T>, pair.second);
             }
         }
-        write_row(a_.out.dtype, a_.out.map, image_, 2 * y + phase, conv_.outputs, 2 * a_.width, out_.get(), stride_);
+        write_row(a_.out.dtype, a_.out.map, image_, 2 * y + phase, conv_.outputs, 2 * a_.width, out_.get(),
+                  stride_);
     }
 };
 
@@ -269,7 +279,8 @@ template <class T>
 void run(const Convolve& a) {
     const Conv3x3<T> conv = convolution<T>(a.layer, a.height, a.width);
     const Bands bands(a.batch, a.height, 32);
-    const int threads = threads_for(a.threads, a.batch, a.height, a.width, a.layer.inputs + 4 * a.layer.outputs);
+    const int threads =
+        threads_for(a.threads, a.batch, a.height, a.width, a.layer.inputs + 4 * a.layer.outputs);
     parallel_for(bands.count(), threads, [&](int64_t begin, int64_t end) {
         Convolution<T> convolution(a, conv);
         bands.each(begin, end, [&](int64_t, int64_t image, int64_t top, int64_t bottom) {
@@ -283,7 +294,10 @@ template <class T>
 class UpsampleGradient {
   public:
     explicit UpsampleGradient(const BeforeRelu& a)
-        : a_(a), stride_(2 * round_up<T>(a.width) + 2), row_(a.grad.channels * stride_), sums_(row_size()),
+        : a_(a),
+          stride_(2 * round_up<T>(a.width) + 2),
+          row_(a.grad.channels * stride_),
+          sums_(row_size()),
           out_(a.grad.channels * round_up<T>(a.width)) {}
 
     void run(int64_t image, int64_t y) {
@@ -313,7 +327,8 @@ class UpsampleGradient {
     int64_t row_size() const { return a_.grad.channels * stride_; }
 
     void add(int64_t image, int64_t y, double share) {
-        read_row(a_.grad.dtype, a_.grad.map, image, y, 0, a_.grad.channels, 2 * a_.width, row_.get(), stride_);
+        read_row(a_.grad.dtype, a_.grad.map, image, y, 0, a_.grad.channels, 2 * a_.width, row_.get(),
+                 stride_);
         const T factor = static_cast<T>(share);
         for (int64_t i = 0; i < row_size(); ++i) sums_.get()[i] += factor * row_.get()[i];
     }
@@ -366,7 +381,8 @@ class ReplicateGradient {
                 cells[a_.width - 1] += cells[a_.width];
             }
             if (a_.relu.map.data) {
-                read_row(a_.relu.dtype, a_.relu.map, image, y, 0, conv_.outputs, a_.width, relu_.get(), length_);
+                read_row(a_.relu.dtype, a_.relu.map, image, y, 0, conv_.outputs, a_.width, relu_.get(),
+                         length_);
                 for (int64_t o = 0; o < conv_.outputs; ++o) {
                     T* cells = sums_.get() + o * length_ + 1;
                     const T* values = relu_.get() + o * length_;
@@ -393,7 +409,8 @@ class ReplicateGradient {
                 cells[0] = cells[a_.width + 1] = T{0};
             }
             if (inside) {
-                read_row(a_.grad.dtype, a_.grad.map, image, y, 0, conv_.inputs, a_.width, to + 1, ring_.plane);
+                read_row(a_.grad.dtype, a_.grad.map, image, y, 0, conv_.inputs, a_.width, to + 1,
+                         ring_.plane);
             }
         });
     }
@@ -451,7 +468,8 @@ void correlate(const T* grad, int64_t grad_plane, int64_t grad_stride, const T* 
         for (int tap = 0; tap < R * 3; ++tap) {
             cells[tap] = load(input + (y + tap / 3) * input_stride + x + tap % 3);
             // Beyond the row the gradient is 0; the input must be finite there.
-            if constexpr (!whole) cells[tap] = lane < splat(static_cast<T>(width - x)) ? cells[tap] : Vector<T>{};
+            if constexpr (!whole)
+                cells[tap] = lane < splat(static_cast<T>(width - x)) ? cells[tap] : Vector<T>{};
         }
 #pragma GCC unroll 16
         for (int o = 0; o < O; ++o) {
@@ -511,7 +529,8 @@ class ImageGradient {
             });
             for (int64_t o = 0; o < outputs_; ++o) {
                 for (int64_t i = 0; i < count * 9; ++i) {
-                    weight[(o * inputs_ + begin) * 9 + i] = sum_of_lanes(sums_.get() + (o * channels_ * 9 + i) * lanes<T>);
+                    weight[(o * inputs_ + begin) * 9 + i] =
+                        sum_of_lanes(sums_.get() + (o * channels_ * 9 + i) * lanes<T>);
                 }
             }
         }
@@ -547,8 +566,8 @@ class ImageGradient {
             constexpr int O = outputs_at_once, R = tap_rows;
             for (; o + O <= outputs_; o += O) {
                 for (int ky = 0; ky < 3; ky += R) {
-                    correlate<T, O, R>(g_.row(o, top) - 1, g_.plane, g_.stride, cells + ky * x_.stride, x_.stride,
-                                       bottom - top, a_.width,
+                    correlate<T, O, R>(g_.row(o, top) - 1, g_.plane, g_.stride, cells + ky * x_.stride,
+                                       x_.stride, bottom - top, a_.width,
                                        sums_.get() + ((o * channels_ + i) * 9 + ky * 3) * lanes<T>,
                                        channels_ * 9 * lanes<T>);
                 }
@@ -566,13 +585,15 @@ class ImageGradient {
 // The gradient of every image by one thread, then their sum in their order.
 template <class T>
 void run(const WeightGradient& a) {
-    const int64_t outputs = a.grad.channels, inputs = Source<T>{a.inputs, a.height, a.width, a.zeros}.channels();
+    const int64_t outputs = a.grad.channels,
+                  inputs = Source<T>{a.inputs, a.height, a.width, a.zeros}.channels();
     const int64_t weights = outputs * inputs * 9, each = weights + outputs;
     Buffer<T> images(a.batch * each);
     const int threads = threads_for(a.threads, a.batch, a.height, a.width, inputs + outputs);
     parallel_for(a.batch, threads, [&](int64_t begin, int64_t end) {
         ImageGradient<T> gradient(a);
-        for (int64_t i = begin; i < end; ++i) gradient.run(i, images.get() + i * each, images.get() + i * each + weights);
+        for (int64_t i = begin; i < end; ++i)
+            gradient.run(i, images.get() + i * each, images.get() + i * each + weights);
     });
     const auto sum = [&](void* to, int64_t first, int64_t count) {
         if (to == nullptr) return;
