@@ -37,15 +37,17 @@ def file(released: Obj, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_patches_agree(model: DeepMask, released: Obj) -> None:
-    """In fp64, so that nothing but the meaning of the weights can differ; and in fp32, as it is used."""
+    """In fp64, so that nothing but the meaning of the weights can differ; and in fp32, as it is used, where rounding
+    adds an error in proportion to the largest logit."""
     expected = patch(released, PATCH)
     assert expected["coarse"].std() > 0.1
-    for dtype, tolerance in ((torch.float32, 2e-4), (torch.float64, 1e-5)):
+    for dtype in (torch.float64, torch.float32):
         with torch.inference_mode():
             out = model.to(dtype)(torch.tensor(PATCH, dtype=dtype)[None])
         ours = out._asdict() if isinstance(out, Refined) else {"coarse": out[0], "score": out[1]}
         assert ours.keys() == expected.keys()
         for name, values in expected.items():
+            tolerance = 1e-5 * (max(abs(values).max(), 1) if dtype == torch.float32 else 1)
             np.testing.assert_allclose(ours[name][0].numpy(), values, rtol=0, atol=tolerance)
 
 
