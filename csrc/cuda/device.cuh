@@ -50,6 +50,13 @@ __device__ inline BFloat16 from_float<BFloat16>(float value) {
     return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 }
 
+// A word of a map: 2 to 16 bytes of elements that lie side by side. Maps, and nothing else, are read this
+// way, which tells these loads from all others in the machine code (see bench/aot_cuda.py).
+template <class Word>
+__device__ Word load_map(const Word* from) {
+    return __ldg(from);
+}
+
 // The block's shared memory, of the size that the launch gave.
 template <class T>
 __device__ T* shared_memory() {
@@ -107,6 +114,12 @@ inline Half from_float<Half>(float value) {
 template <>
 inline BFloat16 from_float<BFloat16>(float value) {
     return narrow<BFloat16>(value);
+}
+
+template <class Word>
+Word load_map(const Word* from) {
+    ++emulator::map_loads[sizeof(Word)];
+    return *from;
 }
 
 template <class T>

@@ -47,7 +47,8 @@ __global__ void __launch_bounds__(gather_threads)
         const std::int64_t row = top + y, col = left + x;
         const bool inside = known && row >= 0 && row < map.height && col >= 0 && col < map.width;
         out[e] =
-            inside ? data[c * map.strides.channel + row * map.strides.row + col * map.strides.col] : Word{};
+            inside ? load_map(data + c * map.strides.channel + row * map.strides.row + col * map.strides.col)
+                   : Word{};
     }
 }
 

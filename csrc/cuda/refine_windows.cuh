@@ -7,6 +7,8 @@
 // round to 10 bits; in fp32 they have no such form.
 #pragma once
 
+#include <cstring>
+
 #include "device.cuh"
 #include "maps.h"
 #include "refine_windows_plan.h"
@@ -320,19 +322,23 @@ struct Tile {
     }
 };
 
+// What a run of elements takes at a time.
+template <class T, int length>
+constexpr int run_bytes = length * sizeof(T) < 16 ? length * static_cast<int>(sizeof(T)) : 16;
+
 template <class T, int length>
 __device__ void add_run(float* to, const T* from) {
-    constexpr int bytes = length * sizeof(T) < 16 ? length * sizeof(T) : 16;
-    struct alignas(bytes) Run {
-        T values[bytes / sizeof(T)];
-    };
+    constexpr int bytes = run_bytes<T, length>, each = bytes / static_cast<int>(sizeof(T));
+    using Word = std::conditional_t<
+        bytes == 16, uint4,
+        std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, std::uint32_t, std::uint16_t>>>;
 #pragma unroll
-    for (int i = 0; i < length * static_cast<int>(sizeof(T)) / bytes; ++i) {
-        const Run run = reinterpret_cast<const Run*>(from)[i];
+    for (int i = 0; i < length / each; ++i) {
+        const Word word = load_map(reinterpret_cast<const Word*>(from) + i);
+        T values[each];
+        std::memcpy(values, &word, bytes);
 #pragma unroll
-        for (int j = 0; j < bytes / static_cast<int>(sizeof(T)); ++j) {
-            to[i * (bytes / static_cast<int>(sizeof(T))) + j] += to_float(run.values[j]);
-        }
+        for (int j = 0; j < each; ++j) to[i * each + j] += to_float(values[j]);
     }
 }
 
@@ -360,10 +366,9 @@ __device__ __forceinline__ void add_horizontal(float* to, const Horizontal<T>& m
         const int last = (channel + length - 1) / layer.out_channels;  // 1: the run goes on in the next pixel
         const int row = row_of(phase), col = col_of(phase);
         const T* from = map.data + row * map.row_stride + col * map.col_stride + channel;
-        constexpr int bytes = length * sizeof(T) < 16 ? length * sizeof(T) : 16;
         if (channel < layer.out_channels && map.channel_stride == 1 &&
             (last == 0 || map.col_stride == layer.out_channels) && row >= 0 && row < map.height && col >= 0 &&
-            col + last < map.width && reinterpret_cast<std::uintptr_t>(from) % bytes == 0) {
+            col + last < map.width && reinterpret_cast<std::uintptr_t>(from) % run_bytes<T, length> == 0) {
             return add_run<T, length>(to, from);
         }
     }
@@ -372,8 +377,8 @@ __device__ __forceinline__ void add_horizontal(float* to, const Horizontal<T>& m
         const int row = row_of(phase), col = col_of(phase);
         if (phase < 4 && channel < layer.out_channels && row >= 0 && row < map.height && col >= 0 &&
             col < map.width) {
-            to[k] += to_float(
-                map.data[row * map.row_stride + col * map.col_stride + channel * map.channel_stride]);
+            add_run<T, 1>(to + k, map.data + row * map.row_stride + col * map.col_stride +
+                                      channel * map.channel_stride);
         }
         if (++channel == layer.phase_width && layer.up) {
             channel = 0;

@@ -1,7 +1,8 @@
 """The backend ``cuda`` without a GPU: its sources compiled for the CPU, CUDA's threads emulated (see emulator.h).
 
 :func:`install` puts the module made of them where the backend looks for its own. :func:`machine` sets the schedule of
-the threads and the GPU that is imitated. ``python -m tests.emulator.barriers`` removes barriers from the kernels.
+the threads and the GPU that is imitated. ``python -m tests.emulator.schedules`` runs the tests under every schedule,
+``python -m tests.emulator.barriers`` removes barriers from the kernels.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ CSRC = ROOT / "csrc"
 
 FORWARD, REVERSE = -1, -2
 """Schedules; seeds of shuffled ones count from 0."""
+NAMES = {"forward": FORWARD, "reverse": REVERSE}
 
 FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 FLAGS += ["-Wno-unknown-pragmas", "-Werror", "-DSHARPMASK_EMULATED"]
@@ -80,6 +82,13 @@ def install() -> None:
     assert spec is not None and spec.loader is not None
     sys.modules[cuda.MODULE] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[cuda.MODULE])
+    _set()
+
+
+def usual_schedule() -> int:
+    """That of $SHARPMASK_EMULATOR_SCHEDULE: forward (the default), reverse, or the seed of a shuffled one."""
+    name = os.environ.get("SHARPMASK_EMULATOR_SCHEDULE", "forward")
+    return NAMES[name] if name in NAMES else int(name)
 
 
 def sanitizers() -> dict[str, str]:
@@ -96,19 +105,36 @@ def sanitizers() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def machine(
-    schedule: int = FORWARD,
-    multiprocessors: int = 3,
-    shared_per_block: int = 227 << 10,
-    shared_per_multiprocessor: int = 228 << 10,
-) -> Iterator[None]:
-    """Another schedule or GPU than usual."""
-    from sharpmask_kernels.backends import cuda
-
-    set_machine = ctypes.CDLL(str(cuda.native().__file__)).emulator_set
-    set_machine.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t]
-    set_machine(schedule, multiprocessors, shared_per_block, shared_per_multiprocessor)
+def machine(schedule: int | None = None, **gpu: int) -> Iterator[None]:
+    """Another schedule or GPU than usual; ``gpu`` as in :func:`_set`."""
+    _set(schedule, **gpu)
     try:
         yield
     finally:
-        set_machine(FORWARD, 3, 227 << 10, 228 << 10)
+        _set()
+
+
+def map_loads() -> dict[int, int]:
+    """How often the kernels have loaded 2, 4, 8 and 16 bytes of maps since they were last asked."""
+    count = _library().emulator_map_loads
+    count.restype = ctypes.c_uint64
+    found = {size: count(size) for size in (2, 4, 8, 16)}
+    return {size: loads for size, loads in found.items() if loads}
+
+
+def _library() -> ctypes.CDLL:
+    from sharpmask_kernels.backends import cuda
+
+    return ctypes.CDLL(str(cuda.native().__file__))
+
+
+def _set(
+    schedule: int | None = None,
+    multiprocessors: int = 3,
+    shared_per_block: int = 227 << 10,
+    shared_per_multiprocessor: int = 228 << 10,
+) -> None:
+    set_machine = _library().emulator_set
+    set_machine.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t]
+    chosen = usual_schedule() if schedule is None else schedule
+    set_machine(chosen, multiprocessors, shared_per_block, shared_per_multiprocessor)

@@ -8,10 +8,11 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
 #endif
 
 namespace emulator {
@@ -20,6 +21,7 @@ Machine machine;
 dim3 grid, block;
 uint3 block_index;
 unsigned thread_index = 0;
+std::uint64_t map_loads[17] = {};
 
 namespace {
 
@@ -48,6 +50,7 @@ ucontext_t scheduler;
 Fiber* current = nullptr;
 std::string problem;
 
+// AddressSanitizer has to know on which stack the program is: it is told before and after every change.
 #ifdef __SANITIZE_ADDRESS__
 void* scheduler_fake = nullptr;
 const void* scheduler_stack = nullptr;
@@ -147,6 +150,10 @@ bool open_exchange(unsigned thread) {
 void prepare(unsigned thread) {
     Fiber& fiber = fibers[thread];
     fiber.state = State::ready;
+#ifdef __SANITIZE_ADDRESS__
+    // The last thread on this stack may have left it in the middle of a function.
+    __asan_unpoison_memory_region(fiber.stack.get(), stack_size);
+#endif
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = stack_size;
@@ -232,6 +239,12 @@ void run(dim3 blocks, unsigned threads, std::size_t bytes, const std::function<v
 }  // namespace emulator
 
 // For tests in Python, through ctypes.
+
+// Of words of `bytes` bytes, since it was last asked.
+extern "C" __attribute__((visibility("default"))) std::uint64_t emulator_map_loads(int bytes) {
+    return std::exchange(emulator::map_loads[bytes], 0);
+}
+
 extern "C" __attribute__((visibility("default"))) void emulator_set(int schedule, int multiprocessors,
                                                                     std::size_t shared_per_block,
                                                                     std::size_t shared_per_multiprocessor) {

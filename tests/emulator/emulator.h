@@ -61,6 +61,7 @@ extern Machine machine;
 extern dim3 grid, block;
 extern uint3 block_index;
 extern unsigned thread_index;
+extern std::uint64_t map_loads[17];  // how many there were, by bytes
 
 [[noreturn]] void fail(const char* what, int line);
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,24 @@ from sharpmask_kernels import ops
 from sharpmask_kernels.backends import cuda, reference
 
 from .. import emulator
-from ..contract.inputs import LAYOUTS, MODES, SCATTERED, TOLERANCE, Cascade, Random, channels_last, windows_at
+from ..contract.inputs import (
+    LAYOUTS,
+    MODES,
+    SCATTERED,
+    TOLERANCE,
+    Cascade,
+    Random,
+    channels_last,
+    contiguous,
+    windows_at,
+)
+from ..emulator import schedules
 
 pytestmark = pytest.mark.skipif(not cuda.emulated(), reason="gpu: needs the emulator, which stands in for it")
 
 KB = 1 << 10
 # Shared memory of a block and of a multiprocessor, by compute capability.
 SHARED = {75: (64, 64), 80: (163, 164), 86: (99, 100), 90: (227, 228)}
-OPS = ("gather_windows", "refine_windows", "encode_windows")
 SCHEDULES = [emulator.FORWARD, emulator.REVERSE, 0, 1, 2]
 
 
@@ -90,7 +99,8 @@ def test_schedules(schedule: int) -> None:
         encoded()
         refined_both_ways()
     for shared in (7, 12):
-        with emulator.machine(schedule, 1, shared * KB, (shared + 1) * KB):
+        sizes = {"shared_per_block": shared * KB, "shared_per_multiprocessor": (shared + 1) * KB}
+        with emulator.machine(schedule, multiprocessors=1, **sizes):
             for cascade in both_cascades():
                 assert_agree(cascade)
 
@@ -98,13 +108,8 @@ def test_schedules(schedule: int) -> None:
 @pytest.mark.slow
 def test_nothing_is_read_or_written_outside() -> None:
     """These tests and the contract's, with the addresses and the arithmetic of every kernel checked."""
-    environment = {**os.environ, **emulator.sanitizers(), "SHARPMASK_EMULATOR": str(emulator.build(sanitized=True))}
-    contract = [str(Path(__file__).parents[1] / "contract" / f"test_{op}.py") for op in OPS]
-    # Not captured by pytest, or a sanitizer's last words would be lost.
-    options = ["-q", "-s", "-x", "-p", "no:cacheprovider", "-k", "cuda and not planted"]
-    command = [sys.executable, "-m", "pytest", *options, __file__, *contract]
-    done = subprocess.run(command, env=environment, cwd=emulator.ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = schedules.run("1", sanitized=True)
+    assert done.returncode == 0, done.stdout
 
 
 # Plans.
@@ -196,6 +201,27 @@ def test_wide_loads_of_maps(dtype: torch.dtype, widths: tuple[int, ...], shift: 
         exact.horizontals = [[m.float() for m in levels] for levels in cascade.horizontals]
         expected = refined(exact, reference, **options)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", cuda.DTYPES, ids=str)
+def test_how_many_bits_a_load_of_maps_has(dtype: torch.dtype) -> None:
+    """128 in channels_last; but two channels of two neighbours, all that a thread has of a row, may be less."""
+    sides, widths, element = (2, 4, 8, 16), (16, 8, 4, 2), dtype.itemsize
+    cascade = Cascade(dtype, count=1, size=2, widths=(3, *widths))
+    cascade.windows = windows_at((0, 0, 1, 1))  # all inside
+    values = [side * side * channels for side, channels in zip(sides, widths, strict=True)]
+    for layout, bytes_of_stages in [(channels_last, [16, 16, 16, min(16, 4 * element)]), (contiguous, [element] * 4)]:
+        cascade.horizontals = [[layout(m) for m in levels] for levels in cascade.horizontals]
+        emulator.map_loads()
+        refined(cascade, cuda)
+        expected: collections.Counter[int] = collections.Counter()
+        for count, size in zip(values, bytes_of_stages, strict=True):
+            expected[size] += count * element // size
+        assert emulator.map_loads() == expected
+    maps, windows = Random(dtype)(1, 8, 6, 6), windows_at((0, 0, 1, 1))[1:]
+    for layout, size in [(channels_last, 16), (contiguous, element)]:
+        cuda.gather_windows([layout(maps)], *windows, 4, 1)
+        assert emulator.map_loads() == {size: 4 * 4 * 8 * element // size}
 
 
 def _widened(conv: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
