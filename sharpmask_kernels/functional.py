@@ -298,6 +298,8 @@ def _check_out(out: Tensor, encoding: Tensor, stages: int, threshold: float | No
         raise checks.refusal("out", f"of dtype {expected.dtype}", out.dtype)
     if out.device != encoding.device:
         raise checks.refusal("out", f"on device {encoding.device}", out.device)
+    if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True)):
+        raise checks.refusal("out", "without elements that share memory", f"strides {out.stride()}")
 
 
 def encode_windows(
@@ -325,6 +327,8 @@ def encode_windows(
         raise checks.refusal("logits", "floating point", logits.dtype)
     if min(image_size) < 1:
         raise checks.refusal("image_size", "at least 1x1", tuple(image_size))
+    if image_size[0] * image_size[1] >= 1 << 32:  # COCO counts in 32 bits
+        raise checks.refusal("image_size", "of fewer than 2^32 pixels", tuple(image_size))
     if not all(0 < scale < float("inf") for scale in scales):
         raise checks.refusal("scales", "positive", list(scales))
     checks.windows(windows, logits.device, len(scales), None)

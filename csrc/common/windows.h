@@ -16,10 +16,10 @@ struct Windows {
 };
 
 // A window's first map cell, `step` map cells per grid cell. Beyond 2^40, farther than any map reaches, it is
-// held there: no value of `cell` overflows.
+// held there: no value of `cell` or `step` overflows.
 constexpr std::int64_t window_start(std::int64_t cell, std::int64_t step) {
     constexpr std::int64_t far = std::int64_t{1} << 40;
-    return std::clamp(cell, -far / step - 1, far / step + 1) * step;
+    return std::clamp(cell, -far / step - 1, far / step + 1) * std::min(step, far);
 }
 
 // The cells [begin, end) of a window's side that lie on a map of `length` cells; begin == end if none does.
