@@ -1,7 +1,8 @@
 """``python -m bench.gpu``: everything that needs a GPU, in one report.
 
-Runs the self-check, the tests marked gpu and the benches in fp32 and fp16, and writes what they print to
-gpu-report.md (or the file given). Exits with 1 if one of them failed; the others run all the same.
+Runs the self-check, the tests marked gpu, and the benches in fp32 and fp16 against eager PyTorch, torch.compile and,
+where torch_tensorrt is installed, TensorRT. Writes what they print to gpu-report.md (or the file given). Exits with 1
+if one of them failed; the others run all the same.
 """
 
 from __future__ import annotations
@@ -14,11 +15,19 @@ from pathlib import Path
 
 import torch
 
+from . import tensorrt_peer
+
+ROOT = Path(__file__).parents[1]
 STEPS = [
     "-m sharpmask_kernels.env --check",
     "-m pytest -m gpu -q",
     "-m bench.compare --dtype fp32 --peer compile --markdown",
     "-m bench.compare --dtype fp16 --peer compile --markdown",
+]
+# On their own: should TensorRT not take a module, what stands above is there all the same.
+TENSORRT = [
+    f"-m bench.compare --dtype {dtype} --peer tensorrt --op merge_upsample --op refine --op add_upsample --markdown"
+    for dtype in ("fp32", "fp16")
 ]
 
 
@@ -28,27 +37,31 @@ def main() -> int:
     path = parser.parse_args().report
     if not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA or ROCm device")
+    without_tensorrt = tensorrt_peer.missing()
     failed = []
     with path.open("w") as report:
-        for step in STEPS:
+        for step in STEPS if without_tensorrt else STEPS + TENSORRT:
             print(f"$ python {step}", flush=True)
-            done = subprocess.run(
-                [sys.executable, *shlex.split(step)],
-                cwd=Path(__file__).parents[1],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-            )
+            status, output = run(step)
             # Tables in Markdown are read as such, all else as it was printed.
             fence = "" if "--markdown" in step else "```"
-            report.write(f"## python {step}\n\n{fence}\n{done.stdout.strip()}\n{fence}\n\n")
-            report.write(f"Exit status {done.returncode}.\n\n")
+            report.write(f"## python {step}\n\n{fence}\n{output.strip()}\n{fence}\n\nExit status {status}.\n\n")
             report.flush()
-            if done.returncode != 0:
+            if status != 0:
                 failed.append(step)
+        if without_tensorrt:
+            report.write(f"TensorRT was not measured: {without_tensorrt}.\n")
     print(f"{path} written" + "".join(f"\nfailed: python {step}" for step in failed))
     return bool(failed)
+
+
+def run(step: str) -> tuple[int, str]:
+    """The exit status of Python with these arguments, and what it printed."""
+    command = [sys.executable, *shlex.split(step)]
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    return done.returncode, done.stdout
 
 
 if __name__ == "__main__":

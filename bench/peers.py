@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sharpmask_kernels import dispatch
 
+from . import tensorrt_peer
 from .plain import Plain
 from .workloads import Workload
 
@@ -47,7 +48,10 @@ def _compile_obstacle(module: Plain, training: bool) -> str | None:
 
 EAGER = Contestant("eager", lambda module, example: module)
 
-PEERS = {"compile": Peer(_compile, _compile_obstacle)}
+PEERS = {
+    "compile": Peer(_compile, _compile_obstacle),
+    "tensorrt": Peer(tensorrt_peer.prepare, tensorrt_peer.obstacle),
+}
 """What is measured on request, beside eager PyTorch."""
 
 
