@@ -2,24 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
+#include "column_sampler.h"
+#include "kernels.h"
 #include "parallel.h"
 
 namespace sharpmask {
+
+ColumnSampler::~ColumnSampler() = default;
+
 namespace {
 
 using std::int64_t;
-
-// Where consecutive pixels of an axis sample a window's logits, in the arithmetic of
-// windows.sample_positions.
-struct Samples {
-    int64_t start = 0;             // the first pixel
-    std::vector<int64_t> low;      // of each pixel: the logit before it
-    std::vector<double> fraction;  // and the share of the one after it
-
-    int64_t count() const { return static_cast<int64_t>(low.size()); }
-};
 
 Samples samples(int64_t length, double ratio, int64_t cell, int64_t window) {
     const double side = static_cast<double>(window), end = static_cast<double>(length);
@@ -39,17 +33,15 @@ Samples samples(int64_t length, double ratio, int64_t cell, int64_t window) {
     return found;
 }
 
-double lerp(double low, double high, double fraction) { return low * (1 - fraction) + high * fraction; }
-
 // Runs of ones, in reading order (column by column), to the characters that COCO stores.
 class Counts {
   public:
-    void add(int64_t begin, int64_t end) {
-        if (!edges_.empty() && edges_.back() == begin) {
-            edges_.back() = end;
+    // Ones begin or end at a pixel; both at the same is neither.
+    void toggle(int64_t pixel) {
+        if (!edges_.empty() && edges_.back() == pixel) {
+            edges_.pop_back();
         } else {
-            edges_.push_back(begin);
-            edges_.push_back(end);
+            edges_.push_back(pixel);
         }
     }
 
@@ -87,147 +79,23 @@ class Counts {
     }
 };
 
-// The first of the bytes from `begin` on, but before `end`, that differs from that at `begin`. Eight at a
-// time, as most are alike.
-int64_t end_of_run(const std::uint8_t* bytes, int64_t begin, int64_t end) {
-    const std::uint64_t eight = bytes[begin] * 0x0101010101010101u;
-    int64_t i = begin + 1;
-    while (i + 8 <= end && std::memcmp(bytes + i, &eight, 8) == 0) i += 8;
-    while (i < end && bytes[i] == bytes[begin]) ++i;
-    return i;
+// Where the ones of a column begin and end that starts at pixel `origin`.
+void add_column(const std::vector<std::uint64_t>& bits, int64_t origin, Counts& counts) {
+    std::uint64_t before = 0;
+    for (const std::uint64_t word : bits) {
+        for (std::uint64_t edges = word ^ (word << 1 | before); edges != 0; edges &= edges - 1)
+            counts.toggle(origin + __builtin_ctzll(edges));
+        before = word >> 63;
+        origin += 64;
+    }
+    if (before != 0) counts.toggle(origin);
 }
 
-using State = std::uint8_t;
-constexpr State background = 0, foreground = 1, mixed = 2;
-
-struct Segment {  // consecutive pixels of a column
-    int64_t begin, end;
-    State state;
-};
-
-// One window. A pixel between four logits above the limit is foreground, between four below background: only
-// the others are sampled. The bounds are a little apart, as rounding may move a sample across the limit.
-class Encoder {
-  public:
-    Encoder(DType dtype, const Map& logits, double limit)
-        : dtype_(dtype),
-          logits_(logits),
-          side_(logits.height),
-          limit_(limit),
-          margin_(1e-12 * (1 + std::abs(limit))) {
-        columns_.resize(side_ * side_);
-        states_.resize(side_ * side_);
-        cells_.resize(side_);
-    }
-
-    std::string encode(int64_t window, const Samples& v, const Samples& u, int64_t height, int64_t width) {
-        counts_.clear();
-        if (v.count() > 0 && u.count() > 0) {
-            read(window, u.low.front(), after(u.low.back()));
-            first_pixel_.assign(side_ + 1, v.count());
-            for (int64_t p = v.count() - 1; p >= 0; --p) first_pixel_[v.low[p]] = p;
-            for (int64_t y = side_ - 1; y >= 0; --y)
-                first_pixel_[y] = std::min(first_pixel_[y], first_pixel_[y + 1]);
-            left_.resize(v.count());
-            right_.resize(v.count());
-            bits_.resize(v.count());
-            for (int64_t x = 0; x < u.count(); ++x) {
-                if (x == 0 || u.low[x] != u.low[x - 1]) prepare(v, u.low[x]);
-                add_column((u.start + x) * height + v.start, u.fraction[x]);
-            }
-        }
-        return counts_.characters(height * width);
-    }
-
-  private:
-    DType dtype_;
-    const Map& logits_;
-    int64_t side_;
-    double limit_, margin_;
-    std::vector<double> columns_;       // the logits, transposed
-    std::vector<State> states_;         // of each
-    std::vector<State> cells_;          // of each cell between the columns prepared
-    std::vector<int64_t> first_pixel_;  // of each cell
-    std::vector<double> left_, right_;  // the columns prepared, sampled by the pixels of mixed segments
-    std::vector<std::uint8_t> bits_;
-    std::vector<Segment> segments_;  // those that are not background
-    Counts counts_;
-
-    int64_t after(int64_t logit) const { return std::min(logit + 1, side_ - 1); }
-
-    template <class T>
-    void read_typed(const T* from, int64_t first, int64_t last) {
-        const Strides& s = logits_.strides;
-        for (int64_t x = first; x <= last; ++x) {
-            double* column = &columns_[x * side_];
-            for (int64_t y = 0; y < side_; ++y) column[y] = widen(from[y * s.row + x * s.col]);
-        }
-    }
-
-    void read(int64_t window, int64_t first, int64_t last) {
-        const int64_t offset = window * logits_.strides.batch;
-        switch (dtype_) {
-            case DType::float16:
-                read_typed(static_cast<const Half*>(logits_.data) + offset, first, last);
-                break;
-            case DType::bfloat16:
-                read_typed(static_cast<const BFloat16*>(logits_.data) + offset, first, last);
-                break;
-            case DType::float32:
-                read_typed(static_cast<const float*>(logits_.data) + offset, first, last);
-                break;
-            case DType::float64:
-                read_typed(static_cast<const double*>(logits_.data) + offset, first, last);
-                break;
-        }
-        // NaN counts as background: a sample it has a part in is none of the foreground. Infinity times 0 is
-        // NaN.
-        const double above = limit_ + margin_, below = limit_ - margin_, finite = 1e300;
-        for (int64_t i = first * side_; i < (last + 1) * side_; ++i) {
-            const double value = columns_[i];
-            states_[i] = !(value > below) ? background : value > above && value < finite ? foreground : mixed;
-        }
-    }
-
-    // The segments of pixels between the columns `low` and `low + 1` of logits, and both columns' samples.
-    void prepare(const Samples& v, int64_t low) {
-        const std::uint8_t* a = &states_[low * side_];
-        const std::uint8_t* b = &states_[after(low) * side_];
-        for (int64_t y = 0; y < side_; ++y) cells_[y] = a[y] == b[y] ? a[y] : mixed;
-        for (int64_t y = 0; y + 1 < side_; ++y) cells_[y] = cells_[y] == cells_[y + 1] ? cells_[y] : mixed;
-        segments_.clear();
-        for (int64_t y = 0, end; y < side_; y = end) {
-            end = end_of_run(cells_.data(), y, side_);
-            const Segment segment{first_pixel_[y], first_pixel_[end], cells_[y]};
-            if (segment.state == background || segment.begin == segment.end) continue;
-            segments_.push_back(segment);
-            if (segment.state == foreground) continue;
-            const double* left = &columns_[low * side_];
-            const double* right = &columns_[after(low) * side_];
-            for (int64_t p = segment.begin; p < segment.end; ++p) {
-                const int64_t here = v.low[p], next = after(here);
-                left_[p] = lerp(left[here], left[next], v.fraction[p]);
-                right_[p] = lerp(right[here], right[next], v.fraction[p]);
-            }
-        }
-    }
-
-    void add_column(int64_t origin, double fraction) {
-        for (const Segment& segment : segments_) {
-            if (segment.state == foreground) {
-                counts_.add(origin + segment.begin, origin + segment.end);
-                continue;
-            }
-            for (int64_t p = segment.begin; p < segment.end; ++p) {
-                bits_[p] = lerp(left_[p], right_[p], fraction) > limit_;
-            }
-            for (int64_t p = segment.begin, end; p < segment.end; p = end) {
-                end = end_of_run(bits_.data(), p, segment.end);
-                if (bits_[p]) counts_.add(origin + p, origin + end);
-            }
-        }
-    }
-};
+// The pixels of one axis that sample a window.
+Samples samples(const Axis& axis, int64_t scale, int64_t cell, int64_t window) {
+    const bool known = scale >= 0 && scale < static_cast<int64_t>(axis.ratios.size());
+    return known ? samples(axis.length, axis.ratios[scale], cell, window) : Samples{};
+}
 
 }  // namespace
 
@@ -237,15 +105,20 @@ std::vector<std::string> encode_windows(DType dtype, const Map& logits, const Wi
     std::vector<std::string> counts(windows.count);
     threads = useful_threads(threads, windows.count * logits.height * logits.height * 4);
     parallel_for(windows.count, threads, [&](int64_t begin, int64_t end) {
-        Encoder encoder(dtype, logits, limit);
+        const std::unique_ptr<ColumnSampler> sampler = kernels().column_sampler(dtype, logits, limit);
+        Counts runs;
+        std::vector<std::uint64_t> bits;
         for (int64_t i = begin; i < end; ++i) {
-            const int64_t scale = windows.scale[i];
-            Samples v, u;
-            if (scale >= 0 && scale < static_cast<int64_t>(vertical.ratios.size())) {
-                v = samples(vertical.length, vertical.ratios[scale], windows.row[i], logits.height);
-                u = samples(horizontal.length, horizontal.ratios[scale], windows.col[i], logits.height);
+            const Samples v = samples(vertical, windows.scale[i], windows.row[i], logits.height);
+            const Samples u = samples(horizontal, windows.scale[i], windows.col[i], logits.height);
+            runs.clear();
+            if (v.count() > 0 && u.count() > 0) sampler->start(i, v);
+            bits.resize((v.count() + 63) / 64);
+            for (int64_t x = 0; v.count() > 0 && x < u.count(); ++x) {
+                sampler->column(u.low[x], u.fraction[x], bits.data());
+                add_column(bits, (u.start + x) * vertical.length + v.start, runs);
             }
-            counts[i] = encoder.encode(i, v, u, vertical.length, horizontal.length);
+            counts[i] = runs.characters(vertical.length * horizontal.length);
         }
     });
     return counts;

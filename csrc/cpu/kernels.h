@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "column_sampler.h"
 #include "refine_windows.h"
 #include "refinement.h"
 
@@ -14,6 +15,7 @@ namespace sharpmask {
 
 struct Kernels {
     const char* isa;
+    std::unique_ptr<ColumnSampler> (*column_sampler)(DType dtype, const Map& logits, double limit);
     void (*refine_windows)(const RefineWindows&);
     void (*convolve)(const Convolve&);
     void (*before_relu)(const BeforeRelu&);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import re
@@ -94,6 +95,21 @@ def test_windows_of_any_value_read_nothing_outside(step: int) -> None:
         strict=True,
     ):
         assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_samples_within_rounding_of_the_limit_are_decided_as_in_fp64() -> None:
+    generator = torch.Generator().manual_seed(2)
+    limit = torch.tensor(reference.logit(0.2))
+    beside = [limit + i * torch.finfo(torch.float32).eps for i in range(-3, 4)]
+    extremes = [-math.inf, -3e38, -20.0, 20.0, 3e38, math.inf, math.nan]
+    values = torch.tensor([*beside * 3, *extremes])
+    logits = values[torch.randint(0, len(values), (40, 48, 48), generator=generator)]
+    logits[:20] = limit + (logits[:20] > limit) * 1e-6 - 5e-7  # and windows without extremes
+    windows = [torch.randint(low, high, (40,), generator=generator) for low, high in ((0, 2), (-1, 8), (-1, 8))]
+    arguments = (logits, *windows, (90, 130), [0.4, 1.1], 0.2)
+    for found, expected in zip(cpu.encode_windows(*arguments), reference.encode_windows(*arguments), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_what_it_refuses() -> None:
