@@ -178,32 +178,29 @@ def input_gradient(
     """
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     n = FIRST + tl.program_id(1) * N + tl.arange(0, N)
-    near = tl.minimum(p, pixels - 1)
-    x = (near % width)[:, None]
-    y = (near // width % height)[:, None]
-    image = (near // width // height).to(tl.int64)[:, None]
+    near = tl.minimum(p, pixels - 1)[:, None]
+    x = near % width
+    y = near // width % height
     acc = tl.full((PIXELS, N), 0.0, tl.float32)
     for i in tl.range((9 * PADDED + K - 1) // K):
         k = i * K + tl.arange(0, K)
         tap = k // PADDED
         o = k % PADDED
         real = (tap < 9) & (o < OUT)
-        ky = (tap // 3)[None, :]
-        kx = (tap % 3)[None, :]
-        row = y + 1 - ky
-        col = x + 1 - kx
-        row_inside = real[None, :] & (row >= 0) & (row < height)
-        col_inside = (col >= 0) & (col < width)
-        first = image * height
-        here = ((first + row) * width + col) * OUT + o[None, :]
+        # How far down and to the right of the pixel the output is that it went into by this tap.
+        down = (1 - tap // 3)[None, :]
+        right = (1 - tap % 3)[None, :]
+        row_inside = real[None, :] & (y + down >= 0) & (y + down < height)
+        col_inside = (x + right >= 0) & (x + right < width)
+        here = (near + down * width + right).to(tl.int64) * OUT + o[None, :]
         values = tl.load(grad_ptr + here, mask=row_inside & col_inside, other=0)
         if REPLICATE:
             # The border also went into outputs on itself, by the taps that looked beyond it.
-            row_edge = real[None, :] & (((ky == 0) & (y == 0)) | ((ky == 2) & (y == height - 1)))
-            col_edge = ((kx == 0) & (x == 0)) | ((kx == 2) & (x == width - 1))
-            on_row = ((first + y) * width + col) * OUT + o[None, :]
-            on_col = ((first + row) * width + x) * OUT + o[None, :]
-            on_both = ((first + y) * width + x) * OUT + o[None, :]
+            row_edge = real[None, :] & (((down == 1) & (y == 0)) | ((down == -1) & (y == height - 1)))
+            col_edge = ((right == 1) & (x == 0)) | ((right == -1) & (x == width - 1))
+            on_row = (near + right).to(tl.int64) * OUT + o[None, :]
+            on_col = (near + down * width).to(tl.int64) * OUT + o[None, :]
+            on_both = near.to(tl.int64) * OUT + o[None, :]
             total = values.to(tl.float32)
             total += tl.load(grad_ptr + on_row, mask=row_edge & col_inside, other=0).to(tl.float32)
             total += tl.load(grad_ptr + on_col, mask=row_inside & col_edge, other=0).to(tl.float32)
@@ -215,6 +212,7 @@ def input_gradient(
     written = (p < pixels)[:, None]
     channel = n.to(tl.int64)[None, :]
     of_a = written & ((n < SPLIT) & (n < LAST))[None, :]
+    image = (near // width // height).to(tl.int64)
     far = y.to(tl.int64)
     if RELU:
         at = (image * relu_strides[0] + far * relu_strides[1] + x * relu_strides[2]) * RELU_UNIT + channel
