@@ -1,5 +1,6 @@
 """Which tests run: slow ones on request, GPU ones where there is a GPU; and what several files share."""
 
+import contextlib
 import os
 import subprocess
 import warnings
@@ -8,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from . import emulator
+from . import emulator, interpreter
 
 # Without a GPU, Triton's kernels run in its interpreter, which it decides when it is imported, and those of csrc/cuda
 # in the emulator: both come first.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    with contextlib.suppress(ImportError):  # without triton nothing is interpreted
+        interpreter.install()
     try:
         emulator.install()
     except (OSError, subprocess.CalledProcessError) as error:
