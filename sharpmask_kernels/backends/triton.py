@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import layout
+from .. import checks, layout
 from .reference import FAR
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -98,6 +98,17 @@ def _power_of_2(n: int, most: int) -> int:
 # instead of 8 or 16 bytes at a time: give channels_last maps, and channels_last weights, which are converted likewise.
 
 
+MOST_PIXELS = 2**31 - 2**13
+"""The kernels count the pixels of a batch in 32 bits, and the last tile may go beyond them."""
+
+
+def _pixels(maps: Tensor) -> int:
+    batch, _, height, width = maps.shape
+    if (pixels := batch * height * width) > MOST_PIXELS:
+        raise checks.refusal("maps", f"of at most {MOST_PIXELS} pixels in all on backend 'triton'", pixels)
+    return pixels
+
+
 def _side_by_side(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
 
@@ -148,12 +159,13 @@ def _up2(
     """up2(ReLU(conv of the joined ``maps``, one or two, + addend)) and the bits of the activations."""
     from ..triton_kernels import upsample as kernels
 
+    pixels = _pixels(maps[0])
     batch, _, height, width = maps[0].shape
     outputs = weight.shape[0]
     out = layout.empty((batch, outputs, 2 * height, 2 * width), weight, memory_format)
     shape = (batch, outputs, height, _tiles(width, 8)) if save else (0,)
     active = out.new_empty(shape, dtype=torch.uint8)
-    if batch == 0:
+    if pixels == 0:
         return out, active
     a, b = (_side_by_side(m) for m in (maps[0], maps[-1]))
     weight = weight.contiguous(memory_format=torch.channels_last)
@@ -450,10 +462,10 @@ def _conv_relu(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str
     """In channels_last."""
     from ..triton_kernels import conv3x3 as kernels
 
+    pixels = _pixels(x)
     batch, channels, height, width = x.shape
     outputs = weight.shape[0]
     out = layout.empty((batch, outputs, height, width), x, torch.channels_last)
-    pixels = batch * height * width
     if pixels == 0:
         return out
     x = _side_by_side(x)

@@ -193,6 +193,15 @@ print("sharpmask_kernels.triton_kernels" in sys.modules)
     assert told.splitlines() == ["PyTorch finds no CUDA or ROCm device, and TRITON_INTERPRET=1 is not set", "False"]
 
 
+@needs_interpreter
+def test_more_pixels_than_32_bits_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "MOST_PIXELS", 59)
+    maps, weight = random(2, 1, 5, 6), random(1, 2, 3, 3)
+    with pytest.raises(ValueError, match="maps must be of at most 59 pixels in all on backend 'triton', got 60"):
+        kernels.merge_upsample(maps, maps, weight, None, backend="triton")
+    kernels.merge_upsample(maps[..., 1:], maps[..., 1:], weight, None, backend="triton")
+
+
 def test_a_refusal_names_what_came() -> None:
     cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
     assert backend.refusal(cuda, torch.float16) is None
