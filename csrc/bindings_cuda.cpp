@@ -90,7 +90,7 @@ void refine(const Cascade& cascade, Address encoding, const StridesArgument& str
 py::dict footprint(const Cascade& cascade, int64_t shared_per_block, int64_t shared_per_multiprocessor) {
     using namespace py::literals;
     const Footprint f = refine_windows_footprint(cascade, shared_per_block, shared_per_multiprocessor);
-    return py::dict("shared_bytes"_a = f.shared_bytes, "resident_weights"_a = f.resident_weights,
+    return py::dict("shared_bytes"_a = f.shared_bytes, "passes"_a = f.passes,
                     "banded_layers"_a = f.banded_layers, "band_rows"_a = f.band_rows,
                     "instructions"_a = f.instructions);
 }

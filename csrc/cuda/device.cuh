@@ -11,6 +11,7 @@
 
 #include "../common/half.h"
 #include "../common/windows.h"
+#include "arithmetic.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -158,11 +159,6 @@ void with_type(DType dtype, const Run& run) {
             break;
     }
     throw std::invalid_argument("the cuda backend takes no dtype " + std::to_string(static_cast<int>(dtype)));
-}
-
-template <class Integer>
-constexpr Integer ceil_div(Integer a, std::common_type_t<Integer> b) {
-    return (a + b - 1) / b;
 }
 
 }  // namespace sharpmask::cuda

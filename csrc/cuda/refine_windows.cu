@@ -81,7 +81,7 @@ int64_t refine_windows_workspace(const Cascade& cascade) {
 
 Footprint refine_windows_footprint(const Cascade& cascade, int64_t per_block, int64_t per_multiprocessor) {
     const Plan plan = plan_cascade(cascade, per_block, per_multiprocessor);
-    return {plan.shared_bytes, plan.resident, static_cast<int64_t>(plan.layers.size()) - plan.first_banded,
+    return {plan.shared_bytes, plan.passes, static_cast<int64_t>(plan.layers.size()) - plan.first_banded,
             plan.band_rows, plan.instructions};
 }
 
@@ -96,7 +96,7 @@ void refine_windows(const void* encoding, const Strides& strides, DType dtype, c
     arguments.layers = static_cast<int>(plan.layers.size());
     arguments.first_banded = plan.first_banded;
     arguments.band_rows = plan.band_rows;
-    arguments.resident = plan.resident;
+    arguments.resident = plan.passes == 0;
     arguments.encoding = encoding;
     arguments.strides = strides;
     arguments.windows = windows;

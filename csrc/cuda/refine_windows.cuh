@@ -108,7 +108,7 @@ __global__ void prepare_kernel(LayerTable table, int first, int count, bool near
 struct CascadeArguments {
     const float* workspace;  // of prepare_kernel
     int layers, first_banded, band_rows;
-    bool resident;
+    bool resident;  // weights
     const void* encoding;
     Strides strides;
     Windows windows;
@@ -248,30 +248,36 @@ __device__ __forceinline__ void accumulate(Sums<outs, rows>& sums, const float* 
     }
 }
 
+// Of a layer's groups of outputs: those that are computed in one pass.
+struct Pass {
+    int first, groups;
+};
+
 // One thread's part of a layer: a column of a few rows and one group of outputs.
 template <Taps taps, int outs>
 struct Tile {
     static constexpr int rows = tile_sums / outs;
 
     int x, y, group, slice;
+    int place;  // of the group in its pass
     bool real;  // or one that only keeps its warp complete
 
-    __device__ Tile(const Layer& layer, const Rows& range, int work) {
+    __device__ Tile(const Layer& layer, const Rows& range, const Pass& pass, int work) {
         const int tiles = ceil_div(range.end - range.begin, rows),
-                  items = layer.columns * tiles * layer.groups;
+                  items = layer.columns * tiles * pass.groups;
         const int item = work / layer.split < items ? work / layer.split : items - 1;
         slice = work % layer.split;
         real = work / layer.split < items;
         x = item % layer.columns;
         y = range.begin + item / layer.columns % tiles * rows;
-        group = item / layer.columns / tiles;
+        place = item / layer.columns / tiles;
+        group = pass.first + place;
     }
 
     // How much work a layer is: whole warps.
-    __device__ static int count(const Layer& layer, const Rows& range) {
-        return ceil_div(layer.columns * ceil_div(range.end - range.begin, rows) * layer.groups * layer.split,
-                        32) *
-               32;
+    __device__ static int count(const Layer& layer, const Rows& range, const Pass& pass) {
+        return round_up(layer.columns * ceil_div(range.end - range.begin, rows) * pass.groups * layer.split,
+                        32);
     }
 
     // The convolution's sums, without bias; all threads of the tile have all of them.
@@ -285,9 +291,9 @@ struct Tile {
             const int phase = group * 4 / layer.groups;
             in += phase / 2 * pitch + phase % 2;
         }
-        const int group_weights = group * layer.in_channels * (taps == Taps::pair ? 4 : 9) * outs;
+        const int group_weights = layer.in_channels * (taps == Taps::pair ? 4 : 9) * outs;
         const int bias = bias_floats(layer);
-        accumulate<taps>(sums, in, pitch, plane, shared + layer.staged + bias + group_weights, slice,
+        accumulate<taps>(sums, in, pitch, plane, shared + layer.staged + bias + place * group_weights, slice,
                          layer.in_channels, layer.split);
         if (taps == Taps::full && layer.nine) {
             const int place_x = column == 0 ? 0 : column == layer.side - 1 ? 2 : 1;
@@ -296,7 +302,7 @@ struct Tile {
                 const int place_y = y + r == 0 ? 0 : y + r == layer.side - 1 ? 2 : 1;
                 if (3 * place_y + place_x == 4) continue;
                 const float* weights = workspace + layer.weights + bias +
-                                       (3 * place_y + place_x) * layer.weight_count + group_weights;
+                                       (3 * place_y + place_x) * layer.weight_count + group * group_weights;
                 Sums<outs, 1> border{};
                 accumulate<Taps::full>(border, in + r * pitch, pitch, plane, weights, slice,
                                        layer.in_channels, layer.split);
@@ -389,13 +395,13 @@ __device__ __forceinline__ void add_horizontal(float* to, const Horizontal<T>& m
 
 // A layer but the head: from its input's planes to the next layer's.
 template <class T, Taps taps, int outs>
-__device__ __forceinline__ void run_layer(const Layer& layer, const Rows& range, const Planes& input,
-                                          const Planes& output, const float* shared, const float* workspace,
-                                          const Horizontal<T>& horizontal) {
+__device__ __forceinline__ void run_layer(const Layer& layer, const Rows& range, const Pass& pass,
+                                          const Planes& input, const Planes& output, const float* shared,
+                                          const float* workspace, const Horizontal<T>& horizontal) {
     using Work = Tile<taps, outs>;
-    const int count = Work::count(layer, range);
+    const int count = Work::count(layer, range, pass);
     for (int work = threadIdx.x; work < count; work += refine_threads) {
-        const Work tile(layer, range, work);
+        const Work tile(layer, range, pass, work);
         auto sums = tile.convolve(layer, input, shared, workspace);
         const int first = tile.group * outs;
         const int phase = layer.up ? first / layer.phase_width : 0;
@@ -431,9 +437,10 @@ __device__ __forceinline__ void run_head(const Layer& layer, const Rows& range, 
     using Work = Tile<taps, 4>;
     static_assert(Work::rows == 8);
     const float bias = shared[layer.staged];
-    const int side = 2 * layer.side, count = Work::count(layer, range);
+    const Pass pass{0, layer.groups};
+    const int side = 2 * layer.side, count = Work::count(layer, range, pass);
     for (int work = threadIdx.x; work < count; work += refine_threads) {
-        const Work tile(layer, range, work);
+        const Work tile(layer, range, pass, work);
         auto sums = tile.convolve(layer, input, shared, workspace);
         if (!bits) {
             for (int r = 0; r < Work::rows; ++r, sums.next()) {
@@ -480,15 +487,23 @@ __device__ inline void copy_floats(float* to, const float* from, int count) {
     }
 }
 
-// Copies bias and inner weights of the layers [begin, end) to shared memory.
-__device__ inline void stage_weights(const Block& block, int begin, int end, const float* workspace) {
+// The pass that begins with group `first`.
+__device__ inline Pass pass_from(const Layer& layer, int first) {
+    const int rest = layer.groups - first;
+    return {first, rest < layer.pass_groups ? rest : layer.pass_groups};
+}
+
+// Copies bias and inner weights of the layers [begin, end) to shared memory, for the pass from group `first`.
+__device__ inline void stage_weights(const Block& block, int begin, int end, int first,
+                                     const float* workspace) {
     for (int l = begin; l < end; ++l) {
         const Layer& layer = block.layers[l];
-        const int bias = bias_floats(layer);
+        const int bias = bias_floats(layer), floats = group_floats(layer);
         const float* from = workspace + layer.weights;
+        const float* inner = from + bias + (layer.nine ? 4 * layer.weight_count : 0);
         copy_floats(block.shared + layer.staged, from, bias);
-        copy_floats(block.shared + layer.staged + bias,
-                    from + bias + (layer.nine ? 4 * layer.weight_count : 0), layer.weight_count);
+        copy_floats(block.shared + layer.staged + bias, inner + first * floats,
+                    pass_from(layer, first).groups * floats);
     }
 }
 
@@ -512,7 +527,7 @@ __global__ void __launch_bounds__(refine_threads, 2) refine_kernel(MapTable tabl
     const Block block{shared, reinterpret_cast<const Layer*>(shared), a.layers, a.first_banded, a.band_rows};
     const float* workspace = a.workspace + table_floats;
     const int head = a.layers - 1;
-    if (a.resident) stage_weights(block, 0, a.layers, workspace);
+    if (a.resident) stage_weights(block, 0, a.layers, 0, workspace);
 
     for (std::int64_t i = blockIdx.x; i < a.windows.count; i += gridDim.x) {
         const std::int64_t image = a.windows.image[i], scale = a.windows.scale[i];
@@ -526,8 +541,8 @@ __global__ void __launch_bounds__(refine_threads, 2) refine_kernel(MapTable tabl
         void* out = static_cast<std::uint8_t*>(a.out) +
                     i * side * (a.bits ? (side + 7) / 8 : side * static_cast<std::int64_t>(sizeof(float)));
 
-        // The banded layers follow each other band by band.
-        int band = 0, l = 0;
+        // The banded layers follow each other band by band, the others pass by pass.
+        int band = 0, l = 0, first_group = 0;
         while (band * a.band_rows < block.layers[head].side) {
             const Layer& layer = block.layers[l];
             const Rows rows = block.rows(l, band);
@@ -535,7 +550,7 @@ __global__ void __launch_bounds__(refine_threads, 2) refine_kernel(MapTable tabl
             __syncthreads();
             fill_border(input, layer.in_channels, layer.repeat != 0);
             if (!a.resident && band == 0 && l <= a.first_banded) {
-                stage_weights(block, l, l < a.first_banded ? l + 1 : a.layers, workspace);
+                stage_weights(block, l, l < a.first_banded ? l + 1 : a.layers, first_group, workspace);
             }
             __syncthreads();
             if (l == head) {
@@ -554,8 +569,9 @@ __global__ void __launch_bounds__(refine_threads, 2) refine_kernel(MapTable tabl
                     place<T>(table.maps[map_scale * a.stages + layer.stage], a.windows, i, layer.stage);
             }
             const Planes output = block.input(l + 1, band);
+            const Pass pass = pass_from(layer, first_group);
             const auto run = [&](auto taps, auto outs) {
-                run_layer<T, taps.value, outs.value>(layer, rows, input, output, shared, workspace,
+                run_layer<T, taps.value, outs.value>(layer, rows, pass, input, output, shared, workspace,
                                                      horizontal);
             };
             using Full = std::integral_constant<Taps, Taps::full>;
@@ -567,7 +583,11 @@ __global__ void __launch_bounds__(refine_threads, 2) refine_kernel(MapTable tabl
             } else {
                 layer.outs == 8 ? run(Full{}, Eight{}) : run(Full{}, Four{});
             }
-            ++l;
+            first_group += pass.groups;
+            if (first_group == layer.groups) {
+                first_group = 0;
+                ++l;
+            }
         }
         __syncthreads();  // before the next window's encoding overwrites what the head reads
     }

@@ -32,8 +32,8 @@ std::int64_t refine_windows_workspace(const Cascade& cascade);
 
 // How the blocks of refine_windows lie in a GPU's shared memory.
 struct Footprint {
-    std::int64_t shared_bytes;   // of a block
-    bool resident_weights;       // staged once per block, else for every window, layer by layer
+    std::int64_t shared_bytes;  // of a block
+    std::int64_t passes;        // of a layer, each with its weights; 0: all weights are staged once per block
     std::int64_t banded_layers;  // the last ones, which run in bands of rows
     std::int64_t band_rows;      // of the head's input
     std::int64_t instructions;   // of a thread for a window, estimated

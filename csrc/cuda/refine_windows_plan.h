@@ -7,8 +7,10 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "arithmetic.h"
 #include "refine_windows.h"
 
 namespace sharpmask::cuda {
@@ -33,30 +35,33 @@ struct alignas(16) Layer {  // the weights follow in memory, 16 bytes at a time
     int up;    // 1: of the upsampled input, hence an output of 2 side; 0: of the input
     Taps taps;
     int outs, groups, phase_width;
-    int columns;  // of tiles: side, or more so that four neighbours share a warp
-    int split;    // threads that share a tile, each with a part of the input channels
-    int stage;    // whose horizontal map is added; -1: none
-    int run;      // outputs of a group that may lie side by side in a channels_last map: 8, 4 or 1
-    int nine;     // the border has weights of its own: nine sets, by row and column first, inner, last
-    int repeat;   // around the input: 1 the border's values again, 0 zeros
+    int pass_groups;  // computed at a time: those whose weights are in shared memory
+    int columns;      // of tiles: side, or more so that four neighbours share a warp
+    int split;        // threads that share a tile, each with a part of the input channels
+    int stage;        // whose horizontal map is added; -1: none
+    int run;          // outputs of a group that may lie side by side in a channels_last map: 8, 4 or 1
+    int nine;         // the border has weights of its own: nine sets, by row and column first, inner, last
+    int repeat;       // around the input: 1 the border's values again, 0 zeros
     int weights, weight_count;  // floats in the workspace: the bias, then weight_count per set
-    int staged;                 // floats in shared memory: the bias and the inner set
+    int staged;                 // floats in shared memory: the bias and a pass's part of the inner set
     int input, input_rows;      // the same: the first plane; rows of a plane, of side + 2 floats each
 };
 
 struct Plan {
     std::vector<Layer> layers;
     int first_banded = 0, band_rows = 0;
-    bool resident = false;  // the weights of all layers are in shared memory for good
+    int passes = 0;  // of each layer before the banded ones; 0: all weights are in shared memory for good
     std::int64_t shared_bytes = 0;
     std::int64_t instructions = 0;  // of a thread for a window, estimated
 };
 
-constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 constexpr int bias_floats(const Layer& layer) { return round_up(layer.out_channels, 4); }
 
-constexpr int staged_floats(const Layer& layer) { return bias_floats(layer) + layer.weight_count; }
+constexpr int group_floats(const Layer& layer) { return layer.weight_count / layer.groups; }
+
+constexpr int staged_floats(const Layer& layer) {
+    return bias_floats(layer) + group_floats(layer) * layer.pass_groups;
+}
 
 constexpr int tile_rows(const Layer& layer) { return tile_sums / layer.outs; }
 
@@ -66,7 +71,7 @@ inline void set_tiles(Layer& layer, bool nearest) {
     const bool together = layer.up && layer.taps != Taps::pair;  // all phases in one row of outputs
     const int outputs = together ? 4 * channels : channels;
     layer.outs = outputs <= 4 ? 4 : 8;
-    layer.groups = (outputs + layer.outs - 1) / layer.outs * (layer.taps == Taps::pair ? 4 : 1);
+    layer.groups = ceil_div(outputs, layer.outs) * (layer.taps == Taps::pair ? 4 : 1);
     layer.phase_width = layer.taps == Taps::pair ? round_up(channels, layer.outs) : channels;
     layer.run = 1;
     for (const int run : {4, 8}) {
@@ -165,7 +170,7 @@ inline Extent extent_of(const Plan& plan, int layer) {
 // Sets how many threads share a tile, and returns an estimate of the layer's time for a window, in
 // instructions.
 inline std::int64_t set_split(const Plan& plan, Layer& layer, int rows, bool is_head) {
-    const int tiles = layer.columns * layer.groups * (round_up(rows, tile_rows(layer)) / tile_rows(layer));
+    const int tiles = layer.columns * layer.pass_groups * ceil_div(rows, tile_rows(layer));
     layer.split = 1;
     // The head's threads are columns, four of which make a byte of bits.
     while (!is_head && layer.split < 4 && 2 * layer.split <= layer.in_channels &&
@@ -173,45 +178,57 @@ inline std::int64_t set_split(const Plan& plan, Layer& layer, int rows, bool is_
         layer.split *= 2;
     }
     constexpr int around = 300;  // instructions of a tile beside the multiplications
-    const int channels = (layer.in_channels + layer.split - 1) / layer.split;
+    const int channels = ceil_div(layer.in_channels, layer.split);
     const int taps = layer.taps == Taps::pair ? 4 : 9;
-    const std::int64_t rounds = round_up(tiles * layer.split, refine_threads) / refine_threads;
+    const std::int64_t rounds = ceil_div(tiles * layer.split, refine_threads);
+    const int passes = ceil_div(layer.groups, layer.pass_groups);
     const bool banded = rows < layer.side || is_head;
-    const int times = banded ? (plan.layers.back().side + plan.band_rows - 1) / plan.band_rows : 1;
+    const int times = banded ? ceil_div(plan.layers.back().side, plan.band_rows) : passes;
     return times * rounds * (channels * taps * tile_sums + around);
 }
 
-// Sets where everything lies for the plan's bands, and estimates a window's time.
+// Sets where everything lies for the plan's bands and passes, and estimates a window's time.
+//
+// A layer reads its input at one end of the memory and writes the next one's at the other; its weights lie in
+// between. The banded layers have the middle to themselves, for the weights of all of them and, by turns, two
+// regions for planes: the input of the first stays until the last band.
 inline void lay_out(Plan& plan) {
     auto& layers = plan.layers;
-    const int count = static_cast<int>(layers.size());
-    std::int64_t regions[3] = {};
+    const int count = static_cast<int>(layers.size()), first = plan.first_banded;
+    std::vector<std::int64_t> planes(count), staged(count);
+    auto begin = static_cast<std::int64_t>(count * sizeof(Layer) / sizeof(float));
+    std::int64_t middle = 0, turns[2] = {};
     plan.instructions = 0;
-    std::vector<int> region(count);
     for (int l = 0; l < count; ++l) {
         Layer& layer = layers[l];
+        const bool split = l < first && plan.passes > 1;
+        layer.pass_groups = split ? ceil_div(layer.groups, plan.passes) : layer.groups;
         const Extent extent = extent_of(plan, l);
         plan.instructions += set_split(plan, layer, extent.rows, l == count - 1);
-        // Two regions by turns: a layer reads one and writes the other. The input of the first banded layer
-        // stays until the last band, so what would overwrite it goes to a third.
-        const bool whole = l <= plan.first_banded;
         layer.input_rows = extent.read;
-        region[l] = !whole && (l - plan.first_banded) % 2 == 0 ? 2 : l % 2;
-        const std::int64_t floats = std::int64_t{layer.in_channels} * layer.input_rows * (layer.side + 2);
-        regions[region[l]] = std::max(regions[region[l]], (floats + 3) / 4 * 4);
+        planes[l] = round_up(std::int64_t{layer.in_channels} * layer.input_rows * (layer.side + 2), 4);
+        staged[l] = staged_floats(layer);
+        if (plan.passes == 0) {  // the weights of all layers come before all planes
+            layer.staged = static_cast<int>(begin);
+            begin += std::exchange(staged[l], 0);
+        }
+        if (l >= first) middle += staged[l];
+        if (l > first) turns[l % 2] = std::max(turns[l % 2], planes[l]);
     }
-    const auto table = static_cast<int>(count * sizeof(Layer) / sizeof(float));
-    std::int64_t weights = 0, largest = 0;
+    std::int64_t size = planes[first] + middle + turns[0] + turns[1];
+    for (int l = 0; l < first; ++l) size = std::max(size, planes[l] + staged[l] + planes[l + 1]);
+    plan.shared_bytes = static_cast<std::int64_t>(sizeof(float)) * (begin + size);
+
+    std::int64_t at = begin + (first % 2 == 0 ? planes[first] : 0);
+    const std::int64_t regions[] = {at + middle, at + middle + turns[0]};
     for (int l = 0; l < count; ++l) {
-        if (!plan.resident && l <= plan.first_banded) weights = 0;
-        layers[l].staged = static_cast<int>(table + weights);
-        weights += staged_floats(layers[l]);
-        largest = std::max(largest, weights);
+        Layer& layer = layers[l];
+        const std::int64_t end = l % 2 == 0 ? begin : begin + size - planes[l];
+        layer.input = static_cast<int>(l <= first ? end : regions[l % 2]);
+        if (plan.passes == 0) continue;
+        layer.staged = static_cast<int>(l < first ? begin + planes[l % 2 == 0 ? l : l + 1] : at);
+        if (l >= first) at += staged[l];
     }
-    const std::int64_t first = table + largest;
-    const std::int64_t starts[] = {first, first + regions[0], first + regions[0] + regions[1]};
-    for (int l = 0; l < count; ++l) layers[l].input = static_cast<int>(starts[region[l]]);
-    plan.shared_bytes = static_cast<std::int64_t>(sizeof(float)) * (starts[2] + regions[2]);
 }
 
 // The plan of least estimated time among those that fit.
@@ -226,20 +243,20 @@ inline Plan plan_cascade(const Cascade& cascade, std::int64_t shared_per_block,
     const Layer& head = plan.layers.back();
     std::int64_t least_bytes = INT64_MAX;
     double least_time = 0;
-    for (const bool resident : {true, false}) {
+    for (const int passes : {0, 1, 2, 4}) {
         for (int first = count - 1; first >= 0; --first) {
             for (int bands = 1; bands <= head.side; bands = bands < 4 ? bands + 1 : bands * 2) {
-                plan.resident = resident;
+                plan.passes = passes;
                 plan.first_banded = first;
-                plan.band_rows = round_up((head.side + bands - 1) / bands, tile_rows(head));
+                plan.band_rows = round_up(ceil_div(head.side, bands), tile_rows(head));
                 lay_out(plan);
                 auto time = static_cast<double>(plan.instructions);
                 least_bytes = std::min(least_bytes, plan.shared_bytes);
                 if (plan.shared_bytes > shared_per_block) continue;
-                // One block leaves the multiprocessor idle at every barrier; weights staged anew cost one
-                // more.
+                // One block leaves the multiprocessor idle at every barrier; weights staged anew cost more of
+                // them.
                 if (shared_per_multiprocessor < 2 * (plan.shared_bytes + 1024)) time *= 1.6;
-                if (!resident) time *= 1.1;
+                time *= 1 + 0.1 * passes;
                 if (best.layers.empty() || time < least_time) {
                     best = plan;
                     least_time = time;

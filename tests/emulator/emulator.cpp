@@ -48,6 +48,7 @@ std::unique_ptr<char[]> shared;
 const std::function<void()>* body = nullptr;
 ucontext_t scheduler;
 Fiber* current = nullptr;
+std::minstd_rand random_numbers;
 std::string problem;
 
 // AddressSanitizer has to know on which stack the program is: it is told before and after every change.
@@ -161,24 +162,49 @@ void prepare(unsigned thread) {
     makecontext(&fiber.context, start, 0);
 }
 
-void run_block(std::size_t bytes, std::vector<unsigned>& order, std::minstd_rand& random) {
+// The numbers below `count` in the order of the schedule.
+std::vector<unsigned> in_order(unsigned count) {
+    std::vector<unsigned> order(count);
+    std::iota(order.begin(), order.end(), 0u);
+    if (machine.schedule == reverse) std::reverse(order.begin(), order.end());
+    if (machine.schedule >= 0) std::shuffle(order.begin(), order.end(), random_numbers);
+    return order;
+}
+
+// Lets each of the warp's threads go on to where it waits; returns whether any did.
+bool advance(unsigned warp) {
+    bool moved = false;
+    for (const unsigned lane : in_order(std::min(32u, block.x - 32 * warp))) {
+        const unsigned thread = 32 * warp + lane;
+        if (fibers[thread].state == State::at_exchange) moved |= open_exchange(thread);
+        if (fibers[thread].state != State::ready) continue;
+        resume(thread);
+        moved = true;
+        if (!problem.empty()) return false;
+    }
+    return moved;
+}
+
+void run_block(std::size_t bytes) {
     shared.reset(new char[bytes]);
     std::fill_n(shared.get(), bytes, '\xff');
     for (unsigned i = 0; i < block.x; ++i) prepare(i);
-    unsigned finished = 0;
-    while (finished < block.x) {
-        if (machine.schedule >= 0) std::shuffle(order.begin(), order.end(), random);
+    const auto finished = [] {
+        return std::all_of(fibers.begin(), fibers.begin() + block.x,
+                           [](const Fiber& fiber) { return fiber.state == State::finished; });
+    };
+    while (!finished()) {
         bool moved = false;
-        for (const unsigned i : order) {
-            if (fibers[i].state == State::at_exchange) moved |= open_exchange(i);
-            if (fibers[i].state != State::ready) continue;
-            resume(i);
-            moved = true;
-            finished += fibers[i].state == State::finished;
+        for (const unsigned warp : in_order((block.x + 31) / 32)) {
+            // As far ahead of the others as it comes; if shuffled, mostly.
+            while (advance(warp)) {
+                moved = true;
+                if (machine.schedule >= 0 && random_numbers() % 8 == 0) break;
+            }
             if (!problem.empty()) return;
         }
-        moved |= finished < block.x && open_barrier();
-        for (const unsigned i : order) {
+        moved |= open_barrier();
+        for (unsigned i = 0; i < block.x; ++i) {
             if (!moved && fibers[i].state != State::finished)
                 complain(i, "waits for threads that never arrive");
         }
@@ -222,14 +248,11 @@ void run(dim3 blocks, unsigned threads, std::size_t bytes, const std::function<v
     problem.clear();
     if (fibers.size() < threads) fibers.resize(threads);
     warps.resize((threads + 31) / 32);
-    std::vector<unsigned> order(threads);
-    std::iota(order.begin(), order.end(), 0u);
-    if (machine.schedule == reverse) std::reverse(order.begin(), order.end());
-    std::minstd_rand random(static_cast<unsigned>(machine.schedule) + 1);
+    random_numbers.seed(static_cast<unsigned>(machine.schedule) + 1);
     for (unsigned y = 0; y < blocks.y && problem.empty(); ++y) {
         for (unsigned x = 0; x < blocks.x && problem.empty(); ++x) {
             block_index = uint3{x, y, 0};
-            run_block(bytes, order, random);
+            run_block(bytes);
         }
     }
     shared.reset();

@@ -2,11 +2,11 @@
 //
 // Every thread of a block is a fiber that runs until it waits: at a barrier for its block, at a shuffle or
 // ballot for its warp. Which one runs next is the schedule: in order of their numbers, in reverse, or
-// shuffled. A kernel that lacks a barrier reads, under one of them, what has not been written or what has
-// been overwritten. Shared memory is allocated anew for each block, to the byte, and filled with NaN:
-// AddressSanitizer sees what lies outside of it. Where the hardware's behaviour is undefined (lanes that do
-// not arrive, a shuffle from a lane that takes no part, threads of a block at different barriers), the launch
-// fails.
+// shuffled. A warp runs as far as it comes before the next one does, or, if shuffled, mostly. A kernel that
+// lacks a barrier reads, under one of them, what has not been written or what has been overwritten. Shared
+// memory is allocated anew for each block, to the byte, and filled with NaN: AddressSanitizer sees what lies
+// outside of it. Where the hardware's behaviour is undefined (lanes that do not arrive, a shuffle from a lane
+// that takes no part, threads of a block at different barriers), the launch fails.
 #pragma once
 
 #include <cmath>

@@ -15,6 +15,7 @@ namespace {
 enum class Fault {
     none,
     missing_barrier,
+    warp_barrier,
     wrong_lane,
     swapped_lanes,
     missing_lane,
@@ -23,8 +24,9 @@ enum class Fault {
     split_barrier
 };
 
-constexpr const char* names[] = {"right",        "missing_barrier", "wrong_lane",    "swapped_lanes",
-                                 "missing_lane", "shared_bounds",   "global_bounds", "split_barrier"};
+constexpr const char* names[] = {"right",         "missing_barrier", "warp_barrier",
+                                 "wrong_lane",    "swapped_lanes",   "missing_lane",
+                                 "shared_bounds", "global_bounds",   "split_barrier"};
 
 void reverse(const float* from, float* to, int count, Fault fault) {
     auto* shared = static_cast<float*>(emulator::shared_memory());
@@ -34,6 +36,8 @@ void reverse(const float* from, float* to, int count, Fault fault) {
     shared[thread] = i < count + (fault == Fault::global_bounds ? 1 : 0) ? from[i] : 0;
     if (fault == Fault::split_barrier && thread == 3) {
         __syncthreads();
+    } else if (fault == Fault::warp_barrier) {
+        __syncwarp();
     } else if (fault != Fault::missing_barrier) {
         __syncthreads();
     }

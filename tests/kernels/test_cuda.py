@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +34,16 @@ from ..emulator import schedules
 pytestmark = pytest.mark.skipif(not cuda.emulated(), reason="gpu: needs the emulator, which stands in for it")
 
 KB = 1 << 10
-# Shared memory of a block and of a multiprocessor, by compute capability.
-SHARED = {75: (64, 64), 80: (163, 164), 86: (99, 100), 90: (227, 228)}
+# Shared memory of a block and of a multiprocessor in KB, by compute capability (CUDA C++ Programming Guide).
+SHARED = {75: (64, 64), 80: (163, 164), 86: (99, 100), 89: (99, 100), 90: (227, 228), 100: (227, 228), 120: (99, 100)}
+PAPER: dict[str, Any] = {"size": 10, "widths": (32, 16, 8, 4, 2)}
+RELEASED = {**PAPER, "convs": 2}
+# Small cascades, and sizes of shared memory with which their plans differ a lot.
+SMALL: list[tuple[dict[str, Any], tuple[int, ...]]] = [
+    ({"size": 10, "widths": (2, 2, 4)}, (7, 10, 12)),
+    ({"size": 2, "widths": (36, 20, 3)}, (16, 26)),
+    ({"size": 6, "widths": (2, 2, 3, 4), "convs": 2}, (15, 16, 19)),
+]
 SCHEDULES = [emulator.FORWARD, emulator.REVERSE, 0, 1, 2]
 
 
@@ -71,15 +80,15 @@ def gathered() -> None:
             torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-4)
 
 
-def both_cascades(**options: Any) -> list[Cascade]:
-    """Small ones whose plans differ a lot with the shared memory that there is."""
-    deep, wide = {"size": 6, "widths": (3, 3, 2), "convs": 2}, {"size": 10, "widths": (2, 2, 4)}
-    return [Cascade(torch.float32, count=3, **shape, **options) for shape in (deep, wide)]
+def gpu(per_block: int, per_multiprocessor: int | None = None) -> dict[str, int]:
+    """One with so many KB of shared memory, as emulator.machine takes it."""
+    both = (per_block, per_multiprocessor or per_block + 1)
+    return dict(zip(("shared_per_block", "shared_per_multiprocessor"), (n * KB for n in both), strict=True))
 
 
-def refined_both_ways() -> None:
-    for cascade in both_cascades():
-        assert_agree(cascade, padding_mode="zeros")
+def refined_small() -> None:
+    for shape, _ in SMALL:
+        assert_agree(Cascade(torch.float32, count=3, **shape), padding_mode="zeros")
     # Tiles shared by several threads.
     assert_agree(Cascade(torch.float32, count=4, size=2, widths=(5, 16, 3)), upsample="nearest")
 
@@ -97,12 +106,10 @@ def test_schedules(schedule: int) -> None:
     with emulator.machine(schedule, multiprocessors=1):
         gathered()
         encoded()
-        refined_both_ways()
-    for shared in (7, 12):
-        sizes = {"shared_per_block": shared * KB, "shared_per_multiprocessor": (shared + 1) * KB}
-        with emulator.machine(schedule, multiprocessors=1, **sizes):
-            for cascade in both_cascades():
-                assert_agree(cascade)
+        refined_small()
+    for shape, sizes in SMALL:
+        with emulator.machine(schedule, multiprocessors=1, **gpu(sizes[0])):
+            assert_agree(Cascade(torch.float32, count=3, **shape))
 
 
 @pytest.mark.slow
@@ -114,63 +121,67 @@ def test_nothing_is_read_or_written_outside() -> None:
 
 # Plans.
 
-PAPER = (10, 32, [1, 1, 1, 1], [16, 8, 4, 2, 1])
 
-
-def footprint(shape: tuple[Any, ...], shared: tuple[int, int], *modes: bool) -> dict[str, Any]:
+def footprint(shape: dict[str, Any], gpu: dict[str, int], upsample: str, padding_mode: str) -> dict[str, Any]:
+    widths, convs = shape["widths"], shape.get("convs", 1)
+    outs = [k for before, after in itertools.pairwise(widths) for k in [before] * (convs - 1) + [after]]
+    modes = (upsample == "nearest", padding_mode == "zeros")
     native = cuda.native()
-    found: dict[str, Any] = native.refine_windows_footprint(native.Cascade(*shape, *modes), *(s * KB for s in shared))
+    cascade = native.Cascade(shape["size"], widths[0], [convs] * (len(widths) - 1), [*outs, 1], *modes)
+    found: dict[str, Any] = native.refine_windows_footprint(cascade, *gpu.values())
     return found
 
 
 @pytest.mark.parametrize("capability", SHARED)
-@pytest.mark.parametrize("modes", list(itertools.product([False, True], repeat=2)))
-def test_the_papers_cascade_fits(capability: int, modes: tuple[bool, bool]) -> None:
-    found = footprint(PAPER, SHARED[capability], *modes)
-    blocks = SHARED[capability][1] * KB // (found["shared_bytes"] + KB)
-    assert blocks >= {75: 0, 80: 2, 86: 1, 90: 2}[capability]
-    assert found["shared_bytes"] <= SHARED[capability][0] * KB
+@pytest.mark.parametrize(("upsample", "padding_mode"), MODES)
+def test_the_shapes_of_models_fit(capability: int, upsample: str, padding_mode: str) -> None:
+    per_block, per_multiprocessor = (n * KB for n in SHARED[capability])
+    for shape in PAPER, RELEASED:
+        found = footprint(shape, gpu(*SHARED[capability]), upsample, padding_mode)["shared_bytes"]
+        assert found <= per_block
+        assert per_multiprocessor // (found + KB) >= (2 if capability in (80, 90, 100) else 1)
 
 
 @pytest.mark.parametrize("capability", SHARED)
-def test_the_papers_cascade(capability: int) -> None:
-    cascade = Cascade(torch.float32, count=1, size=10, widths=(32, 16, 8, 4, 2))
-    per_block, per_multiprocessor = (n * KB for n in SHARED[capability])
-    with emulator.machine(shared_per_block=per_block, shared_per_multiprocessor=per_multiprocessor):
-        assert_agree(cascade)
+@pytest.mark.parametrize("shape", [PAPER, RELEASED], ids=["paper", "released"])
+def test_the_shapes_of_models(capability: int, shape: dict[str, Any]) -> None:
+    with emulator.machine(**gpu(*SHARED[capability])):
+        assert_agree(Cascade(torch.float32, count=1, **shape), upsample="nearest" if shape is RELEASED else "bilinear")
 
 
-@pytest.mark.parametrize("capability", [80, 86, 90])
-def test_the_released_cascade_fits(capability: int) -> None:
-    """Two convolutions a stage. 88 KB at least: too much for compute capability 7.5."""
-    released = (10, 32, [2, 2, 2, 2], [32, 16, 16, 8, 8, 4, 4, 2, 1])
-    assert footprint(released, SHARED[capability], True, False)["shared_bytes"] <= SHARED[capability][0] * KB
-
-
-@pytest.mark.parametrize("shared", [7, 8, 10, 12, 16])
-def test_any_plan_gives_the_same(shared: int) -> None:
-    """Bands of different heights, weights that stay and weights that do not."""
-    for cascade in both_cascades():
-        expected = refined(cascade, cuda)
-        with emulator.machine(shared_per_block=shared * KB, shared_per_multiprocessor=(shared + 1) * KB):
-            found = refined(cascade, cuda)
+@pytest.mark.parametrize(("shape", "shared"), [(shape, n) for shape, sizes in SMALL for n in sizes])
+def test_any_plan_gives_the_same(shape: dict[str, Any], shared: int) -> None:
+    """Bands of different heights, weights that stay, that come layer by layer and in several passes."""
+    for upsample, padding_mode in MODES[::3]:
+        cascade, modes = Cascade(torch.float32, count=3, **shape), {"upsample": upsample, "padding_mode": padding_mode}
+        expected = refined(cascade, cuda, **modes)
+        with emulator.machine(**gpu(shared + 2 * (upsample == "nearest"))):
+            found = refined(cascade, cuda, **modes)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_plans_differ() -> None:
     """The tests above have something to compare."""
-    deep, wide = (6, 3, [2, 2], [3, 3, 3, 2, 1]), (10, 2, [1, 1], [2, 4, 1])
-    found = [footprint(shape, (n, n + 1), False, False) for shape in (deep, wide) for n in (7, 8, 10, 12, 16)]
-    assert len({(f["resident_weights"], f["banded_layers"], f["band_rows"]) for f in found}) >= 6
+    found = [footprint(shape, gpu(n), "bilinear", "replicate") for shape, sizes in SMALL for n in sizes]
+    assert {f["passes"] for f in found} == {0, 1, 2, 4}
+    assert {f["banded_layers"] for f in found} == {1, 2, 5}
+    assert {f["band_rows"] for f in found} >= {8, 16, 24}
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    cascade = Cascade(torch.float32, count=1, size=4, widths=(40, 40), convs=1)
+@pytest.mark.parametrize("capability", SHARED)
+def test_what_does_not_fit_a_gpu_is_refused(capability: int) -> None:
+    per_block = SHARED[capability][0] * KB
+    expected = r"stages must fit into the shared memory of a block on backend 'cuda': (\d+) bytes on this GPU; "
     with (
-        emulator.machine(shared_per_block=20 * KB),
-        pytest.raises(ValueError, match=r"stages must fit into the shared memory of a block .* 20480 bytes .* got \d+"),
+        emulator.machine(**gpu(*SHARED[capability])),
+        pytest.raises(ValueError, match=expected + r"got (\d+) bytes of weights and activations$") as error,
     ):
-        refined(cascade, cuda)
+        Cascade(torch.float32, count=1, size=10, widths=(512, 16))(backend="cuda")
+    limit, needed = (int(n) for n in re.findall(r"\d+", str(error.value)))
+    assert limit == per_block < needed
+
+
+def test_what_fits_no_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="side of windows must be at most 1024 on backend 'cuda', got 1200"):
         refined(Cascade(torch.float32, count=1, size=600, widths=(1, 1)), cuda)
 
@@ -285,7 +296,16 @@ def test_it_says_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
         cuda.native()
 
 
-KERNELS = ["right", "missing_barrier", "wrong_lane", "swapped_lanes", "missing_lane", "shared_bounds", "global_bounds"]
+KERNELS = [
+    "right",
+    "missing_barrier",
+    "warp_barrier",
+    "wrong_lane",
+    "swapped_lanes",
+    "missing_lane",
+    "shared_bounds",
+    "global_bounds",
+]
 
 
 @pytest.fixture(scope="module")
