@@ -269,7 +269,10 @@ def _input_gradients(
         return gradients
     first = 0 if needs[0] else channels[0]
     last = sum(channels) if needs[-1] else channels[0]
-    columns = _columns(last - first, 256 // grad.dtype.itemsize)
+    most = 256 // grad.dtype.itemsize
+    columns = _columns(last - first, most)
+    # The widest product takes what it needs: told nothing, ptxas would spill some rather than go beyond 96 (sm_100).
+    registers = {"maxnreg": 255} if columns == most and not torch.version.hip else {}
     a, b = wanted[0], wanted[-1]
     (a_strides, a_unit), (b_strides, b_unit) = _strides(a), _strides(b)
     masked = grad if relu is None else _side_by_side(relu)
@@ -299,6 +302,7 @@ def _input_gradients(
         N=columns,
         **_contraction(outputs, grad.dtype, 64),
         **FUSED,
+        **registers,
     )
     return gradients
 
