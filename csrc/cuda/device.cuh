@@ -66,7 +66,9 @@ __device__ T* shared_memory() {
 }
 
 inline void check(cudaError_t error) {
-    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // or the next launch would report it again
+    throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
 // Of the current device.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sharpmask_kernels import ops
 from sharpmask_kernels.backends import cuda, reference
@@ -279,6 +282,66 @@ def test_a_threshold_is_a_bound_on_the_double() -> None:
     for x in (-1.3862943611198906, 0.1, 1e-50, 0.0, 3.0):
         below = cuda._float_below(x)
         assert below <= x < float(torch.nextafter(torch.tensor(below), torch.tensor(float("inf"))))
+
+
+# Streams, devices and errors. What only a GPU can show is in test_cuda_gpu.py.
+
+
+def test_the_stream_is_the_current_one_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [0]
+
+    @contextlib.contextmanager
+    def device_of(x: Any) -> Iterator[None]:
+        current.append(x.device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=100 + current[-1]))
+    run = cuda._on_device(lambda maps, size, stream: (size, stream, current[-1]))
+    assert run([SimpleNamespace(is_cuda=True, device=3)], 7) == (7, 103, 3)
+    assert current == [0]
+
+
+def test_kernels_are_not_waited_for() -> None:
+    """Nor is memory allocated or freed, all of which a graph that is being captured would not allow."""
+    sources = "".join(path.read_text() for path in (emulator.CSRC / "cuda").iterdir())
+    assert set(re.findall(r"\b(cuda[A-Z]\w*)\(", sources)) == {
+        "cudaGetDevice",
+        "cudaDeviceGetAttribute",
+        "cudaFuncSetAttribute",
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
+        "cudaGetLastError",
+        "cudaGetErrorString",
+    }
+
+
+def test_of_pytorch_only_memory_is_asked() -> None:
+    """No value of a tensor comes to the host, which would wait for the device."""
+
+    class Asked(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.add(op.overloadpacket.__name__)
+            return op(*args, **(kwargs or {}))
+
+    names: set[str] = set()
+    cascade, windows = Cascade(torch.float32), windows_at(*SCATTERED)[1:]
+    maps, out = Random(torch.float32)(2, 3, 5, 7), ops.empty_windows(cascade.encoding, 2, None)
+    parameters = [list(p) for p in zip(*itertools.chain(*cascade.stages, [cascade.head]), strict=True)]
+    levels, modes = list(itertools.chain(*cascade.horizontals)), ([1, 1], "bilinear", "zeros", None)
+    with Asked():
+        cuda.refine_windows(cascade.encoding, levels, *cascade.windows[1:], *parameters, *modes, out)
+        grad = cuda.gather_windows([maps, maps], *windows, 3, 1)
+        cuda.gather_windows_backward(grad, *windows, 2, [5, 5], [7, 7], False, [True, True], 1)
+    assert "new_empty" in names
+    assert names <= {"empty", "new_empty", "clone"}
+
+
+def test_a_launch_that_fails_is_reported() -> None:
+    cascade = Cascade(torch.float32, count=1)
+    with emulator.machine(multiprocessors=0), pytest.raises(RuntimeError, match="a grid that no GPU takes"):
+        refined(cascade, cuda)
+    assert_agree(cascade)
 
 
 # The compiled module and the emulator themselves.
