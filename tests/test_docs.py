@@ -13,7 +13,7 @@ from sharpmask_kernels import dispatch
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("page", ["docs/drop-in.md"])
+@pytest.mark.parametrize("page", ["docs/drop-in.md", "docs/kernels.md"])
 def test_snippets(page: str) -> None:
     snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
     assert snippets
