@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -17,15 +17,11 @@ from torch import Tensor
 
 from .. import layout
 from ..windows import scaled_size
-from .reference import conv3x3, conv3x3_backward, logit
+from .reference import logit
 
 MODULE = "sharpmask_kernels._cpu"
 MISSING = Path(__file__).parents[1] / "_cpu_missing.txt"
 """Written by an install that could not build the module; holds the reason."""
-
-LIBRARY_OUTPUTS = 16
-"""Convolutions of a feature to so many channels, or more, are PyTorch's: a product of large matrices, at which it is at
-the machine's limit. The weight gradient of these alone may differ in bits with the number of threads."""
 
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 """The numbers of ``DType`` in ``csrc/common/half.h``."""
@@ -152,7 +148,12 @@ def _input_gradient(
 
 
 def _parameter_gradients(
-    grad: Tensor, inputs: Sequence[Tensor], padding_mode: str, channels_last: bool, needs: Sequence[bool]
+    kernel: Callable[..., None],
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    padding_mode: str,
+    channels_last: bool,
+    needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of weight and bias, of those that ``needs`` asks for."""
     outputs, dtype = grad.shape[1], inputs[0].dtype
@@ -160,7 +161,7 @@ def _parameter_gradients(
     weight = grad.new_empty(shape, dtype=_wide(dtype)) if needs[0] else None
     bias = grad.new_empty(outputs, dtype=_wide(dtype)) if needs[1] else None
     if any(needs):
-        native().weight_gradient(
+        kernel(
             _size(grad),
             _typed(grad),
             [_typed(x) for x in inputs],
@@ -190,7 +191,7 @@ def _merge_gradients(
     return [
         _input_gradient(grad, first, skip, padding_mode, channels_last, relu) if needs[0] else None,
         _input_gradient(grad, second, mask, padding_mode, channels_last) if needs[1] else None,
-        *_parameter_gradients(grad, (skip, mask), padding_mode, channels_last, needs[2:]),
+        *_parameter_gradients(native().weight_gradient, grad, (skip, mask), padding_mode, channels_last, needs[2:]),
     ]
 
 
@@ -238,7 +239,7 @@ def add_upsample_backward(
     gradients = [
         grad.to(mask.dtype).contiguous(memory_format=layout.chosen(channels_last)) if needs[0] else None,
         _input_gradient(grad, weight, mask, padding_mode, channels_last) if needs[1] else None,
-        *_parameter_gradients(grad, (mask,), padding_mode, channels_last, needs[2:]),
+        *_parameter_gradients(native().weight_gradient, grad, (mask,), padding_mode, channels_last, needs[2:]),
     ]
     return [g for g in gradients if g is not None]
 
@@ -247,24 +248,10 @@ def _skip(
     feature: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str, memory_format: torch.memory_format
 ) -> Tensor:
     """ReLU(conv(feature))."""
-    if weight.shape[0] >= LIBRARY_OUTPUTS:
-        return conv3x3(feature, weight, bias, padding_mode).relu_().contiguous(memory_format=memory_format)
-    batch, height, width = _size(feature)
-    out = layout.empty((batch, weight.shape[0], height, width), feature, memory_format)
+    out = layout.empty((feature.shape[0], weight.shape[0], *feature.shape[2:]), feature, memory_format)
     parameters = _parameters(weight, bias, out.dtype)
-    native().convolve(
-        (batch, height, width),
-        [_typed(feature)],
-        _typed(None),
-        _layer(*parameters),
-        padding_mode == "zeros",
-        True,
-        False,
-        False,
-        _typed(out),
-        0,
-        torch.get_num_threads(),
-    )
+    zeros, threads = padding_mode == "zeros", torch.get_num_threads()
+    native().convolve_feature(_size(feature), _typed(feature), _typed(out), _layer(*parameters), zeros, threads)
     return out
 
 
@@ -317,16 +304,17 @@ def _skip_gradients(
     grad: Tensor, feature: Tensor, weight: Tensor, padding_mode: str, channels_last: bool, needs: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """Gradients of feature, weight and bias from that of their convolution."""
-    if weight.shape[0] >= LIBRARY_OUTPUTS:
-        gradients = conv3x3_backward(grad, feature, weight, padding_mode, needs)
-        formats = [layout.chosen(channels_last), layout.chosen(channels_last), torch.contiguous_format]
-        return [
-            g.contiguous(memory_format=f) if need else None
-            for g, f, need in zip(gradients, formats, needs, strict=True)
-        ]
+    size, zeros, threads = _size(feature), padding_mode == "zeros", torch.get_num_threads()
+    d_feature = None
+    if needs[0]:
+        d_feature = layout.empty(feature.shape, feature, layout.chosen(channels_last))
+        parameters = _parameters(weight, None, grad.dtype)
+        native().feature_gradient(size, _typed(d_feature), _typed(grad), _layer(*parameters), zeros, threads)
     return [
-        _input_gradient(grad, weight, feature, padding_mode, channels_last) if needs[0] else None,
-        *_parameter_gradients(grad, (feature,), padding_mode, channels_last, needs[1:]),
+        d_feature,
+        *_parameter_gradients(
+            native().feature_weight_gradient, grad, (feature,), padding_mode, channels_last, needs[1:]
+        ),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -55,6 +57,53 @@ def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, memory_format: 
     for count in (2, 3, 5, 2):
         torch.set_num_threads(count)
         for found, same in zip(both_ways(dtype, memory_format), expected, strict=True):
+            assert torch.equal(found, same)
+
+
+FEATURES = [(3, 300, 35, 7, 9), (2, 5, 3, 45, 61), (9, 17, 9, 10, 10), (1, 260, 2, 3, 700), (1, 1, 1, 1, 1)]
+"""Batch, channels of feature and skip, height, width: beyond what is taken at once, and no multiples of it."""
+
+
+def refined(
+    backend: ModuleType, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format, padding: str
+) -> list[Tensor]:
+    """The skip, and the gradients of refine's feature, skip weight and skip bias."""
+    batch, channels, outputs, height, width = shape
+    generator = torch.Generator().manual_seed(0)
+    randn = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+    # Every other column of a wider map where that is to be contiguous: its pixels are evenly spaced in a row alone.
+    feature = randn(batch, channels, height, 2 * width)[..., ::2]
+    feature = feature.contiguous(memory_format=memory_format) if memory_format == torch.channels_last else feature
+    mask = randn(batch, 2, height, width)
+    weights = [randn(outputs, channels, 3, 3), randn(outputs), randn(2, outputs + 2, 3, 3), randn(2)]
+    grad = randn(batch, 2, 2 * height, 2 * width)
+    feature, mask, grad, *weights = (x.to(dtype) for x in (feature, mask, grad, *weights))
+    _, skip, active = backend.refine(feature, mask, *weights, "bilinear", padding, True)
+    needs = [True, False, True, True, False, False]
+    arguments = (grad, active, skip, feature, mask, weights[0], weights[2], "bilinear", padding, False, needs)
+    return [skip, *backend.refine_backward(*arguments)]
+
+
+@pytest.mark.parametrize("padding", ["zeros", "replicate"])
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("shape", FEATURES, ids=str)
+def test_features_of_any_size(shape: tuple[int, ...], memory_format: torch.memory_format, padding: str) -> None:
+    expected = refined(reference, shape, torch.float64, memory_format, padding)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
+        for found, right in zip(refined(cpu, shape, dtype, memory_format, padding), expected, strict=True):
+            assert found.dtype == dtype
+            assert (found - right).norm() <= tolerance * right.norm()
+
+
+@pytest.mark.parametrize("shape", FEATURES[:3], ids=str)
+def test_same_bits_of_a_feature_for_any_number_of_threads(shape: tuple[int, ...]) -> None:
+    torch.set_num_threads(1)
+    expected = refined(cpu, shape, torch.float32, torch.contiguous_format, "zeros")
+    for count in (2, 5):
+        torch.set_num_threads(count)
+        for found, same in zip(
+            refined(cpu, shape, torch.float32, torch.contiguous_format, "zeros"), expected, strict=True
+        ):
             assert torch.equal(found, same)
 
 
