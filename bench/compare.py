@@ -10,16 +10,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from sharpmask_kernels import dispatch, env
 
+from . import headline
 from .measure import WrongResult, trace
 from .options import Case, add_options, cases, header, setting
+from .peers import PEERS
+from .timing import cell, interleaved, milliseconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,9 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_options(parser.add_argument)
     parser.add_argument("--op", choices=dispatch.OPS, action="append", help="only this op; may be repeated")
+    parser.add_argument("--headline", action="store_true", help="ours against the best of all peers; see headline.py")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     options = parser.parse_args(arguments)
+    if options.headline:
+        return print_headline(options)
 
     found = [case for case in cases(options) if case.workload.op in (options.op or dispatch.OPS)]
     print(env.table(header(options, found).items()), flush=True)
@@ -45,6 +48,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         print(f"\n{op}, {options.dtype}: speed relative to eager, ± half the interquartile range\n")
         print(layout(rows), flush=True)
+    return 0
+
+
+def print_headline(options: Namespace) -> int:
+    """Row by row, as it takes long."""
+    options.threads = options.threads or 2
+    options.peer = options.peer or list(PEERS)
+    print(env.table(header(options, cases(options)).items()), "\n", flush=True)
+    try:
+        for i, row in enumerate(headline.table(options)):
+            print("\n".join(markdown([row]).splitlines()[: 1 + (i == 0)]), flush=True)
+    except WrongResult as problem:
+        print(f"\nerror: {problem}", file=sys.stderr)
+        return 1
+    print("\n" + markdown(headline.memory_table(options)))
     return 0
 
 
@@ -63,27 +81,6 @@ def table(cases: list[Case], options: Namespace) -> list[list[str]]:
             for name, run in runs.items():
                 trace(run, options.profile, f"{ready.name} {name}")
     return rows
-
-
-def interleaved(runs: Sequence[Callable[[], None]], rounds: int) -> list[np.ndarray]:
-    """Seconds of each of ``runs``, an array of ``rounds`` each."""
-    for run in runs:  # the first call prepares: it compiles, tunes, allocates
-        run()
-    times = np.empty((len(runs), rounds))
-    for turn, i in itertools.product(range(rounds), range(len(runs))):
-        start = time.perf_counter()
-        runs[i]()
-        times[i, turn] = time.perf_counter() - start
-    return list(times)
-
-
-def cell(ratios: np.ndarray) -> str:
-    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-    return f"{middle:.2f} ± {(high - low) / 2:.2f}"
-
-
-def milliseconds(times: np.ndarray) -> str:
-    return f"{1e3 * np.median(times):.2f} ms"
 
 
 def markdown(rows: list[list[str]]) -> str:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sharpmask_kernels import dispatch
 
 from . import tensorrt_peer
-from .plain import Plain
+from .plain import Function, Plain, Transform
 from .workloads import Workload
 
-Function = Callable[..., Any]
 Prepare = Callable[[Plain, tuple[Tensor, ...]], Function]
 """Of a module, and inputs as an example: a function that computes the same from such inputs."""
 
@@ -26,30 +27,108 @@ class Contestant:
     prepare: Prepare
     channels_last: bool = False
     """The memory format of the inputs and parameters that it gets."""
+    rounds: bool = False
+    """Whether its masks are only about right."""
+    backend: str | None = None
 
 
 @dataclass(frozen=True)
 class Peer:
-    prepare: Prepare
+    """Another way to run the layers of a plain module."""
+
+    transform: Transform
     obstacle: Callable[[Plain, bool], str | None]
     """Why it cannot run a module, given whether gradients are due, or None."""
+    channels_last: bool = True
+    """Whether the memory format that it is given matters to it."""
+    any_kind: bool = True
+    """Whether it is for all dtypes and devices, or for fp32 on the CPU."""
 
 
-def _compile(module: Plain, example: tuple[Tensor, ...]) -> Function:
-    # What was compiled earlier counts towards a limit, beyond which PyTorch would go on uncompiled.
-    torch.compiler.reset()
-    compiled: Function = torch.compile(module, fullgraph=True, dynamic=False)
-    return compiled
+def _obstacle(module: Plain, training: bool, *, package: str = "torch", gradients: bool = False) -> str | None:
+    if not module.traceable:
+        return "there are no layers to run, only a loop over windows"
+    if training and not gradients:
+        return "it computes no gradients"
+    return None if importlib.util.find_spec(package) else f"{package} is not installed"
 
 
-def _compile_obstacle(module: Plain, training: bool) -> str | None:
-    return None if module.traceable else "plain PyTorch loops over the windows, each of which would be compiled"
+def compiled(module: nn.Module, example: tuple[Tensor, ...], **options: Any) -> Function:
+    function: Function = torch.compile(module, fullgraph=True, dynamic=False, **options)
+    return function
+
+
+def frozen(module: nn.Module, example: tuple[Tensor, ...]) -> Function:
+    """Parameters are constants, laid out at compile time as suits the convolutions."""
+    return torch.no_grad()(compiled(module.eval(), example, options={"freezing": True}))
+
+
+def exported(module: nn.Module, example: tuple[Tensor, ...]) -> bytes:
+    """The module in ONNX."""
+    program = torch.onnx.export(module.eval(), example, dynamo=True, verbose=False)
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+def onnxruntime(module: nn.Module, example: tuple[Tensor, ...]) -> Function:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or they wait busily while others run
+    session = ort.InferenceSession(exported(module, example), options, providers=["CPUExecutionProvider"])
+    names = [x.name for x in session.get_inputs()]
+    out = module(*example).clone()  # written by every call
+    binding = session.io_binding()
+
+    def bind(bound: Callable[..., None], name: str, x: Tensor) -> None:
+        bound(name, "cpu", 0, x.numpy().dtype, tuple(x.shape), x.data_ptr())
+
+    bind(binding.bind_output, session.get_outputs()[0].name, out)
+
+    def run(*inputs: Tensor) -> Tensor:
+        ready = [x.contiguous() for x in inputs]  # held until the call is over
+        for name, x in zip(names, ready, strict=True):
+            bind(binding.bind_input, name, x)
+        session.run_with_iobinding(binding)
+        return out
+
+    return run
+
+
+def openvino(module: nn.Module, example: tuple[Tensor, ...]) -> Function:
+    import openvino as ov
+
+    config = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",  # else bf16, where the machine has it
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    core = ov.Core()
+    request = core.compile_model(core.read_model(exported(module, example)), "CPU", config).create_infer_request()
+    out = module(*example).clone()  # written by every call
+    request.set_output_tensor(ov.Tensor(out.numpy(), shared_memory=True))
+
+    def run(*inputs: Tensor) -> Tensor:
+        ready = [x.contiguous() for x in inputs]  # held until the call is over
+        for i, x in enumerate(ready):
+            request.set_input_tensor(i, ov.Tensor(x.numpy(), shared_memory=True))
+        request.infer()
+        return out
+
+    return run
 
 
 EAGER = Contestant("eager", lambda module, example: module)
 
 PEERS = {
-    "compile": Peer(_compile, _compile_obstacle),
+    "compile": Peer(compiled, functools.partial(_obstacle, gradients=True)),
+    "compile-freezing": Peer(frozen, _obstacle),
+    "compile-max-autotune": Peer(
+        functools.partial(compiled, mode="max-autotune"), functools.partial(_obstacle, gradients=True)
+    ),
+    "onnxruntime": Peer(onnxruntime, functools.partial(_obstacle, package="onnxruntime"), False, False),
+    "openvino": Peer(openvino, functools.partial(_obstacle, package="openvino"), False, False),
     "tensorrt": Peer(tensorrt_peer.prepare, tensorrt_peer.obstacle),
 }
 """What is measured on request, beside eager PyTorch."""
@@ -62,23 +141,39 @@ def contestants(
 
     Where the inputs are maps, each is there twice: for contiguous and for channels_last ("-nhwc") maps.
     """
-    found, left_out = [EAGER], {}
     module = workload.module(torch.device("cpu"))
+    left_out = {}
+    found = both_formats(EAGER, module.maps)
     for name in peers:
-        if reason := PEERS[name].obstacle(module, workload.training):
+        peer = PEERS[name]
+        if reason := peer.obstacle(module, workload.training):
             left_out[name] = reason
+        elif not peer.any_kind and (dtype, device.type) != (torch.float32, "cpu"):
+            left_out[name] = "it is set up for fp32 on the CPU here"
         else:
-            found.append(Contestant(name, PEERS[name].prepare))
+            found += both_formats(Contestant(name, _prepare_peer(peer)), peer.channels_last)
+    if peers:
+        found += [Contestant(name, _prepare_variant(name), rounds=True) for name in module.variants()]
     for name in dispatch.BACKENDS:
         if not dispatch.has(name, workload.op):
             continue
         if reason := backend_obstacle(name, workload.op, dtype, device):
             left_out[name] = reason
         else:
-            found.append(Contestant(name, _prepare_op(name)))
-    if module.maps:
-        found = [c for one in found for c in (one, replace(one, name=f"{one.name}-nhwc", channels_last=True))]
+            found += both_formats(Contestant(name, _prepare_op(name), backend=name), module.maps)
     return found, left_out
+
+
+def both_formats(contestant: Contestant, both: bool) -> list[Contestant]:
+    return [contestant, replace(contestant, name=f"{contestant.name}-nhwc", channels_last=True)][: 1 + both]
+
+
+def _prepare_peer(peer: Peer) -> Prepare:
+    return lambda module, example: module.through(peer.transform, example)
+
+
+def _prepare_variant(name: str) -> Prepare:
+    return lambda module, example: module.variants()[name]
 
 
 def _prepare_op(backend: str) -> Prepare:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .plain import Plain
 
@@ -29,7 +29,7 @@ def obstacle(module: Plain, training: bool) -> str | None:
     return None if module.traceable else "plain PyTorch loops over the windows, each of which would be compiled"
 
 
-def prepare(module: Plain, example: tuple[Tensor, ...]) -> Callable[..., Any]:
+def prepare(module: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., Any]:
     """``module`` as one engine for inputs like ``example``, in their dtype and, of fp32, not in TF32."""
     compiled: Callable[..., Any] = importlib.import_module("torch_tensorrt").compile(
         module.eval(),

@@ -14,7 +14,7 @@ from sharpmask_kernels import Windows, topk_windows
 from sharpmask_kernels.windows import STRIDE, grid_size, scaled_size
 
 from . import plain
-from .plain import Plain
+from .plain import PaddingMode, Plain
 
 WINDOW = 160
 """Pixels on a window's side."""
@@ -39,6 +39,8 @@ class Workload(NamedTuple):
     """Random inputs, in fp32 on the CPU."""
     training: bool = False
     """Whether the gradients of all inputs and parameters are due, too."""
+    frozen: frozenset[int] = frozenset()
+    """Inputs, by place, of which no gradient is due all the same."""
 
     @property
     def name(self) -> str:
@@ -102,7 +104,22 @@ def gather(stage: int, count: int, photo: tuple[int, int]) -> Workload:
     )
 
 
-def refine_windows(count: int, photo: tuple[int, int]) -> Workload:
+def refine_all(batch: int, feature: int | None = None) -> Workload:
+    """The four refinement modules of a batch of windows, one after another; ``feature``: channels of every feature."""
+    widths = [(feature or f, skip, mask, out) for _, f, skip, mask, out in LEVELS]
+
+    def inputs(randn: Randn) -> tuple[Tensor, ...]:
+        sides = [side for side, *_ in LEVELS]
+        features = (randn(batch, w[0], side, side) for w, side in zip(widths, sides, strict=True))
+        return randn(batch, LEVELS[0][3], sides[0], sides[0]), *features
+
+    name = "all-levels" if feature is None else f"all-levels-of-{feature}"
+    return Workload("refine", f"{name}-{batch}", lambda _: plain.RefineAll(widths), inputs)
+
+
+def refine_windows(
+    count: int, photo: tuple[int, int], padding_mode: PaddingMode = "replicate", threshold: float | None = None
+) -> Workload:
     def inputs(randn: Randn) -> tuple[Tensor, ...]:
         stages = [pyramid(randn, photo, stage) for stage in range(len(LEVELS))]
         by_scale = itertools.chain.from_iterable(zip(*stages, strict=True))
@@ -110,8 +127,10 @@ def refine_windows(count: int, photo: tuple[int, int]) -> Workload:
 
     return Workload(
         "refine_windows",
-        f"{count}x{WINDOW}x{WINDOW}",
-        lambda device: plain.RefineWindows(best_windows(count, photo, device), CELLS, MASK_CHANNELS),
+        f"{count}x{WINDOW}x{WINDOW}" + ("" if threshold is None else "-bits"),
+        lambda device: plain.RefineWindows(
+            best_windows(count, photo, device), CELLS, MASK_CHANNELS, padding_mode, threshold
+        ),
         inputs,
     )
 

@@ -25,6 +25,7 @@ CHECKS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover
 # Not optimised: that takes half as long to compile, and no fault is optimised away.
 FLAGS = f"-O0 -g1 -fno-omit-frame-pointer {CHECKS}"
 
+WHOLE = "cpu and not no_inline_function"  # unoptimised, the module has copies of inline functions
 SHORT = "cpu and (hostile or any_window or test_layouts or test_out_is_written)"
 
 
@@ -62,7 +63,7 @@ def main() -> int:
     environment["ASAN_OPTIONS"] += ":allocator_may_return_null=1"
     # Not captured by pytest, or a sanitizer's last words would be lost.
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", __spec__.name, "-p", "no:cacheprovider"]
-    command += ["-k", SHORT if short else "cpu", "tests/contract"]
+    command += ["-k", SHORT if short else WHOLE, "tests/contract"]
     command += [] if short else ["tests/kernels/test_cpu.py"]
     for isa in isas[-1:] if short else isas:
         print(f"\n{isa}", flush=True)

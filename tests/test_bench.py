@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -54,6 +54,66 @@ def test_compare(bench: Callable[[str], ModuleType], tmp_path: Path, capsys: pyt
             assert all(re.fullmatch(r"\d+\.\d\d ± 0.00", cell) for cell in cells[1:])
         with_gradients = sum(name.endswith(" training") for name, *_ in rows)
         assert with_gradients == (len(rows) // 2 if hasattr(reference, f"{op}_backward") else 0)
+
+
+@pytest.mark.parametrize(
+    ("op", "rows"),
+    [
+        pytest.param("refine_windows", 3, marks=pytest.mark.slow),
+        ("encode_windows", 2),
+        pytest.param("refine", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_headline(bench: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str], op: str, rows: int) -> None:
+    """Every row has our time, and its best peer comes before the others."""
+    compare = bench("compare")
+    given = ["--headline", "--small", "--device=cpu", "--rounds=1", "--peer=onnxruntime", f"--op={op}"]
+    threads = torch.get_num_threads()
+    try:
+        assert compare.main(given) == 0
+    finally:
+        torch.set_num_threads(threads)
+    times, memory = (
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+        for table in capsys.readouterr().out.split("\n\n")[1:]
+    )
+    assert [row[0].split(",")[0] for row in times[1:]] == [op] * rows
+    for work, ours, ratio, best, others in times[1:]:
+        assert re.fullmatch(r"\d+\.\d\d ms \(cpu(-nhwc)?\)", ours)
+        ratios = [float(x.split()[-1]) for x in others.split(", ") if x]
+        assert ratios == sorted(ratios) and float(ratio.split()[0]) <= min(ratios, default=np.inf)
+        peers = {best, *(x.split()[0] for x in others.split(", ") if x)}
+        if "full-size" in work:
+            assert peers == {"full-size"}
+        elif "crops" in work:
+            assert peers == {"eager", "crop-first"}
+        elif "backward" in work:
+            assert peers == {"eager", "eager-nhwc"}
+        else:
+            assert {"eager", "eager-nhwc", "onnxruntime"} <= peers
+    assert [len(row) for row in memory] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["compile", "compile-freezing", "compile-max-autotune", "onnxruntime", "openvino"])
+def test_peers_compute_what_plain_pytorch_does(bench: Callable[[str], ModuleType], name: str) -> None:
+    """Of a module, and of the layers of one that loops over windows; a change of the inputs is seen."""
+    measure, peers, workloads = (bench(module) for module in ("measure", "peers", "workloads"))
+    for workload in (workloads.refinement("refine", 3, 2), workloads.refine_windows(100, (96, 128), "zeros", 0.2)):
+        kind = torch.float32, torch.device("cpu")
+        found, left_out = peers.contestants(workload, *kind, [name])
+        if importlib.util.find_spec(name.partition("-")[0]) is None and not name.startswith("compile"):
+            assert left_out[name] == f"{name} is not installed"
+            continue
+        setting = measure.Setting(workload, *kind)
+        contestant = next(c for c in found if c.name == name)
+        setting.runner(contestant)
+        spoiled = peers.Contestant(name, lambda module, x, c=contestant: spoil(c.prepare(module, x)))
+        with pytest.raises(measure.WrongResult, match=f"{name} differs from plain PyTorch"):
+            setting.runner(spoiled)
+
+
+def spoil(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda first, *rest: function(first.flip(2), *rest)
 
 
 def nan(result: Any) -> Any:

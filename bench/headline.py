@@ -1,0 +1,125 @@
+"""What ``python -m bench.compare --headline`` prints: our kernels against the best peer, and the memory they take."""
+
+from __future__ import annotations
+
+import functools
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from . import memory
+from .measure import DTYPES, Setting, WrongResult
+from .peers import PEERS, contestants
+from .timing import cell, interleaved, milliseconds
+from .workloads import FULL, LEVELS, SMALL, Sizes, Workload, encode_windows, refine_all, refine_windows, refinement
+
+
+class Row(NamedTuple):
+    work: str
+    workload: Workload
+    rival: Workload
+    """What the peers compute, where it is not quite the same."""
+    peers: frozenset[str] | None = None
+    """Those that are measured; None: all."""
+
+
+def rows(sizes: Sizes) -> Iterator[Row]:
+    few, many = sizes.windows[0], sizes.windows[-1]
+    for count, threshold in ((many, None), (many, 0.2), (few, None)):
+        ours = refine_windows(count, sizes.photo, threshold=threshold)
+        # Padding with zeros is what peers do at less cost.
+        rival = refine_windows(count, sizes.photo, "zeros", threshold)
+        yield Row(f"refine_windows, {count} windows, {'fp32 logits' if threshold is None else 'bits'}", ours, rival)
+    encode = encode_windows(many, sizes.photo)
+    yield Row(f"encode_windows, {many} windows, against crops", encode, encode, frozenset({"eager", "crop-first"}))
+    yield Row(f"encode_windows, {many} windows, against full-size masks", encode, encode, frozenset({"full-size"}))
+    every = refine_all(sizes.batch)
+    works = {f"level {level}": refinement("refine", level - 1, sizes.batch) for level in (4, 3, 2, 1)}
+    works |= {"all levels": every, "all levels, features of 64 channels": refine_all(sizes.batch, 64)}
+    for work, workload in works.items():
+        yield Row(f"refine, {work}, forward", workload, workload)
+    features = frozenset(range(1, 1 + len(LEVELS)))
+    for work, fixed in (("features frozen", features), ("all trained", frozenset())):
+        workload = every._replace(training=True, frozen=fixed)
+        yield Row(f"refine, all levels, forward and backward, {work}", workload, workload)
+
+
+def table(options: Namespace) -> Iterator[list[str]]:
+    """The table's header, then row by row."""
+    yield ["work", "ours", "times as fast as the best peer", "best peer", "as the others"]
+    for row in rows(SMALL if options.small else FULL):
+        if row.workload.op in (options.op or [row.workload.op]):
+            yield measured(row, options)
+
+
+def measured(row: Row, options: Namespace) -> list[str]:
+    kind = DTYPES[options.dtype], torch.device(options.device)
+    ready = Setting(row.workload, *kind)
+    # Both first: a new setting forgets what was compiled.
+    rival = ready if row.rival is row.workload else Setting(row.rival, *kind)
+    ours, peers = {}, {}
+    found, _ = contestants(row.rival, *kind, options.peer or PEERS)
+    for contestant in found:
+        if contestant.backend == "reference":
+            continue
+        if contestant.backend:
+            ours[contestant.name] = ready.runner(contestant)
+        elif row.peers is None or contestant.name in row.peers:
+            try:
+                peers[contestant.name] = rival.runner(contestant)
+            except WrongResult:
+                raise
+            except Exception as error:  # an engine that does not take this module is no peer
+                print(f"{contestant.name} fails on {row.work}: {str(error).splitlines()[0]}", flush=True)
+    runs = ours | peers
+    times = dict(zip(runs, interleaved(list(runs.values()), options.rounds), strict=True))
+    fastest = min(ours, key=lambda name: np.median(times[name]))
+    ratios = {name: times[name] / times[fastest] for name in peers}
+    best, *others = sorted(ratios, key=lambda name: np.median(ratios[name]))
+    return [
+        row.work,
+        f"{milliseconds(times[fastest])} ({fastest})",
+        cell(ratios[best]),
+        best,
+        ", ".join(f"{name} {np.median(ratios[name]):.2f}" for name in others),
+    ]
+
+
+def memory_table(options: Namespace) -> list[list[str]]:
+    """What one call takes beyond its inputs and outputs, and what a training step keeps; of the cpu backend, fp32."""
+    sizes = SMALL if options.small else FULL
+    count, threads = sizes.windows[-1], torch.get_num_threads()
+    found = [["memory", "ours", "eager PyTorch"]]
+    extras = [f"{extra_of_refine_windows(count, sizes.photo, name) / 1e6:.2f} MB" for name in ("cpu", None)]
+    found.append([f"refine_windows, {count} windows, beyond its output, {threads} threads", *extras])
+    kept = [f"{saved_by_refine(sizes.batch, name) / 1e6:.2f} MB" for name in ("cpu", None)]
+    found.append([f"refine, all levels, batch {sizes.batch}, kept for backward beyond inputs and parameters", *kept])
+    return found
+
+
+def extra_of_refine_windows(count: int, photo: tuple[int, int], backend: str | None) -> int:
+    """Bytes that one call takes beyond its output; of plain PyTorch without a ``backend``."""
+    workload = refine_windows(count, photo)
+    module = workload.module(torch.device("cpu")).requires_grad_(False)
+    inputs = workload.inputs(torch.randn)
+
+    def run() -> object:
+        return module.op(backend, *inputs) if backend else module(*inputs)
+
+    run()  # allocates the output
+    return max(memory.extra(run) for _ in range(3))
+
+
+def saved_by_refine(batch: int, backend: str | None) -> int:
+    """Bytes that the four modules keep for their backward; of plain PyTorch without a ``backend``."""
+    kept = 0
+    for level in range(len(LEVELS)):
+        workload = refinement("refine", level, batch)
+        module = workload.module(torch.device("cpu"))
+        inputs = [x.requires_grad_() for x in workload.inputs(torch.randn)]
+        run = functools.partial(module.op, backend) if backend else module
+        kept += memory.saved(functools.partial(run, *inputs), [*inputs, *module.parameters()])
+    return kept

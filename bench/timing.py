@@ -1,0 +1,34 @@
+"""Runs that take turns, and how their times are told."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+PAUSE = 0.01
+"""Seconds before each run: threads of the one before it, which wait busily for more work, have given up by then."""
+
+
+def interleaved(runs: Sequence[Callable[[], None]], rounds: int) -> list[np.ndarray]:
+    """Seconds of each of ``runs``, an array of ``rounds`` each."""
+    for run in runs:  # the first call prepares: it compiles, tunes, allocates
+        run()
+    times = np.empty((len(runs), rounds))
+    for turn, i in itertools.product(range(rounds), range(len(runs))):
+        time.sleep(PAUSE)
+        start = time.perf_counter()
+        runs[i]()
+        times[i, turn] = time.perf_counter() - start
+    return list(times)
+
+
+def cell(ratios: np.ndarray) -> str:
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    return f"{middle:.2f} ± {(high - low) / 2:.2f}"
+
+
+def milliseconds(times: np.ndarray) -> str:
+    return f"{1e3 * np.median(times):.2f} ms"
