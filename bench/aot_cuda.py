@@ -84,11 +84,8 @@ class Kernel:
             return {128: 1}
         if "refine_kernel<" not in self.name:
             return {}
-        # Two kinds of layers, with tiles of eight outputs and of four, all of which read runs of eight, four and two.
-        values = {8: 2 * 1, 4: 2 * (2 + 1), 2: 2 * (4 + 2)}
-        if "<float" in self.name:
-            return {128: 2 * values[8] + values[4], 64: values[2]}
-        return {128: values[8], 64: values[4], 32: values[2]}
+        # Each for two kinds of layers. Tiles of eight outputs add runs of eight, or two of four; others one of four.
+        return {128: 2 * (2 + 2 + 1)} if "<float" in self.name else {128: 2 * 1, 64: 2 * (2 + 1)}
 
 
 def _tool(name: str) -> str:

@@ -59,6 +59,8 @@ def print_headline(options: Namespace) -> int:
     try:
         for i, row in enumerate(headline.table(options)):
             print("\n".join(markdown([row]).splitlines()[: 1 + (i == 0)]), flush=True)
+        if not options.op:
+            print("\n" + markdown(headline.training_table(options)), flush=True)
     except WrongResult as problem:
         print(f"\nerror: {problem}", file=sys.stderr)
         return 1

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from argparse import Namespace
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sharpmask.models import SharpMask
+from sharpmask.training.loop import make_optimizer
+from sharpmask.training.stages import TrainConfig, freeze, mask_loss, patch_losses, stage_defaults, total_loss
+from sharpmask_kernels import use_backend
 
 from . import memory
 from .measure import DTYPES, Setting, WrongResult
@@ -123,3 +132,54 @@ def saved_by_refine(batch: int, backend: str | None) -> int:
         run = functools.partial(module.op, backend) if backend else module
         kept += memory.saved(functools.partial(run, *inputs), [*inputs, *module.parameters()])
     return kept
+
+
+def training_table(options: Namespace) -> list[list[str]]:
+    """A whole step of SharpMask's second stage with a ResNet-50 trunk: forward, backward, descent."""
+    config = TrainConfig(dataset=Path(), out=Path(), **stage_defaults("sharpmask"))
+    torch.manual_seed(0)
+    model = cast(SharpMask, config.model.build()).to(memory_format=torch.channels_last).train()
+    freeze(model, config)
+    optimizer = make_optimizer(model, config)
+    batch, side = (SMALL if options.small else FULL).batch, config.model.window
+    image = torch.rand(batch, 3, side + config.model.context, side + config.model.context)
+    mask = (torch.rand(batch, 1, 5, 5) > 0.5).float()
+    target = 2 * F.interpolate(mask, size=(side, side))[:, 0] - 1
+    given: dict[str, Any] = {
+        "kind": "mask",
+        "image": image.contiguous(memory_format=torch.channels_last),
+        "target": target,
+    }
+
+    with torch.no_grad():
+        taps = model.taps(image)
+        code = model.patch_codes(taps)
+
+    def refinement_alone() -> Tensor:
+        return mask_loss(model.refine_patch(taps, code), (target > 0).float(), config.dice)
+
+    def step(backend: str, loss: Callable[[], Tensor]) -> float:
+        with use_backend(backend):
+            value = loss()
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+        optimizer.step()
+        return value.item()
+
+    works = {
+        f"a whole step, batch {batch}": lambda: total_loss(patch_losses(model, given, config), config),
+        "its refinement alone, features given": refinement_alone,
+    }
+    found = [["second stage", "cpu", "reference", "times as fast"]]
+    before = copy.deepcopy(model.state_dict())
+    for work, loss in works.items():
+        runs = [functools.partial(step, backend, loss) for backend in ("cpu", "reference")]
+        losses = []
+        for run in runs:
+            model.load_state_dict(before)
+            losses.append([run(), run()])
+        if not np.allclose(losses[0], losses[1], rtol=1e-4):
+            raise WrongResult(f"losses of {work}: {losses[0]} on cpu, {losses[1]} on reference")
+        ours, reference = interleaved(runs, options.rounds)
+        found.append([work, milliseconds(ours), milliseconds(reference), cell(reference / ours)])
+    return found

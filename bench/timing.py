@@ -12,7 +12,7 @@ PAUSE = 0.01
 """Seconds before each run: threads of the one before it, which wait busily for more work, have given up by then."""
 
 
-def interleaved(runs: Sequence[Callable[[], None]], rounds: int) -> list[np.ndarray]:
+def interleaved(runs: Sequence[Callable[[], object]], rounds: int) -> list[np.ndarray]:
     """Seconds of each of ``runs``, an array of ``rounds`` each."""
     for run in runs:  # the first call prepares: it compiles, tunes, allocates
         run()

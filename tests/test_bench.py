@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -92,6 +93,16 @@ def test_headline(bench: Callable[[str], ModuleType], capsys: pytest.CaptureFixt
         else:
             assert {"eager", "eager-nhwc", "onnxruntime"} <= peers
     assert [len(row) for row in memory] == [3, 3, 3]
+
+
+def test_headline_of_the_second_stage(bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    headline, measure = bench("headline"), bench("measure")
+    options = Namespace(small=True, rounds=1)
+    assert [len(row) for row in headline.training_table(options)] == [4, 4, 4]
+    right = reference.add_upsample_backward
+    monkeypatch.setattr(reference, "add_upsample_backward", lambda *given: [2 * g for g in right(*given)])
+    with pytest.raises(measure.WrongResult, match="losses of a whole step"):
+        headline.training_table(options)
 
 
 @pytest.mark.parametrize("name", ["compile", "compile-freezing", "compile-max-autotune", "onnxruntime", "openvino"])
