@@ -366,17 +366,16 @@ __device__ __forceinline__ void add_horizontal(float* to, const Horizontal<T>& m
     if (map.data == nullptr) return;
     const auto row_of = [&](int p) { return map.top + (layer.up ? 2 * y + p / 2 : y); };
     const auto col_of = [&](int p) { return map.left + (layer.up ? 2 * x + p % 2 : x); };
-    if constexpr (length > 2) {
-        if (layer.run > 1 && layer.run < length) {
+    if constexpr (length == 8) {
+        if (layer.run == 4) {
             // Two pixels of a row, then those of the next row or channels further on.
-            constexpr int half = length / 2;
-            add_horizontal<T, half>(to, map, layer, phase, channel, y, x);
-            channel += half;
+            add_horizontal<T, 4>(to, map, layer, phase, channel, y, x);
+            channel += 4;
             while (layer.up && channel >= layer.phase_width) {
                 channel -= layer.phase_width;
                 ++phase;
             }
-            return add_horizontal<T, half>(to + half, map, layer, phase, channel, y, x);
+            return add_horizontal<T, 4>(to + 4, map, layer, phase, channel, y, x);
         }
     }
     if (layer.run >= length) {

@@ -39,7 +39,7 @@ struct alignas(16) Layer {  // the weights follow in memory, 16 bytes at a time
     int columns;      // of tiles: side, or more so that four neighbours share a warp
     int split;        // threads that share a tile, each with a part of the input channels
     int stage;        // whose horizontal map is added; -1: none
-    int run;          // outputs of a group that may lie side by side in a channels_last map: 8, 4, 2 or 1
+    int run;          // outputs of a group that may lie side by side in a channels_last map: 8, 4 or 1
     int nine;         // the border has weights of its own: nine sets, by row and column first, inner, last
     int repeat;       // around the input: 1 the border's values again, 0 zeros
     int weights, weight_count;  // floats in the workspace: the bias, then weight_count per set
@@ -74,7 +74,7 @@ inline void set_tiles(Layer& layer, bool nearest) {
     layer.groups = ceil_div(outputs, layer.outs) * (layer.taps == Taps::pair ? 4 : 1);
     layer.phase_width = layer.taps == Taps::pair ? round_up(channels, layer.outs) : channels;
     layer.run = 1;
-    for (const int run : {2, 4, 8}) {
+    for (const int run : {4, 8}) {
         if (run <= layer.outs && (together ? 2 * channels : channels) % run == 0) layer.run = run;
     }
     layer.weight_count = layer.groups * layer.outs * layer.in_channels * (layer.taps == Taps::pair ? 4 : 9);
