@@ -24,10 +24,11 @@ STEPS = [
     "-m bench.compare --dtype fp32 --peer compile --markdown",
     "-m bench.compare --dtype fp16 --peer compile --markdown",
 ]
-# On their own: should TensorRT not take a module, what stands above is there all the same.
+# One by one: should TensorRT not take one op's layers, the others are there all the same.
 TENSORRT = [
-    f"-m bench.compare --dtype {dtype} --peer tensorrt --op merge_upsample --op refine --op add_upsample --markdown"
+    f"-m bench.compare --dtype {dtype} --peer tensorrt --op {op} --markdown"
     for dtype in ("fp32", "fp16")
+    for op in ("merge_upsample", "refine", "add_upsample", "refine_windows")
 ]
 
 

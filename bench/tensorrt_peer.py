@@ -26,7 +26,7 @@ def obstacle(module: Plain, training: bool) -> str | None:
         return reason
     if training:
         return "TensorRT computes no gradients"
-    return None if module.traceable else "plain PyTorch loops over the windows, each of which would be compiled"
+    return None if module.traceable else "there are no layers to run, only a loop over windows"
 
 
 def prepare(module: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., Any]:

@@ -46,7 +46,7 @@ def test_tensorrt_takes_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert tensorrt_peer.obstacle(plain, False) is None
     assert "gradients" in str(tensorrt_peer.obstacle(plain, True))
-    assert "loops" in str(tensorrt_peer.obstacle(looping, False))
+    assert "no layers" in str(tensorrt_peer.obstacle(looping, False))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert tensorrt_peer.obstacle(plain, False) == "torch_tensorrt is not installed"
 
