@@ -13,7 +13,7 @@ kernel, every configuration that autotune chooses from, specialised as at run ti
 - the first configuration of each kernel fits into shared memory (autotune drops others that do not);
 - ``merge_upsample`` moves at most 1.5 times the bytes that any implementation must.
 
-Where there is nvcc, and without --quick, the kernels of csrc/cuda are compiled and gated as well: see
+The whole takes some twenty minutes. Where there is nvcc, and without --quick, the kernels of csrc/cuda are compiled and gated as well: see
 :mod:`bench.aot_cuda`.
 """
 
@@ -41,6 +41,7 @@ from unittest import mock
 import torch
 import triton
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -390,7 +391,8 @@ def check(found: list[Compiled]) -> list[str]:
 def compile_all(todo: list[Case], jobs: int, compile_one: Callable[[Case], list[Compiled]]) -> list[Compiled]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        return list(itertools.chain.from_iterable(pool.map(compile_one, todo)))
+        cases = track(pool.map(compile_one, todo), "compiling", len(todo), console=Console(stderr=True), transient=True)
+        return list(itertools.chain.from_iterable(cases))
 
 
 def main() -> int:
