@@ -13,8 +13,8 @@ kernel, every configuration that autotune chooses from, specialised as at run ti
 - the first configuration of each kernel fits into shared memory (autotune drops others that do not);
 - ``merge_upsample`` moves at most 1.5 times the bytes that any implementation must.
 
-The whole takes some twenty minutes. Where there is nvcc, and without --quick, the kernels of csrc/cuda are compiled and gated as well: see
-:mod:`bench.aot_cuda`.
+Where there is nvcc, and without --quick, the kernels of csrc/cuda are compiled and gated as well: see
+:mod:`bench.aot_cuda`. The whole takes some twenty minutes.
 """
 
 from __future__ import annotations
