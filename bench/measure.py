@@ -52,8 +52,9 @@ class Setting:
         self.module = self._module(dtype, device)
         sets = [workload.inputs(torch.randn) for _ in range(INPUT_SETS)]
         self.sets = [tuple(x.to(device, dtype) for x in inputs) for inputs in sets]
-        expected = self.module(*self.sets[0])
-        self.gradient = torch.randn(expected.shape).to(device, dtype) if self.training else None
+        self.gradient: Tensor | None = None
+        if self.training:
+            self.gradient = torch.randn(self.module(*self.sets[0]).shape).to(device, dtype)
         self.expected = self._outcome(self.module, self.module, self._ready(self.sets[0], EAGER))
 
     def runner(self, contestant: Contestant, first: int = 0) -> Callable[[], None]:
