@@ -85,11 +85,14 @@ inline std::size_t shared_per_multiprocessor() {
     return attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
 }
 
-// How many blocks of the kernel run on a multiprocessor at a time.
+// How many blocks of the kernel run on a multiprocessor at a time. They may take all the shared memory there
+// is; without the second attribute the driver might leave some of it to the cache.
 template <class... Parameters>
 std::size_t resident_blocks(void (*kernel)(Parameters...), unsigned threads, std::size_t shared) {
     check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared));
     int blocks = 0;
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads), shared));
     return static_cast<std::size_t>(blocks);

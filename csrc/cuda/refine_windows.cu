@@ -90,6 +90,8 @@ void refine_windows(const void* encoding, const Strides& strides, DType dtype, c
                     const std::vector<Convolution>& convolutions, bool bits, float limit, void* out,
                     void* workspace, void* stream) {
     if (windows.count == 0) return;
+    if (!bits && reinterpret_cast<std::uintptr_t>(out) % sizeof(float2) != 0)
+        throw std::invalid_argument("out must be aligned to 8 bytes");
     const Plan plan = plan_here(cascade);
     CascadeArguments arguments{};
     arguments.workspace = static_cast<const float*>(workspace);

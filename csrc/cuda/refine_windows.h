@@ -45,7 +45,8 @@ Footprint refine_windows_footprint(const Cascade& cascade, std::int64_t shared_p
 
 // Writes all of `out`, (windows, side, side) fp32 logits or, if `bits`, (windows, side, ceil(side / 8))
 // bytes, a bit for every logit above `limit`. `horizontals` are scale after scale, one map per stage;
-// `convolutions` are those of the stages, then the head. `workspace` is device memory aligned to 16 bytes.
+// `convolutions` are those of the stages, then the head. `workspace` is device memory aligned to 16 bytes;
+// logits are to be aligned to 8.
 void refine_windows(const void* encoding, const Strides& strides, DType dtype, const Cascade& cascade,
                     const std::vector<Map>& horizontals, const Windows& windows, std::int64_t batch,
                     const std::vector<Convolution>& convolutions, bool bits, float limit, void* out,

@@ -188,7 +188,8 @@ def refine_windows(
         padding_mode == "zeros",
     )
     windows = [x.contiguous() for x in (image, scale, row, col)]
-    dense = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
+    fits = out.is_contiguous() and out.data_ptr() % 8 == 0
+    dense = out if fits else torch.empty_like(out, memory_format=torch.contiguous_format)
     # On a GPU it may be used again as soon as this returns: only by what comes later in the stream.
     workspace = encoding.new_empty(native().refine_windows_workspace(cascade), dtype=torch.uint8)
     native().refine_windows(

@@ -243,6 +243,16 @@ def _widened(conv: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]
     return weight.float(), None if bias is None else bias.float()
 
 
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_out_may_begin_anywhere(threshold: float | None) -> None:
+    """Logits are written two at a time."""
+    cascade = Cascade(torch.float32)
+    expected = refined(cascade, cuda, threshold=threshold)
+    out = expected.new_zeros(expected.numel() + 1)[1:].view_as(expected)
+    cascade(out=out, threshold=threshold, backend="cuda", padding_mode="replicate")
+    assert torch.equal(out, expected)
+
+
 def test_more_maps_than_one_launch_takes() -> None:
     scales = 70
     random = Random(torch.float32)
