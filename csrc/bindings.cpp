@@ -142,30 +142,22 @@ void weight_gradient(const std::array<int64_t, 3>& size, const TypedMapArgument&
                                pointer<void>(weight), pointer<void>(bias), threads});
 }
 
-FeatureConvolution feature_convolution(const std::array<int64_t, 3>& size, const TypedMapArgument& feature,
-                                       const TypedMapArgument& skip, const LayerArgument& layer, bool zeros,
-                                       int threads) {
-    return {size[0], size[1], size[2], map_of(feature), map_of(skip), layer_from(layer), zeros, threads};
-}
-
 void convolve_feature(const std::array<int64_t, 3>& size, const TypedMapArgument& feature,
-                      const TypedMapArgument& skip, const LayerArgument& layer, bool zeros, int threads) {
-    kernels().convolve_feature(feature_convolution(size, feature, skip, layer, zeros, threads));
+                      const LayerArgument& layer, bool zeros, const TypedMapArgument& out, int threads) {
+    Convolve arguments{};
+    arguments.batch = size[0], arguments.height = size[1], arguments.width = size[2];
+    arguments.inputs.push_back(map_of(feature));
+    arguments.layer = layer_from(layer);
+    arguments.zeros = zeros;
+    arguments.out = map_of(out);
+    arguments.threads = threads;
+    kernels().convolve_feature(arguments);
 }
 
-void feature_gradient(const std::array<int64_t, 3>& size, const TypedMapArgument& feature,
-                      const TypedMapArgument& skip, const LayerArgument& layer, bool zeros, int threads) {
-    kernels().feature_gradient(feature_convolution(size, feature, skip, layer, zeros, threads));
-}
-
-// As weight_gradient, of one input.
-void feature_weight_gradient(const std::array<int64_t, 3>& size, const TypedMapArgument& grad,
-                             const std::vector<TypedMapArgument>& inputs, bool zeros, Address weight,
-                             Address bias, int threads) {
-    const TypedMapArgument& feature = inputs.at(0);
-    const LayerArgument layer{0, 0, feature[8], grad[8]};
-    kernels().feature_weight_gradient(feature_convolution(size, feature, grad, layer, zeros, threads),
-                                      pointer<void>(weight), pointer<void>(bias));
+void feature_gradient(const std::array<int64_t, 3>& size, const TypedMapArgument& grad,
+                      const LayerArgument& layer, bool zeros, const TypedMapArgument& out, int threads) {
+    kernels().feature_gradient(
+        {size[0], size[1], size[2], map_of(grad), layer_from(layer), zeros, {}, map_of(out), threads});
 }
 
 // The counts of all windows, one after another, and where each ends.
@@ -218,7 +210,6 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("weight_gradient", weight_gradient, release_gil());
     m.def("convolve_feature", convolve_feature, release_gil());
     m.def("feature_gradient", feature_gradient, release_gil());
-    m.def("feature_weight_gradient", feature_weight_gradient, release_gil());
     m.def("encode_windows", encode);
     m.def("isa", [] { return kernels().isa; });
     m.def("build_info", build_info);

@@ -8,7 +8,6 @@
 #include <string>
 
 #include "column_sampler.h"
-#include "feature.h"
 #include "refine_windows.h"
 #include "refinement.h"
 
@@ -17,10 +16,10 @@ namespace sharpmask {
 struct Kernels {
     const char* isa;
     std::unique_ptr<ColumnSampler> (*column_sampler)(DType dtype, const Map& logits, double limit);
-    void (*convolve_feature)(const FeatureConvolution&);
-    void (*feature_gradient)(const FeatureConvolution&);
-    void (*feature_weight_gradient)(const FeatureConvolution&, void* weight,
-                                    void* bias);  // either may be null
+    // ReLU(conv(feature)) of one input of many channels, without addend, mask, upsample and bits.
+    void (*convolve_feature)(const Convolve&);
+    // The gradient of that input; `layer` has the weight as it is.
+    void (*feature_gradient)(const InputGradient&);
     void (*refine_windows)(const RefineWindows&);
     void (*convolve)(const Convolve&);
     void (*before_relu)(const BeforeRelu&);

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -148,12 +148,7 @@ def _input_gradient(
 
 
 def _parameter_gradients(
-    kernel: Callable[..., None],
-    grad: Tensor,
-    inputs: Sequence[Tensor],
-    padding_mode: str,
-    channels_last: bool,
-    needs: Sequence[bool],
+    grad: Tensor, inputs: Sequence[Tensor], padding_mode: str, channels_last: bool, needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients of weight and bias, of those that ``needs`` asks for."""
     outputs, dtype = grad.shape[1], inputs[0].dtype
@@ -161,7 +156,7 @@ def _parameter_gradients(
     weight = grad.new_empty(shape, dtype=_wide(dtype)) if needs[0] else None
     bias = grad.new_empty(outputs, dtype=_wide(dtype)) if needs[1] else None
     if any(needs):
-        kernel(
+        native().weight_gradient(
             _size(grad),
             _typed(grad),
             [_typed(x) for x in inputs],
@@ -191,7 +186,7 @@ def _merge_gradients(
     return [
         _input_gradient(grad, first, skip, padding_mode, channels_last, relu) if needs[0] else None,
         _input_gradient(grad, second, mask, padding_mode, channels_last) if needs[1] else None,
-        *_parameter_gradients(native().weight_gradient, grad, (skip, mask), padding_mode, channels_last, needs[2:]),
+        *_parameter_gradients(grad, (skip, mask), padding_mode, channels_last, needs[2:]),
     ]
 
 
@@ -239,7 +234,7 @@ def add_upsample_backward(
     gradients = [
         grad.to(mask.dtype).contiguous(memory_format=layout.chosen(channels_last)) if needs[0] else None,
         _input_gradient(grad, weight, mask, padding_mode, channels_last) if needs[1] else None,
-        *_parameter_gradients(native().weight_gradient, grad, (mask,), padding_mode, channels_last, needs[2:]),
+        *_parameter_gradients(grad, (mask,), padding_mode, channels_last, needs[2:]),
     ]
     return [g for g in gradients if g is not None]
 
@@ -251,7 +246,7 @@ def _skip(
     out = layout.empty((feature.shape[0], weight.shape[0], *feature.shape[2:]), feature, memory_format)
     parameters = _parameters(weight, bias, out.dtype)
     zeros, threads = padding_mode == "zeros", torch.get_num_threads()
-    native().convolve_feature(_size(feature), _typed(feature), _typed(out), _layer(*parameters), zeros, threads)
+    native().convolve_feature(_size(feature), _typed(feature), _layer(*parameters), zeros, _typed(out), threads)
     return out
 
 
@@ -304,18 +299,13 @@ def _skip_gradients(
     grad: Tensor, feature: Tensor, weight: Tensor, padding_mode: str, channels_last: bool, needs: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """Gradients of feature, weight and bias from that of their convolution."""
-    size, zeros, threads = _size(feature), padding_mode == "zeros", torch.get_num_threads()
     d_feature = None
     if needs[0]:
         d_feature = layout.empty(feature.shape, feature, layout.chosen(channels_last))
         parameters = _parameters(weight, None, grad.dtype)
-        native().feature_gradient(size, _typed(d_feature), _typed(grad), _layer(*parameters), zeros, threads)
-    return [
-        d_feature,
-        *_parameter_gradients(
-            native().feature_weight_gradient, grad, (feature,), padding_mode, channels_last, needs[1:]
-        ),
-    ]
+        zeros, threads = padding_mode == "zeros", torch.get_num_threads()
+        native().feature_gradient(_size(grad), _typed(grad), _layer(*parameters), zeros, _typed(d_feature), threads)
+    return [d_feature, *_parameter_gradients(grad, (feature,), padding_mode, channels_last, needs[1:])]
 
 
 # gather_windows

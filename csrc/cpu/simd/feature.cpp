@@ -5,11 +5,11 @@
 // rows of P, each shifted by its tap. Backward, G[(tap, o), pixel] holds the skip's gradient shifted the
 // other way, and the gradients are dx = w^T G and dw = G x^T.
 
-#include "../feature.h"
-
 #include <algorithm>
+#include <memory>
 
 #include "../parallel.h"
+#include "../refinement.h"
 #include "conv3x3.h"
 #include "maps.h"
 #include "product.h"
@@ -20,8 +20,8 @@ namespace {
 constexpr int64_t depth_at_once = 256;      // of a product, so that its operands stay in the first cache
 constexpr int64_t outputs_at_once = 32;     // forward
 constexpr int64_t bytes_at_once = 1 << 19;  // of P or G, so that they stay in the second cache
-constexpr int64_t pixels_at_once = 512;     // backward
-constexpr int64_t weight_gradient_tasks = 16;
+constexpr int64_t pixels_at_once = 480;     // backward
+constexpr int64_t weight_gradient_tasks = 8;
 
 // Of the feature, in a task of the weight's gradient: whole blocks, as two tasks share none.
 template <class T>
@@ -71,15 +71,28 @@ Map from_channel(const MapOf& m, int64_t channel) {
     return part;
 }
 
+// Pixels from p on of some channels, where they lie side by side.
+template <class T>
+Ahead ahead(const MapOf& m, const Part& part, int64_t channel, int64_t channels, int64_t p, int64_t pixels) {
+    channels = std::min(channels, m.channels - channel);
+    if (m.map.strides.col != 1 || channels <= 0) return {};
+    const int64_t size = size_of(m.dtype);
+    Ahead next(channels, m.map.strides.channel * size);
+    part.stretches(m, channel, p, std::min(p + pixels, part.pixels()),
+                   [&](int64_t offset, int64_t count, int64_t) {
+                       next.add(static_cast<const char*>(m.map.data) + offset * size, count * size);
+                   });
+    return next;
+}
+
 // A task's columns: not a power of 2, so that rows do not compete for the same lines of the cache.
 template <class T>
 int64_t step_for(int64_t pixels) {
     return (room_for_columns<T>(pixels) / lanes<T> | 1) * lanes<T> + 2 * lanes<T>;
 }
 
-template <class T>
-int threads_for(const FeatureConvolution& a) {
-    return useful_threads(a.threads, a.batch * a.height * a.width * a.layer.inputs * 4);
+int threads_for(int threads, int64_t batch, int64_t height, int64_t width, int64_t channels) {
+    return useful_threads(threads, batch * height * width * channels * 4);
 }
 
 // Weights of up to `outputs_at_once` outputs: w[i][(tap, o)].
@@ -88,18 +101,18 @@ struct Outputs {
     int64_t begin, count, step;
     Buffer<T> weights;
 
-    Outputs(const FeatureConvolution& a, int64_t begin)
+    Outputs(const Layer& layer, int64_t begin, int threads)
         : begin(begin),
-          count(std::min(a.layer.outputs - begin, outputs_at_once)),
+          count(std::min(layer.outputs - begin, outputs_at_once)),
           step(room_for_rows(9 * count)),
-          weights(a.layer.inputs * step) {
-        const T* from = static_cast<const T*>(a.layer.weight);
-        parallel_for(a.layer.inputs, threads_for<T>(a), [&](int64_t first, int64_t end) {
+          weights(layer.inputs * step) {
+        const T* from = static_cast<const T*>(layer.weight);
+        parallel_for(layer.inputs, threads, [&](int64_t first, int64_t end) {
             for (int64_t o = 0; o < count; ++o) {
                 for (int64_t i = first; i < end; ++i) {
                     for (int tap = 0; tap < 9; ++tap) {
                         weights.get()[i * step + tap * count + o] =
-                            from[((begin + o) * a.layer.inputs + i) * 9 + tap];
+                            from[((begin + o) * layer.inputs + i) * 9 + tap];
                     }
                 }
             }
@@ -110,7 +123,7 @@ struct Outputs {
 template <class T>
 class Forward {
   public:
-    explicit Forward(const FeatureConvolution& a)
+    explicit Forward(const Convolve& a)
         : a_(a),
           panel_(depth_at_once * block_columns<T>),
           line_(round_up<T>(a.width) + 2 * lanes<T>),
@@ -126,14 +139,14 @@ class Forward {
             for (int64_t y = top; y < bottom; ++y) {
                 for (int64_t o = 0; o < outputs.count; ++o)
                     add_taps(outputs, part, i, y, o, out_.get() + o * stride);
-                write_row(a_.skip.dtype, from_channel<T>(a_.skip, outputs.begin), image + i, y, outputs.count,
+                write_row(a_.out.dtype, from_channel<T>(a_.out, outputs.begin), image + i, y, outputs.count,
                           a_.width, out_.get(), stride);
             }
         }
     }
 
   private:
-    const FeatureConvolution& a_;
+    const Convolve& a_;
     Buffer<T> panel_, products_, line_, out_;
     int64_t step_ = 0, room_ = 0;
 
@@ -144,34 +157,24 @@ class Forward {
             room_ = outputs.step * step_;
             products_ = Buffer<T>(room_);
         }
-        for (int64_t i = 0; i < a_.layer.inputs; i += depth_at_once) {
-            const int64_t depth = std::min(depth_at_once, a_.layer.inputs - i);
+        const MapOf& x = a_.inputs[0];
+        for (int64_t i = 0; i < x.channels; i += depth_at_once) {
+            const int64_t depth = std::min(depth_at_once, x.channels - i);
             for (int64_t p = 0; p < pixels; p += block_columns<T>) {
-                part.stretches(a_.feature, i, p, std::min(p + block_columns<T>, pixels),
-                               [&](int64_t offset, int64_t count, int64_t pixel) {
-                                   const Strides& s = a_.feature.map.strides;
-                                   typed<T>(a_.feature, offset, [&](auto* from) {
-                                       copy_matrix(from, s.channel, s.col, depth, count,
-                                                   panel_.get() + (pixel - p), block_columns<T>);
-                                   });
-                               });
+                const int64_t end = std::min(p + block_columns<T>, pixels);
+                part.stretches(x, i, p, end, [&](int64_t offset, int64_t count, int64_t pixel) {
+                    typed<T>(x, offset, [&](auto* from) {
+                        copy_matrix(from, x.map.strides.channel, x.map.strides.col, depth, count,
+                                    panel_.get() + (pixel - p), block_columns<T>);
+                    });
+                });
+                Ahead next = end < pixels
+                                 ? ahead<T>(x, part, i, depth_at_once, end, block_columns<T>)
+                                 : ahead<T>(x, part, i + depth_at_once, depth_at_once, 0, block_columns<T>);
                 multiply(outputs.step, depth, outputs.weights.get() + i * outputs.step, outputs.step,
-                         panel_.get(), block_columns<T>, i == 0, products_.get() + p, step_,
-                         ahead(part, i, p + block_columns<T>));
+                         panel_.get(), block_columns<T>, i == 0, products_.get() + p, step_, next);
             }
         }
-    }
-
-    // The channels from i on of the pixels from p on.
-    Ahead ahead(const Part& part, int64_t i, int64_t p) const {
-        Ahead next;
-        if (a_.feature.map.strides.col != 1 || p >= part.pixels()) return next;
-        const int64_t size = size_of(a_.feature.dtype);
-        part.stretches(a_.feature, i, p, p + 1, [&](int64_t offset, int64_t, int64_t) {
-            next = {static_cast<const char*>(a_.feature.map.data) + offset * size,
-                    a_.feature.map.strides.channel * size, block_columns<T> * size / 64 + 1};
-        });
-        return next;
     }
 
     // A row of an output: bias and the nine taps' products, after ReLU.
@@ -203,11 +206,11 @@ class Forward {
 };
 
 template <class T>
-void forward(const FeatureConvolution& a) {
+void forward(const Convolve& a) {
     if (a.batch * a.height * a.width == 0) return;
-    const int threads = threads_for<T>(a);
+    const int threads = threads_for(a.threads, a.batch, a.height, a.width, a.layer.inputs);
     for (int64_t begin = 0; begin < a.layer.outputs; begin += outputs_at_once) {
-        const Outputs<T> outputs(a, begin);
+        const Outputs<T> outputs(a.layer, begin, threads);
         const int64_t pixels = bytes_at_once / (outputs.step * static_cast<int64_t>(sizeof(T)));
         // Whole images if they are small, else bands of rows; enough of them for all threads.
         const int64_t share = (a.batch * a.height + threads - 1) / threads;  // rows of a thread
@@ -227,18 +230,26 @@ void forward(const FeatureConvolution& a) {
     }
 }
 
-// The gradients' parallel tasks: bands of whole rows. They depend on nothing but the size.
+// The gradients' parallel tasks: some images if they are small, else bands of their rows. They depend on
+// nothing but the size.
 struct Bands {
-    int64_t rows, per_image, count;
+    int64_t batch, height, width, rows, per_image, images, count;
 
-    explicit Bands(const FeatureConvolution& a)
-        : rows(std::max<int64_t>(1, std::min(pixels_at_once / std::max<int64_t>(a.width, 1), a.height))),
-          per_image((a.height + rows - 1) / rows),
-          count(a.batch * per_image) {}
+    Bands(int64_t batch, int64_t height, int64_t width)
+        : batch(batch),
+          height(height),
+          width(width),
+          rows(std::max<int64_t>(1, std::min(pixels_at_once / std::max<int64_t>(width, 1), height))),
+          per_image((height + rows - 1) / rows),
+          images(per_image == 1 ? std::max<int64_t>(1, pixels_at_once / std::max<int64_t>(height * width, 1))
+                                : 1),
+          count((batch + images - 1) / images * per_image) {}
 
-    Part part(const FeatureConvolution& a, int64_t i) const {
-        const int64_t top = i % per_image * rows;
-        return {i / per_image, 1, top, std::min(top + rows, a.height), a.width};
+    int64_t pixels() const { return images * rows * width; }
+
+    Part operator[](int64_t i) const {
+        const int64_t image = i / per_image * images, top = i % per_image * rows;
+        return {image, std::min(images, batch - image), top, std::min(top + rows, height), width};
     }
 };
 
@@ -246,56 +257,61 @@ struct Bands {
 template <class T>
 class TapGradients {
   public:
-    TapGradients(const FeatureConvolution& a, const Bands& bands)
-        : step(step_for<T>(bands.rows * a.width)),
-          a_(a),
-          grad_(a.layer.outputs, bands.rows, a.width),
-          memory_(room_for_rows(9 * a.layer.outputs) * step) {}
+    TapGradients(const MapOf& grad, bool zeros, const Bands& bands)
+        : step(step_for<T>(bands.pixels())),
+          from_(grad),
+          zeros_(zeros),
+          outputs_(grad.channels),
+          height_(bands.height),
+          width_(bands.width),
+          grad_(outputs_, bands.rows, width_),
+          memory_(room_for_rows(9 * outputs_) * step) {}
 
     const int64_t step;  // from one tap and output to the next
 
     const T* get() const { return memory_.get(); }
 
     void shift(const Part& part) {
-        part_ = part;
-        for (int64_t y = part.top - 1; y <= part.bottom; ++y) read(y);
-        for (int tap = 0; tap < 9; ++tap) {
-            for (int64_t o = 0; o < a_.layer.outputs; ++o) {
-                T* to = memory_.get() + (tap * a_.layer.outputs + o) * step;
-                for (int64_t y = part.top; y < part.bottom; ++y, to += a_.width)
-                    shift_row(o, y, tap / 3, tap % 3, to);
+        top_ = part.top;
+        for (int64_t i = 0; i < part.images; ++i) {
+            for (int64_t y = part.top - 1; y <= part.bottom; ++y) read(part.image + i, y);
+            for (int tap = 0; tap < 9; ++tap) {
+                for (int64_t o = 0; o < outputs_; ++o) {
+                    T* to = memory_.get() + (tap * outputs_ + o) * step + i * part.rows() * width_;
+                    for (int64_t y = part.top; y < part.bottom; ++y, to += width_)
+                        shift_row(o, y, tap / 3, tap % 3, to);
+                }
             }
         }
     }
 
-    // Adds the gradient of every output, which is that of its bias.
-    void add_sums(T* sums) const {
-        for (int64_t o = 0; o < a_.layer.outputs; ++o) {
-            for (int64_t y = part_.top; y < part_.bottom; ++y) {
-                const T* cells = row(o, y);
-                for (int64_t x = 0; x < a_.width; ++x) sums[o] += cells[x];
-            }
+    // Adds up the skip's gradient, which the tap in the middle gets as it is.
+    void add_sums(const Part& part, T* sums) const {
+        for (int64_t o = 0; o < outputs_; ++o) {
+            const T* cells = get() + (4 * outputs_ + o) * step;
+            for (int64_t p = 0; p < part.pixels(); ++p) sums[o] += cells[p];
         }
     }
 
   private:
-    const FeatureConvolution& a_;
-    Part part_{};
-    Planes<T> grad_;  // with rows and columns of zeros around
+    const MapOf& from_;
+    const bool zeros_;
+    const int64_t outputs_, height_, width_;
+    int64_t top_ = 0;
+    Planes<T> grad_;  // of one image, with rows and columns of zeros around
     Buffer<T> memory_;
 
-    T* row(int64_t o, int64_t y) const { return grad_.row(o, y - part_.top); }
+    T* row(int64_t o, int64_t y) const { return grad_.row(o, y - top_); }
 
-    void read(int64_t y) {
-        const bool inside = y >= 0 && y < a_.height;
+    void read(int64_t image, int64_t y) {
+        const bool inside = y >= 0 && y < height_;
         if (inside) {
-            read_row(a_.skip.dtype, a_.skip.map, part_.image, y, 0, a_.layer.outputs, a_.width, row(0, y),
-                     grad_.plane);
+            read_row(from_.dtype, from_.map, image, y, 0, outputs_, width_, row(0, y), grad_.plane);
         }
-        for (int64_t o = 0; o < a_.layer.outputs; ++o) {
+        for (int64_t o = 0; o < outputs_; ++o) {
             T* cells = row(o, y);
-            if (!inside) std::fill_n(cells, a_.width, T{0});
-            cells[-1] = cells[a_.width] = T{0};
+            if (!inside) std::fill_n(cells, width_, T{0});
+            cells[-1] = cells[width_] = T{0};
         }
     }
 
@@ -303,29 +319,29 @@ class TapGradients {
     // padding reads the border's row (column) once more.
     void shift_row(int64_t o, int64_t y, int ky, int kx, T* to) const {
         const T* from = row(o, y + 1 - ky);
-        for (int64_t x = 0; x < a_.width; x += lanes<T>) store(to + x, load(from + x + 1 - kx));
-        if (a_.zeros) return;
+        for (int64_t x = 0; x < width_; x += lanes<T>) store(to + x, load(from + x + 1 - kx));
+        if (zeros_) return;
         add_column(from, kx, to);
-        if ((ky == 0 && y == 0) || (ky == 2 && y == a_.height - 1)) {
+        if ((ky == 0 && y == 0) || (ky == 2 && y == height_ - 1)) {
             const T* border = row(o, y);
-            for (int64_t x = 0; x < a_.width; ++x) to[x] += border[x + 1 - kx];
+            for (int64_t x = 0; x < width_; ++x) to[x] += border[x + 1 - kx];
             add_column(border, kx, to);
         }
     }
 
     void add_column(const T* from, int kx, T* to) const {
         if (kx == 0) to[0] += from[0];
-        if (kx == 2) to[a_.width - 1] += from[a_.width - 1];
+        if (kx == 2) to[width_ - 1] += from[width_ - 1];
     }
 };
 
 // w[(tap, o)][i]
 template <class T>
-Buffer<T> weights_by_tap(const FeatureConvolution& a) {
-    const int64_t inputs = a.layer.inputs, outputs = a.layer.outputs, step = room_for_rows(inputs);
+Buffer<T> weights_by_tap(const Layer& layer, int threads) {
+    const int64_t inputs = layer.inputs, outputs = layer.outputs, step = room_for_rows(inputs);
     Buffer<T> weights(9 * outputs * step);
-    const T* from = static_cast<const T*>(a.layer.weight);
-    parallel_for(outputs, threads_for<T>(a), [&](int64_t begin, int64_t end) {
+    const T* from = static_cast<const T*>(layer.weight);
+    parallel_for(outputs, threads, [&](int64_t begin, int64_t end) {
         for (int64_t o = begin; o < end; ++o) {
             for (int64_t i = 0; i < inputs; ++i) {
                 for (int tap = 0; tap < 9; ++tap)
@@ -337,76 +353,123 @@ Buffer<T> weights_by_tap(const FeatureConvolution& a) {
 }
 
 template <class T>
-void gradient(const FeatureConvolution& a) {
-    const Buffer<T> weights = weights_by_tap<T>(a);
+void gradient(const InputGradient& a) {
+    const int threads = threads_for(a.threads, a.batch, a.height, a.width, a.layer.inputs);
+    const Buffer<T> weights = weights_by_tap<T>(a.layer, threads);
     const int64_t weight_step = room_for_rows(a.layer.inputs), depth = 9 * a.layer.outputs;
-    const Bands bands(a);
-    parallel_for(bands.count, threads_for<T>(a), [&](int64_t begin, int64_t end) {
-        TapGradients<T> grad(a, bands);
+    const Bands bands(a.batch, a.height, a.width);
+    parallel_for(bands.count, threads, [&](int64_t begin, int64_t end) {
+        TapGradients<T> grad(a.grad, a.zeros, bands);
         const Buffer<T> result(block_rows * grad.step);
         for (int64_t band = begin; band < end; ++band) {
-            const Part part = bands.part(a, band);
+            const Part part = bands[band];
             grad.shift(part);
             for (int64_t i = 0; i < a.layer.inputs; i += block_rows) {
                 const int64_t channels = std::min<int64_t>(block_rows, a.layer.inputs - i);
+                Ahead nothing;
                 for (int64_t p = 0; p < part.pixels(); p += block_columns<T>) {
                     multiply(channels, depth, weights.get() + i, weight_step, grad.get() + p, grad.step, true,
-                             result.get() + p, grad.step);
+                             result.get() + p, grad.step, nothing);
                 }
-                part.stretches(a.feature, i, 0, part.pixels(),
-                               [&](int64_t offset, int64_t count, int64_t pixel) {
-                                   typed<T>(a.feature, offset, [&](auto* to) {
-                                       using To = std::remove_const_t<std::remove_pointer_t<decltype(to)>>;
-                                       write_typed(const_cast<To*>(to), a.feature.map.strides, channels,
-                                                   count, result.get() + pixel, grad.step);
-                                   });
-                               });
+                part.stretches(a.out, i, 0, part.pixels(), [&](int64_t offset, int64_t count, int64_t pixel) {
+                    typed<T>(a.out, offset, [&](auto* to) {
+                        using To = std::remove_const_t<std::remove_pointer_t<decltype(to)>>;
+                        write_typed(const_cast<To*>(to), a.out.map.strides, channels, count,
+                                    result.get() + pixel, grad.step);
+                    });
+                });
             }
         }
     });
 }
 
+// G x^T, of the joined inputs' channels [begin, end).
 template <class T>
-void weight_gradient(const FeatureConvolution& a, T* weight, T* bias) {
-    const int64_t inputs = a.layer.inputs, outputs = a.layer.outputs, taps = 9 * outputs;
-    const Bands bands(a);
-    // Every task sums over a share of the bands for some of the channels.
-    const int64_t blocks = std::max<int64_t>(1, (inputs + channels_at_once<T> - 1) / channels_at_once<T>);
-    const int64_t shares = std::max<int64_t>(1, std::min(weight_gradient_tasks / blocks, bands.count));
-    const int64_t step = room_for_columns<T>(inputs) + lanes<T>, room = room_for_rows(taps);
-    const Buffer<T> sums(shares * room * step), bias_sums(shares * outputs);
-    const int threads = threads_for<T>(a);
-    parallel_for(shares * blocks, threads, [&](int64_t begin, int64_t end) {
-        TapGradients<T> grad(a, bands);
-        const Buffer<T> left(bands.rows * a.width * room), right(depth_at_once * block_columns<T>);
-        for (int64_t task = begin; task < end; ++task) {
-            const int64_t share = task / blocks, first = task % blocks * channels_at_once<T>;
-            const int64_t last = weight == nullptr ? first : std::min(first + channels_at_once<T>, inputs);
-            T* sum = sums.get() + share * room * step;
-            for (int64_t band = share * bands.count / shares; band < (share + 1) * bands.count / shares;
-                 ++band) {
-                const Part part = bands.part(a, band);
-                grad.shift(part);
-                if (first == 0) grad.add_sums(bias_sums.get() + share * outputs);
-                copy_matrix(grad.get(), 1, grad.step, part.pixels(), taps, left.get(), room);
-                for (int64_t i = first; i < last; i += block_columns<T>) {
-                    const int64_t channels = std::min<int64_t>(block_columns<T>, last - i);
-                    for (int64_t p = 0; p < part.pixels(); p += depth_at_once) {
-                        const int64_t depth = std::min(depth_at_once, part.pixels() - p);
-                        part.stretches(a.feature, i, p, p + depth,
-                                       [&](int64_t offset, int64_t count, int64_t pixel) {
-                                           const Strides& s = a.feature.map.strides;
-                                           typed<T>(a.feature, offset, [&](auto* from) {
-                                               copy_matrix(from, s.col, s.channel, count, channels,
-                                                           right.get() + (pixel - p) * block_columns<T>,
-                                                           block_columns<T>);
-                                           });
-                                       });
-                        multiply(taps, depth, left.get() + p * room, room, right.get(), block_columns<T>,
-                                 false, sum + i, step);
-                    }
+class WeightSums {
+  public:
+    WeightSums(const WeightGradient& a, const Bands& bands)
+        : a_(a),
+          bands_(bands),
+          taps_(9 * a.grad.channels),
+          room_(room_for_rows(taps_)),
+          grad_(a.grad, a.zeros, bands),
+          left_(bands.pixels() * room_),
+          right_(depth_at_once * block_columns<T>) {}
+
+    // Over the bands [first, last): sums[(tap, o) * step + i], and the sums of grad where bias is not null.
+    void run(int64_t first, int64_t last, int64_t begin, int64_t end, T* sums, int64_t step, T* bias) {
+        for (int64_t band = first; band < last; ++band) {
+            const Part part = bands_[band];
+            grad_.shift(part);
+            if (bias != nullptr) grad_.add_sums(part, bias);
+            copy_matrix(grad_.get(), 1, grad_.step, part.pixels(), taps_, left_.get(), room_);
+            for (int64_t p = 0; p < part.pixels(); p += depth_at_once) {
+                const int64_t depth = std::min(depth_at_once, part.pixels() - p);
+                Ahead next = p + depth < part.pixels() ? ahead(part, begin, end, p + depth)
+                             : band + 1 < last         ? ahead(bands_[band + 1], begin, end, 0)
+                                                       : Ahead();
+                for (int64_t i = begin; i < end; i += block_columns<T>) {
+                    read(part, i, std::min(i + block_columns<T>, end), p, p + depth);
+                    multiply(taps_, depth, left_.get() + p * room_, room_, right_.get(), block_columns<T>,
+                             band == first && p == 0, sums + i, step, next);
                 }
             }
+        }
+    }
+
+  private:
+    const WeightGradient& a_;
+    const Bands& bands_;
+    int64_t taps_, room_;
+    TapGradients<T> grad_;
+    Buffer<T> left_, right_;  // G and x, transposed
+
+    Ahead ahead(const Part& part, int64_t begin, int64_t end, int64_t p) const {
+        if (a_.inputs.size() > 1) return {};
+        return sharpmask::SHARPMASK_ISA::ahead<T>(a_.inputs[0], part, begin, end - begin, p, depth_at_once);
+    }
+
+    // Pixels [p, last) of channels [begin, end) of the joined inputs.
+    void read(const Part& part, int64_t begin, int64_t end, int64_t p, int64_t last) const {
+        int64_t first = 0;  // of the map among the joined
+        for (const MapOf& m : a_.inputs) {
+            const int64_t from = std::max(begin, first), to = std::min(end, first + m.channels);
+            if (from < to) {
+                part.stretches(m, from - first, p, last, [&](int64_t offset, int64_t count, int64_t pixel) {
+                    typed<T>(m, offset, [&](auto* cells) {
+                        copy_matrix(cells, m.map.strides.col, m.map.strides.channel, count, to - from,
+                                    right_.get() + (pixel - p) * block_columns<T> + from - begin,
+                                    block_columns<T>);
+                    });
+                });
+            }
+            first += m.channels;
+        }
+    }
+};
+
+template <class T>
+void weight_gradients(const WeightGradient& a) {
+    T *weight = static_cast<T*>(a.weight), *bias = static_cast<T*>(a.bias);
+    int64_t inputs = 0;
+    for (const MapOf& m : a.inputs) inputs += m.channels;
+    const int64_t outputs = a.grad.channels, used = weight == nullptr ? 0 : inputs;
+    const Bands bands(a.batch, a.height, a.width);
+    // Every task sums over a share of the bands for a block of the channels.
+    const int64_t blocks = std::max<int64_t>(1, (used + channels_at_once<T> - 1) / channels_at_once<T>);
+    const int64_t shares = std::max<int64_t>(1, std::min(weight_gradient_tasks / blocks, bands.count));
+    const int64_t step = room_for_columns<T>(inputs) + lanes<T>, size = room_for_rows(9 * outputs) * step;
+    const std::unique_ptr<T[]> sums(new T[shares * size]);  // written before they are added to
+    const Buffer<T> bias_sums(shares * outputs);
+    if (bands.count == 0) std::fill_n(sums.get(), size, T{0});
+    const int threads = threads_for(a.threads, a.batch, a.height, a.width, inputs + outputs);
+    parallel_for(shares * blocks, threads, [&](int64_t first, int64_t last) {
+        WeightSums<T> task(a, bands);
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t share = i / blocks, begin = i % blocks * channels_at_once<T>;
+            task.run(share * bands.count / shares, (share + 1) * bands.count / shares, begin,
+                     std::min(begin + channels_at_once<T>, used), sums.get() + share * size, step,
+                     begin == 0 ? bias_sums.get() + share * outputs : nullptr);
         }
     });
     // The shares' sums in their order.
@@ -420,7 +483,7 @@ void weight_gradient(const FeatureConvolution& a, T* weight, T* bias) {
                 for (int64_t i = 0; i < inputs; ++i) {
                     T total = 0;
                     for (int64_t share = 0; share < shares; ++share)
-                        total += sums.get()[(share * room + tap * outputs + o) * step + i];
+                        total += sums.get()[share * size + (tap * outputs + o) * step + i];
                     weight[(o * inputs + i) * 9 + tap] = total;
                 }
             }
@@ -430,20 +493,16 @@ void weight_gradient(const FeatureConvolution& a, T* weight, T* bias) {
 
 }  // namespace
 
-void convolve_feature(const FeatureConvolution& a) {
-    a.feature.dtype == DType::float64 ? forward<double>(a) : forward<float>(a);
+void convolve_feature(const Convolve& a) {
+    a.out.dtype == DType::float64 ? forward<double>(a) : forward<float>(a);
 }
 
-void feature_gradient(const FeatureConvolution& a) {
-    a.feature.dtype == DType::float64 ? gradient<double>(a) : gradient<float>(a);
+void feature_gradient(const InputGradient& a) {
+    a.out.dtype == DType::float64 ? gradient<double>(a) : gradient<float>(a);
 }
 
-void feature_weight_gradient(const FeatureConvolution& a, void* weight, void* bias) {
-    if (a.feature.dtype == DType::float64) {
-        weight_gradient(a, static_cast<double*>(weight), static_cast<double*>(bias));
-    } else {
-        weight_gradient(a, static_cast<float*>(weight), static_cast<float*>(bias));
-    }
+void feature_weight_gradient(const WeightGradient& a) {
+    a.grad.dtype == DType::float64 ? weight_gradients<double>(a) : weight_gradients<float>(a);
 }
 
 }  // namespace sharpmask::SHARPMASK_ISA

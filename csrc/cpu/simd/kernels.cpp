@@ -6,9 +6,8 @@
 namespace sharpmask::SHARPMASK_ISA {
 
 std::unique_ptr<ColumnSampler> column_sampler(DType dtype, const Map& logits, double limit);
-void convolve_feature(const FeatureConvolution& arguments);
-void feature_gradient(const FeatureConvolution& arguments);
-void feature_weight_gradient(const FeatureConvolution& arguments, void* weight, void* bias);
+void convolve_feature(const Convolve& arguments);
+void feature_gradient(const InputGradient& arguments);
 void refine_windows(const RefineWindows& arguments);
 void convolve(const Convolve& arguments);
 void before_relu(const BeforeRelu& arguments);
@@ -19,7 +18,6 @@ extern const Kernels kernels{SHARPMASK_NAME(SHARPMASK_ISA),
                              column_sampler,
                              convolve_feature,
                              feature_gradient,
-                             feature_weight_gradient,
                              refine_windows,
                              convolve,
                              before_relu,

@@ -24,16 +24,41 @@ constexpr int64_t room_for_columns(int64_t columns) {
     return (columns + block_columns<T> - 1) / block_columns<T> * block_columns<T>;
 }
 
-// What is to be read next, line by line of the cache, `step` bytes apart; fetched while others are
-// multiplied.
-struct Ahead {
-    const char* data = nullptr;
-    int64_t step = 0, lines = 0;
+// What is to be read soon, fetched line by line of the cache while others are multiplied: stretches of
+// memory, each `rows` times, `step` bytes apart.
+class Ahead {
+  public:
+    Ahead() = default;
+    Ahead(int64_t rows, int64_t step) : rows_(rows), step_(step) {}
+
+    void add(const void* begin, int64_t bytes) {
+        const auto at = reinterpret_cast<std::uintptr_t>(begin);
+        for (auto line = at / 64 * 64; line < at + bytes && count_ < most; line += 64)
+            lines_[count_++] = reinterpret_cast<const char*>(line);
+    }
+
+    void fetch_one() {
+        if (left_ == 0) {
+            if (line_ == count_) return;
+            next_ = lines_[line_++];
+            left_ = rows_;
+        }
+        __builtin_prefetch(next_, 0, 2);
+        next_ += step_;
+        --left_;
+    }
+
+  private:
+    static constexpr int most = 32;
+    const char* lines_[most];
+    const char* next_ = nullptr;
+    int count_ = 0, line_ = 0;
+    int64_t rows_ = 0, step_ = 0, left_ = 0;  // of the line's rows
 };
 
 template <class T, int R>
 void multiply_block(int64_t depth, const T* a, int64_t a_step, const T* b, int64_t b_step, bool fresh, T* c,
-                    int64_t c_step, const char* ahead, int64_t ahead_step) {
+                    int64_t c_step, Ahead& ahead) {
     constexpr int V = block_vectors;
     Vector<T> sums[R][V];
 #pragma GCC unroll 12
@@ -41,8 +66,8 @@ void multiply_block(int64_t depth, const T* a, int64_t a_step, const T* b, int64
 #pragma GCC unroll 3
         for (int v = 0; v < V; ++v) sums[r][v] = fresh ? Vector<T>{} : load(c + r * c_step + v * lanes<T>);
     }
-    for (int64_t k = 0; k < depth; ++k, a += a_step, b += b_step, ahead += ahead_step) {
-        __builtin_prefetch(ahead, 0, 2);
+    for (int64_t k = 0; k < depth; ++k, a += a_step, b += b_step) {
+        ahead.fetch_one();
         Vector<T> columns[V];
 #pragma GCC unroll 3
         for (int v = 0; v < V; ++v) columns[v] = load(b + v * lanes<T>);
@@ -64,18 +89,22 @@ void multiply_block(int64_t depth, const T* a, int64_t a_step, const T* b, int64
 // three have room for whole blocks.
 template <class T>
 void multiply(int64_t rows, int64_t depth, const T* a, int64_t a_step, const T* b, int64_t b_step, bool fresh,
-              T* c, int64_t c_step, const Ahead& ahead = {}) {
-    int64_t row = 0, line = 0;
-    const auto block = [&](auto rows_at_once) {
-        constexpr int R = rows_at_once;
-        const bool fetch = line < ahead.lines;
-        multiply_block<T, R>(depth, a + row, a_step, b, b_step, fresh, c + row * c_step, c_step,
-                             fetch ? ahead.data + 64 * line : reinterpret_cast<const char*>(b),
-                             fetch ? ahead.step : 0);
-        row += R, ++line;
-    };
-    while (row + block_rows <= rows) block(std::integral_constant<int, block_rows>());
-    while (row < rows) block(std::integral_constant<int, 4>());
+              T* c, int64_t c_step, Ahead& ahead) {
+    int64_t row = 0;
+    for (; row + block_rows <= rows; row += block_rows)
+        multiply_block<T, block_rows>(depth, a + row, a_step, b, b_step, fresh, c + row * c_step, c_step,
+                                      ahead);
+    for (; row < rows; row += 4)
+        multiply_block<T, 4>(depth, a + row, a_step, b, b_step, fresh, c + row * c_step, c_step, ahead);
+}
+
+// The first `count` lanes, others 0.
+template <class T, class From>
+Vector<T> load_some(const From* from, int64_t count) {
+    if (std::is_same_v<T, From> && count >= lanes<T>) return load(reinterpret_cast<const T*>(from));
+    T all[lanes<T>] = {};
+    for (int64_t i = 0; i < std::min<int64_t>(count, lanes<T>); ++i) all[i] = widen(from[i]);
+    return load(all);
 }
 
 // to[r * to_step + c] = from[r * row + c * column]
@@ -96,21 +125,11 @@ void copy_matrix(const From* from, int64_t row, int64_t column, int64_t rows, in
     } else if (row == 1) {  // square after square is transposed
         for (int64_t c = 0; c < columns; c += n) {
             for (int64_t r = 0; r < rows; r += n) {
-                T cells[n * n];
                 Vector<T> square[n];
-                const From* corner = from + r + c * column;
-                if (columns - c >= n && rows - r >= n) {
-                    for (int i = 0; i < n; ++i) {
-                        for (int j = 0; j < n; ++j) cells[i * n + j] = widen(corner[i * column + j]);
-                    }
-                } else {
-                    for (int i = 0; i < n; ++i) {
-                        for (int j = 0; j < n; ++j)
-                            cells[i * n + j] =
-                                c + i < columns && r + j < rows ? widen(corner[i * column + j]) : T{0};
-                    }
+                for (int i = 0; i < n; ++i) {
+                    square[i] =
+                        i < columns - c ? load_some<T>(from + r + (c + i) * column, rows - r) : Vector<T>{};
                 }
-                for (int i = 0; i < n; ++i) square[i] = load(cells + i * n);
                 transpose<T>(square);
                 for (int i = 0; i < n && r + i < rows; ++i)
                     store_some(to + (r + i) * to_step + c, square[i], columns - c);

@@ -295,53 +295,67 @@ class UpsampleGradient {
   public:
     explicit UpsampleGradient(const BeforeRelu& a)
         : a_(a),
-          stride_(2 * round_up<T>(a.width) + 2),
+          stride_(2 * round_up<T>(a.width) + 2 * lanes<T>),
           row_(a.grad.channels * stride_),
-          sums_(row_size()),
+          folded_(a.grad.channels, a.width),
           out_(a.grad.channels * round_up<T>(a.width)) {}
 
     void run(int64_t image, int64_t y) {
+        if (image != image_) folded_.forget();
+        image_ = image;
         const int64_t channels = a_.grad.channels, stride = round_up<T>(a_.width), bytes = (a_.width + 7) / 8;
-        std::fill_n(sums_.get(), row_size(), T{0});
-        add(image, 2 * y, a_.nearest ? 1 : 0.75);
-        add(image, 2 * y + 1, a_.nearest ? 1 : 0.75);
-        if (!a_.nearest) {
-            // The neighbours' quarters; beyond the border they fall back onto the border row.
-            add(image, y > 0 ? 2 * y - 1 : 0, 0.25);
-            add(image, y < a_.height - 1 ? 2 * y + 2 : 2 * y + 1, 0.25);
-        }
+        // The neighbours' quarters; beyond the border they fall back onto the border row.
+        const T* const before = row(std::max<int64_t>(2 * y - 1, 0));
+        const T *const first = row(2 * y), *const second = row(2 * y + 1);
+        const T* const after = row(std::min(2 * y + 2, 2 * a_.height - 1));
         for (int64_t c = 0; c < channels; ++c) {
-            T* out = out_.get() + c * stride;
-            add_columns(sums_.get() + c * stride_, out);
+            const int64_t offset = c * folded_.plane + 1;
             const std::uint8_t* active = a_.active + ((image * channels + c) * a_.height + y) * bytes;
-            for (int64_t x = 0; x < a_.width; ++x) out[x] = active[x / 8] >> (x % 8) & 1 ? out[x] : T{0};
+            for (int64_t x = 0; x < a_.width; x += lanes<T>) {
+                const auto at = [&](const T* cells) { return load(cells + offset + x); };
+                const Vector<T> sum = a_.nearest
+                                          ? at(first) + at(second)
+                                          : quarters<T>(at(first) + at(second), at(before) + at(after));
+                unsigned bits = active[x / 8];
+                if (lanes<T> > 8 && x / 8 + 1 < bytes) bits |= active[x / 8 + 1] << 8;
+                store(out_.get() + c * stride + x, keep<T>(sum, bits >> x % 8));
+            }
         }
         write_row(a_.out.dtype, a_.out.map, image, y, channels, a_.width, out_.get(), stride);
     }
 
   private:
     const BeforeRelu& a_;
-    int64_t stride_;
-    Buffer<T> row_, sums_, out_;
+    int64_t image_ = -1, stride_;
+    Buffer<T> row_;
+    Ring<T> folded_;  // rows whose columns are summed up
+    Buffer<T> out_;
 
-    int64_t row_size() const { return a_.grad.channels * stride_; }
-
-    void add(int64_t image, int64_t y, double share) {
-        read_row(a_.grad.dtype, a_.grad.map, image, y, 0, a_.grad.channels, 2 * a_.width, row_.get(),
-                 stride_);
-        const T factor = static_cast<T>(share);
-        for (int64_t i = 0; i < row_size(); ++i) sums_.get()[i] += factor * row_.get()[i];
+    const T* row(int64_t y) {
+        return folded_.row(y, a_.grad.channels, false, [&](T* to) {
+            const int64_t width = a_.width;
+            read_row(a_.grad.dtype, a_.grad.map, image_, y, 0, a_.grad.channels, 2 * width, row_.get() + 1,
+                     stride_);
+            for (int64_t c = 0; c < a_.grad.channels; ++c) {
+                T* cells = row_.get() + c * stride_ + 1;
+                cells[-1] = cells[0];
+                cells[2 * width] = cells[2 * width - 1];
+                for (int64_t x = 0; x < width; x += lanes<T>)
+                    store(to + c * folded_.plane + x,
+                          a_.nearest ? halves(cells + 2 * x) : spread(cells + 2 * x));
+            }
+        });
     }
 
-    void add_columns(const T* from, T* to) const {
-        const int64_t width = a_.width;
-        for (int64_t x = 0; x < width; ++x) to[x] = from[2 * x] + from[2 * x + 1];
-        if (a_.nearest) return;
-        for (int64_t x = 0; x < width; ++x) to[x] *= T(0.75);
-        for (int64_t x = 1; x < width; ++x) to[x] += T(0.25) * from[2 * x - 1];
-        for (int64_t x = 0; x < width - 1; ++x) to[x] += T(0.25) * from[2 * x + 2];
-        to[0] += T(0.25) * from[0];
-        to[width - 1] += T(0.25) * from[2 * width - 1];
+    static Vector<T> halves(const T* cells) {
+        const Pair<Vector<T>> pair = deinterleave<T>(load(cells), load(cells + lanes<T>));
+        return pair.first + pair.second;
+    }
+
+    static Vector<T> spread(const T* cells) {
+        const Pair<Vector<T>> left = deinterleave<T>(load(cells - 1), load(cells - 1 + lanes<T>));
+        const Pair<Vector<T>> right = deinterleave<T>(load(cells + 1), load(cells + 1 + lanes<T>));
+        return quarters<T>(left.second + right.first, left.first + right.second);
     }
 };
 
@@ -620,6 +634,13 @@ void before_relu(const BeforeRelu& arguments) { run_in(arguments.out.dtype, argu
 
 void input_gradient(const InputGradient& arguments) { run_in(arguments.out.dtype, arguments); }
 
-void weight_gradient(const WeightGradient& arguments) { run_in(arguments.grad.dtype, arguments); }
+void feature_weight_gradient(const WeightGradient& arguments);  // of feature.cpp
+
+void weight_gradient(const WeightGradient& arguments) {
+    int64_t inputs = 0;
+    for (const MapOf& m : arguments.inputs) inputs += m.channels;
+    // A product of matrices pays where its blocks are filled.
+    inputs < 32 ? run_in(arguments.grad.dtype, arguments) : feature_weight_gradient(arguments);
+}
 
 }  // namespace sharpmask::SHARPMASK_ISA

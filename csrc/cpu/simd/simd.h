@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #ifdef __AVX2__
@@ -55,11 +56,18 @@ inline void store(T* to, Vector<T> v) {
 // The first `count` lanes.
 template <class T>
 inline void store_some(T* to, Vector<T> v, int64_t count) {
-    if (count >= lanes<T>) {
-        store(to, v);
+    if (count >= lanes<T>) return store(to, v);
+#if defined __AVX512F__
+    if constexpr (sizeof(T) == 8) {
+        _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), v);
     } else {
-        for (int i = 0; i < count; ++i) to[i] = v[i];
+        _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), v);
     }
+#else
+    T all[lanes<T>];
+    store(all, v);
+    for (int i = 0; i < count; ++i) to[i] = all[i];
+#endif
 }
 
 template <class T>
@@ -135,6 +143,26 @@ inline Pair<V> interleaved(V a, V b, std::index_sequence<I...>) {
 template <class T>
 inline Pair<Vector<T>> interleave(Vector<T> a, Vector<T> b) {
     return interleaved(a, b, std::make_index_sequence<lanes<T>>());
+}
+
+template <class V, std::size_t... I>
+inline Pair<V> deinterleaved(V a, V b, std::index_sequence<I...>) {
+    return {__builtin_shufflevector(a, b, (2 * I)...), __builtin_shufflevector(a, b, (2 * I + 1)...)};
+}
+
+// The opposite.
+template <class T>
+inline Pair<Vector<T>> deinterleave(Vector<T> a, Vector<T> b) {
+    return deinterleaved(a, b, std::make_index_sequence<lanes<T>>());
+}
+
+// The lanes whose bit is set, 0 in the others.
+template <class T>
+inline Vector<T> keep(Vector<T> v, unsigned bits) {
+    using Lane = std::conditional_t<sizeof(T) == 8, std::int64_t, std::int32_t>;
+    Vector<Lane> bit;
+    for (int i = 0; i < lanes<T>; ++i) bit[i] = Lane{1} << i;
+    return (splat(static_cast<Lane>(bits)) & bit) != Vector<Lane>{} ? v : Vector<T>{};
 }
 
 // Rows become columns, of as many rows as there are lanes: log2(lanes) rounds of interleaving the first half
