@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "arguments.h"
 #include "cpu/encode_windows.h"
 #include "cpu/gather_windows.h"
 #include "cpu/kernels.h"
@@ -21,36 +22,10 @@ using std::int64_t;
 
 namespace {
 
-using Address = std::uintptr_t;  // Tensor.data_ptr()
-
-// Address, height, width, strides: of batch, channel, row, column.
-using MapArgument = std::array<int64_t, 7>;
 // Dtype, then a MapArgument, then channels; all 0: no map.
 using TypedMapArgument = std::array<int64_t, 9>;
-// Address (0: not asked for), height, width.
-using GradientArgument = std::array<int64_t, 3>;
-// Count; addresses of image, scale, row, col.
-using WindowsArgument = std::array<int64_t, 5>;
 // Addresses of weight and bias, inputs, outputs.
 using LayerArgument = std::array<int64_t, 4>;
-
-template <class T>
-T* pointer(std::uint64_t address) {
-    return reinterpret_cast<T*>(static_cast<Address>(address));
-}
-
-Windows windows_from(const WindowsArgument& w) {
-    return {w[0], pointer<const int64_t>(w[1]), pointer<const int64_t>(w[2]), pointer<const int64_t>(w[3]),
-            pointer<const int64_t>(w[4])};
-}
-
-Map map_from(const MapArgument& m) { return {pointer<void>(m[0]), m[1], m[2], {m[3], m[4], m[5], m[6]}}; }
-
-std::vector<Map> maps_from(const std::vector<MapArgument>& maps) {
-    std::vector<Map> typed;
-    for (const auto& m : maps) typed.push_back(map_from(m));
-    return typed;
-}
 
 MapOf map_of(const TypedMapArgument& m) {
     return {static_cast<DType>(m[0]), map_from({m[1], m[2], m[3], m[4], m[5], m[6], m[7]}), m[8]};
@@ -71,14 +46,12 @@ void forward(const std::vector<MapArgument>& maps, const WindowsArgument& window
                    channels_last, pointer<void>(out), threads);
 }
 
-void backward(Address grad, const std::array<int64_t, 4>& strides, int dtype, const WindowsArgument& windows,
+void backward(Address grad, const StridesArgument& strides, int dtype, const WindowsArgument& windows,
               int64_t batch, int64_t channels, int64_t size, int64_t step,
               const std::vector<GradientArgument>& gradients, bool channels_last, int threads) {
-    std::vector<MapGradient> typed;
-    for (const auto& g : gradients) typed.push_back({pointer<void>(g[0]), g[1], g[2]});
-    gather_windows_backward(pointer<const void>(grad), {strides[0], strides[1], strides[2], strides[3]},
-                            static_cast<DType>(dtype), windows_from(windows), batch, channels, size, step,
-                            typed, channels_last, threads);
+    gather_windows_backward(pointer<const void>(grad), strides_from(strides), static_cast<DType>(dtype),
+                            windows_from(windows), batch, channels, size, step, gradients_from(gradients),
+                            channels_last, threads);
 }
 
 void cascade(int dtype, const MapArgument& encoding, const std::vector<MapArgument>& horizontals,

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "arguments.h"
 #include "cuda/encode_windows.h"
 #include "cuda/gather_windows.h"
 #include "cuda/refine_windows.h"
@@ -20,37 +21,8 @@ using std::int64_t;
 
 namespace {
 
-using Address = std::uintptr_t;  // Tensor.data_ptr()
-
-// Strides: of batch, channel, row, column.
-using StridesArgument = std::array<int64_t, 4>;
-// Address, height, width, strides.
-using MapArgument = std::array<int64_t, 7>;
-// Address (0: not asked for), height, width.
-using GradientArgument = std::array<int64_t, 3>;
-// Count; addresses of image, scale, row, col.
-using WindowsArgument = std::array<int64_t, 5>;
 // Out channels; address and strides of the weight; address (0: none) and stride of the bias.
 using ConvolutionArgument = std::array<int64_t, 8>;
-
-template <class T>
-T* pointer(std::uint64_t address) {
-    return reinterpret_cast<T*>(static_cast<Address>(address));
-}
-
-Windows windows_from(const WindowsArgument& w) {
-    return {w[0], pointer<const int64_t>(w[1]), pointer<const int64_t>(w[2]), pointer<const int64_t>(w[3]),
-            pointer<const int64_t>(w[4])};
-}
-
-Strides strides_from(const StridesArgument& s) { return {s[0], s[1], s[2], s[3]}; }
-
-std::vector<Map> maps_from(const std::vector<MapArgument>& maps) {
-    std::vector<Map> typed;
-    for (const auto& m : maps)
-        typed.push_back({pointer<const void>(m[0]), m[1], m[2], {m[3], m[4], m[5], m[6]}});
-    return typed;
-}
 
 void gather_forward(const std::vector<MapArgument>& maps, const WindowsArgument& windows, int64_t batch,
                     int64_t channels, int64_t size, int64_t step, int64_t element_size, bool channels_last,
@@ -62,11 +34,9 @@ void gather_forward(const std::vector<MapArgument>& maps, const WindowsArgument&
 void gather_backward(Address grad, const StridesArgument& strides, int dtype, const WindowsArgument& windows,
                      int64_t batch, int64_t channels, int64_t size, int64_t step,
                      const std::vector<GradientArgument>& gradients, bool channels_last, Address stream) {
-    std::vector<MapGradient> typed;
-    for (const auto& g : gradients) typed.push_back({pointer<void>(g[0]), g[1], g[2]});
     gather_windows_backward(pointer<const void>(grad), strides_from(strides), static_cast<DType>(dtype),
-                            windows_from(windows), batch, channels, size, step, typed, channels_last,
-                            pointer<void>(stream));
+                            windows_from(windows), batch, channels, size, step, gradients_from(gradients),
+                            channels_last, pointer<void>(stream));
 }
 
 Cascade cascade_from(int64_t size, int64_t channels, const std::vector<int64_t>& convs,

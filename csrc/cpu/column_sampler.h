@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../common/half.h"
-#include "gather_windows.h"
+#include "../common/maps.h"
 
 namespace sharpmask {
 

@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "../common/half.h"
-#include "gather_windows.h"
+#include "../common/maps.h"
+#include "../common/windows.h"
 
 namespace sharpmask {
 

@@ -5,24 +5,10 @@
 #include <vector>
 
 #include "../common/half.h"
+#include "../common/maps.h"
 #include "../common/windows.h"
 
 namespace sharpmask {
-
-struct Strides {  // in elements
-    std::int64_t batch, channel, row, col;
-};
-
-struct Map {  // (batch, channels, height, width)
-    const void* data;
-    std::int64_t height, width;
-    Strides strides;
-};
-
-struct MapGradient {  // the same, dense; data is null where the gradient is not asked for
-    void* data;
-    std::int64_t height, width;
-};
 
 // Writes all of `out` (windows, channels, size, size), dense, contiguous or channels_last.
 // Elements of 2, 4 or 8 bytes are copied without a look at their value.

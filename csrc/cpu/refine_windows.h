@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "../common/half.h"
+#include "../common/maps.h"
 #include "../common/windows.h"
-#include "gather_windows.h"
 
 namespace sharpmask {
 

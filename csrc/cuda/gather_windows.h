@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "../common/half.h"
+#include "../common/maps.h"
 #include "../common/windows.h"
-#include "maps.h"
 
 namespace sharpmask::cuda {
 

@@ -6,10 +6,7 @@ number of threads. It is loaded when first asked for.
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -17,35 +14,17 @@ from torch import Tensor
 
 from .. import layout
 from ..windows import scaled_size
+from . import compiled
 from .reference import logit
 
-MODULE = "sharpmask_kernels._cpu"
-MISSING = Path(__file__).parents[1] / "_cpu_missing.txt"
-"""Written by an install that could not build the module; holds the reason."""
 
-DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-"""The numbers of ``DType`` in ``csrc/common/half.h``."""
-
-
-@functools.cache
 def _load() -> ModuleType | str:
-    """The compiled module, or why there is none."""
-    try:
-        return importlib.import_module(MODULE)
-    except ImportError as error:
-        if MISSING.exists():
-            return f"not compiled at installation: {MISSING.read_text().strip()}"
-        if isinstance(error, ModuleNotFoundError):
-            return f"{MODULE} was not compiled for this Python; install the package with pip, with -e from a checkout"
-        return f"{MODULE} cannot be loaded: {error}"
+    return compiled.load("_cpu")
 
 
 def native() -> ModuleType:
     """The compiled module. Raises ``RuntimeError`` where :func:`unavailable` gives a reason."""
-    loaded = _load()
-    if isinstance(loaded, str):
-        raise RuntimeError(loaded)
-    return loaded
+    return compiled.required(_load())
 
 
 def unavailable() -> str | None:
@@ -56,14 +35,9 @@ def unavailable() -> str | None:
 def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"maps on {device}: the cpu backend takes tensors on the CPU"
-    if dtype not in DTYPES:
-        return f"maps of dtype {dtype}: the cpu backend takes " + ", ".join(map(str, DTYPES))
+    if dtype not in compiled.DTYPES:
+        return f"maps of dtype {dtype}: the cpu backend takes " + ", ".join(map(str, compiled.DTYPES))
     return None
-
-
-def _map(x: Tensor) -> tuple[int, ...]:
-    """Address, height, width and strides: what the compiled module knows of a map."""
-    return (x.data_ptr(), x.shape[2], x.shape[3], *x.stride())
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -75,7 +49,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _typed(x: Tensor | None) -> tuple[int, ...]:
-    return (0,) * 9 if x is None else (DTYPES[x.dtype], *_map(x), x.shape[1])
+    return (0,) * 9 if x is None else (compiled.DTYPES[x.dtype], *compiled.map_of(x), x.shape[1])
 
 
 def _size(x: Tensor) -> tuple[int, int, int]:
@@ -314,24 +288,7 @@ def _skip_gradients(
 def gather_windows(
     maps: Sequence[Tensor], image: Tensor, scale: Tensor, row: Tensor, col: Tensor, size: int, step: int
 ) -> Tensor:
-    batch, channels = maps[0].shape[:2]
-    memory_format = layout.memory_format(*maps)
-    out = layout.empty((image.shape[0], channels, size, size), maps[0], memory_format)
-    # Held until the call is over: their addresses are.
-    windows = [x.contiguous() for x in (image, scale, row, col)]
-    native().gather_windows(
-        [_map(m) for m in maps],
-        (image.shape[0], *(x.data_ptr() for x in windows)),
-        batch,
-        channels,
-        size,
-        step,
-        out.element_size(),
-        memory_format == torch.channels_last,
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out
+    return compiled.gather_windows(native(), torch.get_num_threads(), maps, image, scale, row, col, size, step)
 
 
 def gather_windows_backward(
@@ -347,29 +304,10 @@ def gather_windows_backward(
     needs: Sequence[bool],
     step: int,
 ) -> list[Tensor]:
-    channels, size = grad.shape[1:3]
-    gradients = [
-        layout.empty((batch, channels, height, width), grad, layout.chosen(channels_last)) if need else None
-        for height, width, need in zip(heights, widths, needs, strict=True)
-    ]
-    windows = [x.contiguous() for x in (image, scale, row, col)]
-    native().gather_windows_backward(
-        grad.data_ptr(),
-        grad.stride(),
-        DTYPES[grad.dtype],
-        (image.shape[0], *(x.data_ptr() for x in windows)),
-        batch,
-        channels,
-        size,
-        step,
-        [
-            (0 if gradient is None else gradient.data_ptr(), height, width)
-            for gradient, height, width in zip(gradients, heights, widths, strict=True)
-        ],
-        channels_last,
-        torch.get_num_threads(),
+    places, sizes = (image, scale, row, col), (batch, heights, widths)
+    return compiled.gather_windows_backward(
+        native(), torch.get_num_threads(), grad, *places, *sizes, channels_last, needs, step
     )
-    return [gradient for gradient in gradients if gradient is not None]
 
 
 # refine_windows, encode_windows
@@ -393,11 +331,11 @@ def refine_windows(
     windows = [x.contiguous() for x in (image, scale, row, col)]
     layers = [_parameters(w, b, encoding.dtype) for w, b in zip(weights, biases, strict=True)]
     native().refine_windows(
-        DTYPES[encoding.dtype],
-        _map(encoding),
-        [_map(m) for m in horizontals],
+        compiled.DTYPES[encoding.dtype],
+        compiled.map_of(encoding),
+        [compiled.map_of(m) for m in horizontals],
         horizontals[0].shape[0] if horizontals else 0,
-        (image.shape[0], *(x.data_ptr() for x in windows)),
+        compiled.windows_of(*windows),
         [_layer(w, b) for w, b in layers],
         list(convs),
         upsample == "nearest",
@@ -422,8 +360,8 @@ def encode_windows(
     ratios = [(h / height, w / width) for h, w in (scaled_size(height, width, s) for s in scales)]
     windows = [x.contiguous() for x in (scale, row, col)]
     counts, ends = native().encode_windows(
-        DTYPES[logits.dtype],
-        _map(logits[:, None]),
+        compiled.DTYPES[logits.dtype],
+        compiled.map_of(logits[:, None]),
         (scale.shape[0], 0, *(x.data_ptr() for x in windows)),
         (height, width),
         [vertical for vertical, _ in ratios],

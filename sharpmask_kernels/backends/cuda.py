@@ -10,11 +10,9 @@ Tests put a module in its place that a host compiler made of the same sources; i
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,37 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import layout, rle
+from .. import rle
 from ..windows import scaled_size
+from . import compiled
 from .reference import logit
 
-MODULE = "sharpmask_kernels._cuda"
-MISSING = Path(__file__).parents[1] / "_cuda_missing.txt"
-"""Written by an install that could not build the module; holds the reason."""
-
-DTYPES = {torch.float32: 2, torch.float16: 0, torch.bfloat16: 1}
-"""The numbers of ``DType`` in ``csrc/common/half.h``."""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@functools.cache
 def _load() -> ModuleType | str:
-    """The compiled module, or why there is none."""
-    try:
-        return importlib.import_module(MODULE)
-    except ImportError as error:
-        if MISSING.exists():
-            return f"not compiled at installation: {MISSING.read_text().strip()}"
-        if isinstance(error, ModuleNotFoundError):
-            return f"{MODULE} was not compiled for this Python; install the package with pip, with -e from a checkout"
-        return f"{MODULE} cannot be loaded: {error}"
+    return compiled.load("_cuda")
 
 
 def native() -> ModuleType:
     """The compiled module. Raises ``RuntimeError`` where there is none."""
-    loaded = _load()
-    if isinstance(loaded, str):
-        raise RuntimeError(loaded)
-    return loaded
+    return compiled.required(_load())
 
 
 @functools.cache
@@ -95,31 +77,11 @@ def _on_device(op: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _map(m: Tensor) -> tuple[int, ...]:
-    return (m.data_ptr(), m.shape[2], m.shape[3], *m.stride())
-
-
 @_on_device
 def gather_windows(
     maps: Sequence[Tensor], image: Tensor, scale: Tensor, row: Tensor, col: Tensor, size: int, step: int, stream: int
 ) -> Tensor:
-    batch, channels = maps[0].shape[:2]
-    memory_format = layout.memory_format(*maps)
-    out = layout.empty((image.shape[0], channels, size, size), maps[0], memory_format)
-    windows = [x.contiguous() for x in (image, scale, row, col)]
-    native().gather_windows(
-        [_map(m) for m in maps],
-        (image.shape[0], *(x.data_ptr() for x in windows)),
-        batch,
-        channels,
-        size,
-        step,
-        out.element_size(),
-        memory_format == torch.channels_last,
-        out.data_ptr(),
-        stream,
-    )
-    return out
+    return compiled.gather_windows(native(), stream, maps, image, scale, row, col, size, step)
 
 
 @_on_device
@@ -137,29 +99,8 @@ def gather_windows_backward(
     step: int,
     stream: int,
 ) -> list[Tensor]:
-    channels, size = grad.shape[1:3]
-    gradients = [
-        layout.empty((batch, channels, height, width), grad, layout.chosen(channels_last)) if need else None
-        for height, width, need in zip(heights, widths, needs, strict=True)
-    ]
-    windows = [x.contiguous() for x in (image, scale, row, col)]
-    native().gather_windows_backward(
-        grad.data_ptr(),
-        grad.stride(),
-        DTYPES[grad.dtype],
-        (image.shape[0], *(x.data_ptr() for x in windows)),
-        batch,
-        channels,
-        size,
-        step,
-        [
-            (0 if gradient is None else gradient.data_ptr(), height, width)
-            for gradient, height, width in zip(gradients, heights, widths, strict=True)
-        ],
-        channels_last,
-        stream,
-    )
-    return [gradient for gradient in gradients if gradient is not None]
+    places, sizes = (image, scale, row, col), (batch, heights, widths)
+    return compiled.gather_windows_backward(native(), stream, grad, *places, *sizes, channels_last, needs, step)
 
 
 @_on_device
@@ -196,9 +137,9 @@ def refine_windows(
         cascade,
         encoding.data_ptr(),
         encoding.stride(),
-        DTYPES[encoding.dtype],
-        [_map(m) for m in horizontals],
-        (image.shape[0], *(x.data_ptr() for x in windows)),
+        compiled.DTYPES[encoding.dtype],
+        [compiled.map_of(m) for m in horizontals],
+        compiled.windows_of(*windows),
         horizontals[0].shape[0],
         [_convolution(weight, bias) for weight, bias in zip(weights, biases, strict=True)],
         threshold is not None,
@@ -247,7 +188,7 @@ def encode_windows(
     def launch(starts: Tensor, edges: int) -> None:
         native().encode_windows(
             logits.data_ptr(),
-            DTYPES[logits.dtype],
+            compiled.DTYPES[logits.dtype],
             logits.shape[:2],
             logits.stride(),
             [x.data_ptr() for x in windows],

@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 CSRC = ROOT / "csrc"
 
+MODULE = "sharpmask_kernels._cuda"
+
 FORWARD, REVERSE = -1, -2
 """Schedules; seeds of shuffled ones count from 0."""
 NAMES = {"forward": FORWARD, "reverse": REVERSE}
@@ -75,13 +77,11 @@ def _write_graph(folder: Path, target: Path, csrc: Path, sanitize: list[str]) ->
 
 def install() -> None:
     """The backend's module, if not loaded yet, is from now on that of $SHARPMASK_EMULATOR, or else of :func:`build`."""
-    from sharpmask_kernels.backends import cuda
-
     path = os.environ.get("SHARPMASK_EMULATOR") or build()
-    spec = importlib.util.spec_from_file_location(cuda.MODULE, path)
+    spec = importlib.util.spec_from_file_location(MODULE, path)
     assert spec is not None and spec.loader is not None
-    sys.modules[cuda.MODULE] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[cuda.MODULE])
+    sys.modules[MODULE] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[MODULE])
     _set()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sharpmask_kernels.backends import cpu
+from sharpmask_kernels.backends import compiled, cpu
 
 
 def test_the_compiled_module_is_ready() -> None:
@@ -28,17 +28,16 @@ def test_it_says_how_it_was_built() -> None:
 @pytest.fixture
 def reload() -> Iterator[None]:
     """The module is looked for anew, in the test and after it."""
-    cpu._load.cache_clear()
+    compiled.load.cache_clear()
     yield
-    cpu._load.cache_clear()
+    compiled.load.cache_clear()
 
 
 @pytest.mark.usefixtures("reload")
 def test_the_installations_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    note = tmp_path / "note.txt"
-    note.write_text("no working C++17 compiler: false: exit status 1\n")
-    monkeypatch.setattr(cpu, "MISSING", note)
-    monkeypatch.setitem(sys.modules, cpu.MODULE, None)
+    (tmp_path / "_cpu_missing.txt").write_text("no working C++17 compiler: false: exit status 1\n")
+    monkeypatch.setattr(compiled, "PACKAGE", tmp_path)
+    monkeypatch.setitem(sys.modules, "sharpmask_kernels._cpu", None)
     assert cpu.unavailable() == "not compiled at installation: no working C++17 compiler: false: exit status 1"
     with pytest.raises(RuntimeError, match="not compiled at installation"):
         cpu.native()

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sharpmask_kernels.backends import cpu, reference
+from sharpmask_kernels.backends import compiled, cpu, reference
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 SIZES = [(9, 14), (31, 22), (5, 40)]
@@ -50,7 +50,7 @@ def both_ways(dtype: torch.dtype, memory_format: torch.memory_format) -> list[Te
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-@pytest.mark.parametrize("dtype", cpu.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", compiled.DTYPES, ids=str)
 def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     torch.set_num_threads(1)
     expected = both_ways(dtype, memory_format)

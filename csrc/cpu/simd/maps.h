@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "../../common/half.h"
-#include "../gather_windows.h"
+#include "../../common/maps.h"
 #include "simd.h"
 
 namespace sharpmask::SHARPMASK_ISA {
