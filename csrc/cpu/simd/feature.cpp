@@ -71,16 +71,22 @@ Map from_channel(const MapOf& m, int64_t channel) {
     return part;
 }
 
-// Pixels from p on of some channels, where they lie side by side.
+// Pixels from p on of some channels, where either lie side by side.
 template <class T>
 Ahead ahead(const MapOf& m, const Part& part, int64_t channel, int64_t channels, int64_t p, int64_t pixels) {
-    channels = std::min(channels, m.channels - channel);
-    if (m.map.strides.col != 1 || channels <= 0) return {};
+    const Strides& s = m.map.strides;
     const int64_t size = size_of(m.dtype);
-    Ahead next(channels, m.map.strides.channel * size);
+    channels = std::min(channels, m.channels - channel);
+    if (channels <= 0 || (s.col != 1 && s.channel != 1)) return {};
+    Ahead next = s.col == 1 ? Ahead(channels, s.channel * size) : Ahead(pixels, s.col * size);
     part.stretches(m, channel, p, std::min(p + pixels, part.pixels()),
-                   [&](int64_t offset, int64_t count, int64_t) {
-                       next.add(static_cast<const char*>(m.map.data) + offset * size, count * size);
+                   [&](int64_t offset, int64_t count, int64_t pixel) {
+                       const char* begin = static_cast<const char*>(m.map.data) + offset * size;
+                       if (s.col == 1) {
+                           next.add(begin, count * size);
+                       } else if (pixel == p) {  // most often all are as far apart
+                           next.add(begin, channels * size);
+                       }
                    });
     return next;
 }

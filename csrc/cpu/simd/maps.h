@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "../../common/half.h"
 #include "../../common/maps.h"
@@ -12,6 +13,15 @@ namespace sharpmask::SHARPMASK_ISA {
 
 constexpr int64_t size_of(DType dtype) {
     return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
+// The first `count` lanes, others 0.
+template <class T, class From>
+Vector<T> load_some(const From* from, int64_t count) {
+    if (std::is_same_v<T, From> && count >= lanes<T>) return load(reinterpret_cast<const T*>(from));
+    T all[lanes<T>] = {};
+    for (int64_t i = 0; i < std::min<int64_t>(count, lanes<T>); ++i) all[i] = widen(from[i]);
+    return load(all);
 }
 
 // `width` cells of `channels` channels whose channels lie side by side, in as many as the compiler knows of.
@@ -90,6 +100,32 @@ void write_dense(To* to, int64_t width, const T* from, int64_t from_stride) {
     }
 }
 
+// The opposite of read_squares, of any number of channels.
+template <class To, class T>
+void write_squares(To* to, int64_t col, int64_t channels, int64_t width, const T* from, int64_t from_stride) {
+    for (int64_t x = 0; x < width; x += lanes<T>) {
+        for (int64_t c = 0; c < channels; c += lanes<T>) {
+            Vector<T> square[lanes<T>];
+            for (int i = 0; i < lanes<T>; ++i) {
+                square[i] = c + i < channels ? load_some<T>(from + (c + i) * from_stride + x, width - x)
+                                             : Vector<T>{};
+            }
+            transpose<T>(square);
+            for (int i = 0; i < lanes<T> && x + i < width; ++i) {
+                To* cell = to + (x + i) * col + c;
+                if constexpr (std::is_same_v<T, To>) {
+                    store_some(cell, square[i], channels - c);
+                } else {
+                    T all[lanes<T>];
+                    store(all, square[i]);
+                    for (int64_t j = 0; j < std::min<int64_t>(lanes<T>, channels - c); ++j)
+                        cell[j] = narrow<To>(all[j]);
+                }
+            }
+        }
+    }
+}
+
 template <class To, class T>
 void write_typed(To* to, const Strides& s, int64_t channels, int64_t width, const T* from,
                  int64_t from_stride) {
@@ -104,6 +140,7 @@ void write_typed(To* to, const Strides& s, int64_t channels, int64_t width, cons
         if (channels == 4) return write_dense<4>(to, width, from, from_stride);
         if (channels == 8) return write_dense<8>(to, width, from, from_stride);
     }
+    if (s.channel == 1) return write_squares(to, s.col, channels, width, from, from_stride);
     for (int64_t x = 0; x < width; ++x) {
         for (int64_t c = 0; c < channels; ++c)
             to[c * s.channel + x * s.col] = narrow<To>(from[c * from_stride + x]);

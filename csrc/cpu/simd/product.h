@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../../common/half.h"
+#include "maps.h"
 #include "simd.h"
 
 namespace sharpmask::SHARPMASK_ISA {
@@ -96,15 +96,6 @@ void multiply(int64_t rows, int64_t depth, const T* a, int64_t a_step, const T* 
                                       ahead);
     for (; row < rows; row += 4)
         multiply_block<T, 4>(depth, a + row, a_step, b, b_step, fresh, c + row * c_step, c_step, ahead);
-}
-
-// The first `count` lanes, others 0.
-template <class T, class From>
-Vector<T> load_some(const From* from, int64_t count) {
-    if (std::is_same_v<T, From> && count >= lanes<T>) return load(reinterpret_cast<const T*>(from));
-    T all[lanes<T>] = {};
-    for (int64_t i = 0; i < std::min<int64_t>(count, lanes<T>); ++i) all[i] = widen(from[i]);
-    return load(all);
 }
 
 // to[r * to_step + c] = from[r * row + c * column]
