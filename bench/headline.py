@@ -22,8 +22,11 @@ from sharpmask_kernels import use_backend
 from . import memory
 from .measure import DTYPES, Setting, WrongResult
 from .peers import PEERS, contestants
-from .timing import cell, interleaved, milliseconds
+from .timing import cell, interleaved, milliseconds, seconds
 from .workloads import FULL, LEVELS, SMALL, Sizes, Workload, encode_windows, refine_all, refine_windows, refinement
+
+HOPELESS = 2.0
+"""Peers that took so many times as long as the best at first are timed no more."""
 
 
 class Row(NamedTuple):
@@ -84,9 +87,13 @@ def measured(row: Row, options: Namespace) -> list[str]:
             except Exception as error:  # an engine that does not take this module is no peer
                 print(f"{contestant.name} fails on {row.work}: {str(error).splitlines()[0]}", flush=True)
     runs = ours | peers
-    times = dict(zip(runs, interleaved(list(runs.values()), options.rounds), strict=True))
+    # A first look at all; peers that are far behind the best then rest.
+    times = {name: np.array([seconds(run)]) for name, run in runs.items()}
+    limit = HOPELESS * min(times[name][0] for name in peers)
+    close = [name for name in runs if name in ours or times[name][0] <= limit]
+    times |= zip(close, interleaved([runs[name] for name in close], options.rounds), strict=True)
     fastest = min(ours, key=lambda name: np.median(times[name]))
-    ratios = {name: times[name] / times[fastest] for name in peers}
+    ratios = {name: times[name] / (times[fastest] if name in close else np.median(times[fastest])) for name in peers}
     best, *others = sorted(ratios, key=lambda name: np.median(ratios[name]))
     return [
         row.work,

@@ -18,11 +18,15 @@ def interleaved(runs: Sequence[Callable[[], object]], rounds: int) -> list[np.nd
         run()
     times = np.empty((len(runs), rounds))
     for turn, i in itertools.product(range(rounds), range(len(runs))):
-        time.sleep(PAUSE)
-        start = time.perf_counter()
-        runs[i]()
-        times[i, turn] = time.perf_counter() - start
+        times[i, turn] = seconds(runs[i])
     return list(times)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def cell(ratios: np.ndarray) -> str:
