@@ -48,6 +48,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
+from sharpmask_kernels.backends import cuda as cuda_backend
 from sharpmask_kernels.backends import triton as backend
 
 from . import aot_cuda, roofline
@@ -403,13 +404,19 @@ def main() -> int:
     options = parser.parse_args()
     if backend.INTERPRETED:
         parser.error("TRITON_INTERPRET=1 is set: there is nothing to compile")
+    with_cuda = shutil.which("nvcc") and not options.quick
+    if with_cuda:
+        try:
+            cuda_backend.native()
+        except RuntimeError as error:
+            parser.error(f"there is nvcc, so the kernels of csrc/cuda are due, too, but: {error}")
     targets = options.targets or list(QUICK_TARGETS if options.quick else TARGETS)
     found = compile_all(list(cases(targets, options.quick)), options.jobs, compile_case)
     console = Console(width=None if sys.stdout.isatty() else 200)
     report(found, console)
     roofline.report(console)
     count, faults = len(found), check(found)
-    if shutil.which("nvcc") and not options.quick:
+    if with_cuda:
         cuda_count, cuda_faults = aot_cuda.compiled(console)
         count, faults = count + cuda_count, faults + cuda_faults
     for fault in faults:
