@@ -7,8 +7,10 @@
 #include <type_traits>
 #include <utility>
 
-#ifdef __AVX2__
+#if defined __AVX2__
 #include <immintrin.h>
+#elif defined __aarch64__
+#include <arm_neon.h>
 #endif
 
 namespace sharpmask::SHARPMASK_ISA {
@@ -81,6 +83,8 @@ inline Vector<float> fma(Vector<float> a, Vector<float> b, Vector<float> c) {
     return _mm512_fmadd_ps(a, b, c);
 #elif defined __AVX2__
     return _mm256_fmadd_ps(a, b, c);
+#elif defined __aarch64__
+    return vfmaq_f32(c, a, b);
 #else
     return a * b + c;
 #endif
@@ -91,6 +95,8 @@ inline Vector<double> fma(Vector<double> a, Vector<double> b, Vector<double> c) 
     return _mm512_fmadd_pd(a, b, c);
 #elif defined __AVX2__
     return _mm256_fmadd_pd(a, b, c);
+#elif defined __aarch64__
+    return vfmaq_f64(c, a, b);
 #else
     return a * b + c;
 #endif
