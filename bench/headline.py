@@ -82,9 +82,7 @@ def measured(row: Row, options: Namespace) -> list[str]:
         elif row.peers is None or contestant.name in row.peers:
             try:
                 peers[contestant.name] = rival.runner(contestant)
-            except WrongResult:
-                raise
-            except Exception as error:  # an engine that does not take this module is no peer
+            except Exception as error:  # who does not take this module, or gives another result, is no peer
                 print(f"{contestant.name} fails on {row.work}: {str(error).splitlines()[0]}", flush=True)
     runs = ours | peers
     # A first look at all; peers that are far behind the best then rest.
