@@ -96,6 +96,19 @@ def test_out_is_written_and_returned(subject: Subject, dtype: torch.dtype, thres
 
 
 @each("refine_windows")
+@pytest.mark.parametrize("first", [0, 1, 4])
+def test_out_may_begin_anywhere(subject: Subject, first: int) -> None:
+    """Kernels store whole vectors where they can: at addresses and rows of such sizes only."""
+    cascade = Cascade(torch.float32, device=subject.device, count=2, size=4)
+    expected = cascade(backend=subject.backend)
+    assert expected.shape == (2, 16, 16)
+    memory = torch.full((first + expected.numel() + 1,), 77.0, device=subject.device)
+    out = memory[first:-1].view(expected.shape)
+    assert torch.equal(cascade(out=out, backend=subject.backend), expected)
+    assert (memory[:first] == 77).all() and memory[-1] == 77
+
+
+@each("refine_windows")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(subject: Subject, layout: Callable[[Tensor], Tensor]) -> None:
     cascade = Cascade(torch.float32, device=subject.device)

@@ -171,8 +171,8 @@ class Cascade {
         const int64_t offset = window * a_.strides.batch + row * a_.strides.row, step = a_.strides.col;
         if (a_.bits) return output_bits(line, width, static_cast<std::uint8_t*>(a_.out) + offset, step);
         T* to = static_cast<T*>(a_.out) + offset;
-        if (step == 1) {
-            std::memcpy(to, line, width * sizeof(T));
+        if (step == 1 && width % lanes<T> == 0 && reinterpret_cast<std::uintptr_t>(to) % vector_bytes == 0) {
+            for (int64_t x = 0; x < width; x += lanes<T>) stream(to + x, load(line + x));
         } else {
             for (int64_t x = 0; x < width; ++x) to[x * step] = line[x];
         }
@@ -200,6 +200,7 @@ void run(const RefineWindows& a) {
     parallel_for(a.windows.count, threads, [&](int64_t begin, int64_t end) {
         const Cascade<T> cascade(a, steps.get());
         for (int64_t i = begin; i < end; ++i) cascade.refine(i);
+        end_streams();
     });
 }
 

@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <utility>
 
-#if defined __AVX2__
+#if defined __SSE2__
 #include <immintrin.h>
 #elif defined __aarch64__
 #include <arm_neon.h>
@@ -53,6 +53,27 @@ inline Vector<T> load(const T* from) {
 template <class T>
 inline void store(T* to, Vector<T> v) {
     std::memcpy(to, &v, sizeof v);
+}
+
+// Past the caches, for what is large and not read again at once: the memory is not fetched first. `to` is the
+// address of a whole vector. Whoever streams calls end_streams() before others read.
+template <class T>
+inline void stream(T* to, Vector<T> v) {
+#if defined __AVX512F__
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(v));
+#elif defined __AVX2__
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(v));
+#elif defined __SSE2__
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<__m128i>(v));
+#else
+    store(to, v);
+#endif
+}
+
+inline void end_streams() {
+#if defined __SSE2__
+    _mm_sfence();
+#endif
 }
 
 // The first `count` lanes.
