@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, TypeAlias, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpmask_kernels import Windows, add_upsample, gather_windows, merge_upsample, refine, refine_windows
+from sharpmask_kernels import Windows, add_upsample, gather_windows, refine, refine_windows
 
 from .deepmask import DeepMask
 from .trunk import Trunk
@@ -74,13 +74,14 @@ class PaperRefinement(RefinementModule):
         self.skip = nn.ModuleList(conv3x3(a, b) for a, b in itertools.pairwise(widths))
         self.merge = conv3x3(skip_channels + mask_channels, out_channels)
 
-    def _skip(self, feature: Tensor) -> Tensor:
-        for conv in self.skip:
+    def _hidden(self, feature: Tensor) -> Tensor:
+        """What the last convolution of the skip gets."""
+        for conv in self.skip[:-1]:
             feature = F.relu(conv(feature))
         return feature
 
     def horizontal(self, feature: Tensor) -> Tensor:
-        skip = self._skip(feature)
+        skip = F.relu(self.skip[-1](self._hidden(feature)))
         weight = self.merge.weight[:, : self.skip_channels]
         return F.conv2d(F.pad(skip, (1, 1, 1, 1), mode=PADDING), weight, self.merge.bias)
 
@@ -88,12 +89,17 @@ class PaperRefinement(RefinementModule):
         return [(self.merge.weight[:, self.skip_channels :], None)]
 
     def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
-        options = {"upsample": self.upsample, "padding_mode": PADDING}
-        weight, bias = self.merge.weight, self.merge.bias
-        if len(self.skip) == 1:
-            skip = cast(nn.Conv2d, self.skip[0])
-            return refine(feature, mask, skip.weight, skip.bias, weight, bias, **options)
-        return merge_upsample(self._skip(feature), mask, weight, bias, **options)
+        skip, merge = cast(nn.Conv2d, self.skip[-1]), self.merge
+        return refine(
+            self._hidden(feature),
+            mask,
+            skip.weight,
+            skip.bias,
+            merge.weight,
+            merge.bias,
+            upsample=self.upsample,
+            padding_mode=PADDING,
+        )
 
 
 class ReleasedRefinement(RefinementModule):

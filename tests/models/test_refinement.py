@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sharpmask.models import SharpMask
 from sharpmask.models.sharpmask import PaperRefinement, RefinementModule, ReleasedRefinement
 from sharpmask.models.trunk import Trunk
-from sharpmask_kernels import Windows, topk_windows
+from sharpmask_kernels import Windows, refine, topk_windows
 
 EXACT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12}  # fp64, sums in another order
 
@@ -112,16 +112,19 @@ def test_refactored_form_is_the_plain_one(make: Any) -> None:
         assert a.abs().max() > 0
 
 
-def test_one_skip_convolution_is_the_op_refine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("skip_hidden", [0, 7])
+def test_the_module_ends_with_the_op_refine(skip_hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever came before: its last convolution of the skip, and all that follows."""
     module = importlib.import_module("sharpmask.models.sharpmask")
-    calls = []
-    for name in ("refine", "merge_upsample"):
-        op = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, op=op, name=name, **k: calls.append(name) or op(*a, **k))
-    feature, mask = noise(1, 6, 3, 3), noise(1, 4, 3, 3)
-    PaperRefinement(6, 4, 3, 5, skip_hidden=0).double()(feature, mask)
-    PaperRefinement(6, 4, 3, 5).double()(feature, mask)
-    assert calls == ["refine", "merge_upsample"]
+    features = []
+
+    def recorded(feature: Tensor, *others: Any, **options: Any) -> Tensor:
+        features.append(feature.shape[1])
+        return refine(feature, *others, **options)
+
+    monkeypatch.setattr(module, "refine", recorded)
+    PaperRefinement(6, 4, 3, 5, skip_hidden).double()(noise(1, 6, 3, 3), noise(1, 4, 3, 3))
+    assert features == [skip_hidden or 6]
 
 
 def test_released_width_of_few_channels() -> None:
