@@ -32,4 +32,7 @@ struct RefineWindows {
     int threads;
 };
 
+// The windows in the order of their places: neighbours read much the same cells, which are in the cache then.
+std::vector<std::int64_t> by_place(const Windows& windows);
+
 }  // namespace sharpmask

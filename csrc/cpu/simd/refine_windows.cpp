@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <vector>
 
 #include "../parallel.h"
 #include "conv3x3.h"
@@ -195,11 +196,12 @@ class Cascade {
 template <class T>
 void run(const RefineWindows& a) {
     const auto steps = plan<T>(a);
+    const std::vector<int64_t> order = by_place(a.windows);
     const int64_t side = a.encoding.height << a.convs.size();
     const int threads = useful_threads(a.threads, a.windows.count * side * side * 16);
     parallel_for(a.windows.count, threads, [&](int64_t begin, int64_t end) {
         const Cascade<T> cascade(a, steps.get());
-        for (int64_t i = begin; i < end; ++i) cascade.refine(i);
+        for (int64_t i = begin; i < end; ++i) cascade.refine(order[i]);
         end_streams();
     });
 }
