@@ -180,15 +180,14 @@ class Cascade {
     }
 
     void output_bits(const T* line, int64_t width, std::uint8_t* to, int64_t step) const {
-        unsigned bits = 0;
-        int held = 0;
-        for (int64_t x = 0; x < width; x += lanes<T>) {
-            const int64_t valid = std::min<int64_t>(lanes<T>, width - x);
-            bits |= (greater(load(line + x), splat(limit_)) & ((1u << valid) - 1)) << held;
-            held += static_cast<int>(valid);
-            for (; held >= 8 || (held > 0 && x + valid == width); held -= 8, bits >>= 8, to += step) {
-                *to = static_cast<std::uint8_t>(bits);
-            }
+        const Vector<T> limit = splat(limit_);
+        for (int64_t x = 0; x < width; x += 64) {
+            const int64_t valid = std::min<int64_t>(64, width - x);
+            std::uint64_t bits = 0;
+            for (int64_t i = 0; i < valid; i += lanes<T>)
+                bits |= std::uint64_t{greater(load(line + x + i), limit)} << i;
+            bits &= ~std::uint64_t{0} >> (64 - valid);
+            for (int64_t i = 0; i < valid; i += 8, to += step) *to = static_cast<std::uint8_t>(bits >> i);
         }
     }
 };
