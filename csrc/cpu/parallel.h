@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <exception>
 
@@ -13,27 +14,29 @@ inline int useful_threads(int threads, std::int64_t bytes) {
     return static_cast<int>(std::min<std::int64_t>(threads, 1 + bytes / bytes_per_thread));
 }
 
-// Calls body(begin, end) on ranges that make up [0, count). Which thread takes which range is left to chance:
-// a body must compute the same for an index whatever range it stands in.
+// Calls body(state, begin, end) on ranges that make up [0, count), with one state = make() for every thread.
+// Which thread takes which range is left to chance: a body must compute the same for an index whatever range
+// it stands in.
 //
 // A forked child of a process that used threads hangs in an OpenMP region: it asks for one thread, which
 // enters none.
-template <class Body>
-void parallel_for(std::int64_t count, int threads, const Body& body) {
+template <class Make, class Body>
+void parallel_for(std::int64_t count, int threads, const Make& make, const Body& body) {
 #ifdef _OPENMP
     if (threads > 1 && count > 1) {
         threads = static_cast<int>(std::min<std::int64_t>(threads, count));
         // Several ranges per thread, as they may differ in cost.
         const std::int64_t range = std::max<std::int64_t>(1, count / (8 * threads));
+        std::atomic<std::int64_t> next{0};
         std::exception_ptr failure;  // no exception may leave the region
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-        for (std::int64_t begin = 0; begin < count; begin += range) {
-            try {
-                body(begin, std::min(begin + range, count));
-            } catch (...) {
+#pragma omp parallel num_threads(threads)
+        try {
+            auto state = make();
+            for (std::int64_t begin; (begin = next.fetch_add(range)) < count;)
+                body(state, begin, std::min(begin + range, count));
+        } catch (...) {
 #pragma omp critical(sharpmask_parallel_for)
-                failure = std::current_exception();
-            }
+            failure = std::current_exception();
         }
         if (failure) std::rethrow_exception(failure);
         return;
@@ -41,7 +44,17 @@ void parallel_for(std::int64_t count, int threads, const Body& body) {
 #else
     static_cast<void>(threads);
 #endif
-    if (count > 0) body(std::int64_t{0}, count);
+    if (count <= 0) return;
+    auto state = make();
+    body(state, std::int64_t{0}, count);
+}
+
+// The same without a state.
+template <class Body>
+void parallel_for(std::int64_t count, int threads, const Body& body) {
+    parallel_for(
+        count, threads, [] { return 0; },
+        [&](int, std::int64_t begin, std::int64_t end) { body(begin, end); });
 }
 
 }  // namespace sharpmask

@@ -37,33 +37,42 @@ class Buffer {
     T* data_ = nullptr;
 };
 
-// Channels of height x width cells with a border of one cell around. A row has room for whole vectors.
+// Channels of height x width cells with a border of one cell around: one plane after another, whose rows have
+// room for whole vectors, or all channels of a pixel side by side.
 template <class T>
 struct Planes {
-    int64_t channels = 0, height = 0, width = 0, stride = 0, plane = 0;
+    int64_t channels = 0, height = 0, width = 0;
+    bool by_pixel = false;
+    int64_t col = 0, stride = 0, plane = 0;  // from a cell to the next one's, row's, channel's
     Buffer<T> memory;
 
     Planes() = default;
-    Planes(int64_t channels, int64_t height, int64_t width)
+    Planes(int64_t channels, int64_t height, int64_t width, bool by_pixel = false)
         : channels(channels),
           height(height),
           width(width),
-          stride(round_up<T>(width) + lanes<T>),
-          plane((height + 2) * stride),
-          memory(channels * plane) {}
+          by_pixel(by_pixel),
+          col(by_pixel ? channels : 1),
+          stride(by_pixel ? (width + 2) * channels : round_up<T>(width) + lanes<T>),
+          plane(by_pixel ? 1 : (height + 2) * stride),
+          memory(by_pixel ? (height + 2) * stride : channels * plane) {}
 
-    T* row(int64_t channel, int64_t y) const { return memory.get() + channel * plane + (y + 1) * stride + 1; }
+    T* row(int64_t channel, int64_t y) const {
+        return memory.get() + channel * plane + (y + 1) * stride + col;
+    }
 
     void fill_border(bool clamped) const {
-        for (int64_t c = 0; c < channels; ++c) {
-            for (int64_t y = 0; y < height; ++y) {
-                T* cells = row(c, y);
-                cells[-1] = clamped ? cells[0] : T{0};
-                cells[width] = clamped ? cells[width - 1] : T{0};
+        for (int64_t y = 0; y < height; ++y) {
+            for (int64_t c = 0; c < channels; ++c) {
+                T *begin = row(c, y), *end = begin + width * col;
+                begin[-col] = clamped ? begin[0] : T{0};
+                *end = clamped ? end[-col] : T{0};
             }
-            if (!clamped) continue;  // the rows above and below were never written
-            std::memcpy(row(c, -1) - 1, row(c, 0) - 1, (width + 2) * sizeof(T));
-            std::memcpy(row(c, height) - 1, row(c, height - 1) - 1, (width + 2) * sizeof(T));
+        }
+        if (!clamped) return;  // the rows above and below were never written
+        for (int64_t c = 0; c < (by_pixel ? 1 : channels); ++c) {
+            std::memcpy(row(c, -1) - col, row(c, 0) - col, (width + 2) * col * sizeof(T));
+            std::memcpy(row(c, height) - col, row(c, height - 1) - col, (width + 2) * col * sizeof(T));
         }
     }
 };
@@ -90,6 +99,17 @@ inline Taps upsampling_taps(bool nearest, int where) {
     return taps;
 }
 
+// What three weights, `step` apart, make of a cell on one axis. A weight that is not finite spreads no
+// further than it must.
+template <class T>
+double seen(const T* weights, int step, const double (&taps)[3][3], int cell) {
+    double sum = 0;
+    for (int k = 0; k < 3; ++k) {
+        if (taps[k][cell] != 0) sum += weights[k * step] * taps[k][cell];
+    }
+    return sum;
+}
+
 // One convolution and how it is vectorised: along x, with each weight broadcast, or over the outputs, with
 // each input broadcast.
 template <class T>
@@ -103,8 +123,10 @@ class Conv3x3 {
     bool upsampled;
     int64_t rows;  // that `row` writes: phases times outputs, and some more to fill vectors
 
+    bool along_x;
+
     int64_t row_length() const { return round_up<T>(width); }
-    int64_t tile_size() const { return along_x_ ? 1 : row_length() * rows; }
+    int64_t tile_size() const { return along_x ? 1 : row_length() * rows; }
 
     // Row `y` of the output: all of out[phase * outputs + o], each row_length() long. `from` points at the
     // left border cells of rows y - 1, y, y + 1 of the first channel, the next one's being `plane` further
@@ -119,8 +141,13 @@ class Conv3x3 {
     void part_of_row(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end, T* out,
                      T* tile) const;
 
+    // Where outputs are vectorised over: the same with the outputs of a pixel side by side, tile[x * rows +
+    // phase * outputs + o], from cells that are `col` apart.
+    void part_of_pixels(const T* const (&from)[3], int64_t col, int64_t plane, int64_t y, int64_t begin,
+                        int64_t end, T* tile) const;
+
   private:
-    bool along_x_, bordered_;
+    bool bordered_;
     int64_t set_;  // the size of one set of weights
     Buffer<T> weights_, bias_;
 
@@ -130,8 +157,8 @@ class Conv3x3 {
     }
     void compose(const T* weight, bool nearest, int vertical, int horizontal, T* to, int64_t step) const;
     void build(const T* weight, bool nearest);
-    void part_over_outputs(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end,
-                           T* out, T* tile) const;
+    void part_along_x(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end,
+                      T* out) const;
 };
 
 // `to`[(i, ky, kx, phase, o) * step] of the convolution, upsampled or not.
@@ -152,17 +179,15 @@ void Conv3x3<T>::compose(const T* weight, bool nearest, int vertical, int horizo
     for (int64_t i = 0; i < inputs; ++i) {
         for (int64_t o = 0; o < outputs; ++o) {
             const T* w = weight + (o * inputs + i) * 9;
+            double across[3][2][3];  // of every row of taps, phase and cell
+            for (int row = 0; row < 3; ++row) {
+                for (int b = 0; b < 2; ++b) {
+                    for (int x = 0; x < 3; ++x) across[row][b][x] = seen(w + row * 3, 1, beside.u[b], x);
+                }
+            }
             for (int phase = 0; phase < 4; ++phase) {
                 for (int tap = 0; tap < 9; ++tap) {
-                    double sum = 0;
-                    for (int k = 0; k < 3; ++k) {
-                        const double u = above.u[phase / 2][k][tap / 3];
-                        if (u == 0) continue;  // a weight that is not finite spreads no further than it must
-                        for (int l = 0; l < 3; ++l) {
-                            const double v = beside.u[phase % 2][l][tap % 3];
-                            if (v != 0) sum += w[k * 3 + l] * (u * v);
-                        }
-                    }
+                    const double sum = seen(&across[0][phase % 2][tap % 3], 6, above.u[phase / 2], tap / 3);
                     to[((i * 9 + tap) * rows + phase * outputs + o) * step] = static_cast<T>(sum);
                 }
             }
@@ -173,7 +198,7 @@ void Conv3x3<T>::compose(const T* weight, bool nearest, int vertical, int horizo
 // Every set of weights that some cell needs.
 template <class T>
 void Conv3x3<T>::build(const T* weight, bool nearest) {
-    const int step = bordered_ && along_x_ ? lanes<T> : 1;
+    const int step = bordered_ && along_x ? lanes<T> : 1;
     for (int vertical = 0; vertical < (bordered_ ? 4 : 1); ++vertical) {
         // A row is at both ends if it is the only one; inner ones need a third.
         const bool occurs = vertical == (first | last) ? height == 1 : height >= (vertical == inner ? 3 : 2);
@@ -206,9 +231,9 @@ Conv3x3<T>::Conv3x3(const T* weight, const T* bias, int64_t inputs, int64_t outp
     // both are alike, along x has fewer loads for each product.
     const double over_outputs = double(used) / round_up<T>(used);
     const int64_t block = used <= 2 ? 2 : 4, blocked = (used + block - 1) / block * block;
-    along_x_ = double(width) / round_up<T>(width) * used / blocked >= over_outputs;
-    rows = along_x_ ? blocked : round_up<T>(used);
-    set_ = inputs * 9 * rows * (along_x_ && bordered_ ? lanes<T> : 1);
+    along_x = double(width) / round_up<T>(width) * used / blocked >= over_outputs;
+    rows = along_x ? blocked : round_up<T>(used);
+    set_ = inputs * 9 * rows * (along_x && bordered_ ? lanes<T> : 1);
     weights_ = Buffer<T>(set_ * (bordered_ ? 16 : 1));
     bias_ = Buffer<T>(rows);
     for (int64_t i = 0; i < used; ++i) bias_.get()[i] = bias[i % outputs];
@@ -261,8 +286,8 @@ void accumulate_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs
 
 // Over outputs: V vectors of outputs of P pixels.
 template <class T, int P, int V>
-void accumulate_over_outputs(const T* const (&from)[3], int64_t plane, int64_t inputs, const T* weights,
-                             int64_t step, const T* bias, bool fresh, T* tile) {
+void accumulate_over_outputs(const T* const (&from)[3], int64_t col, int64_t plane, int64_t inputs,
+                             const T* weights, int64_t step, const T* bias, bool fresh, T* tile) {
     Vector<T> sums[P][V];
 #pragma GCC unroll 20
     for (int p = 0; p < P; ++p) {
@@ -280,7 +305,7 @@ void accumulate_over_outputs(const T* const (&from)[3], int64_t plane, int64_t i
                 for (int v = 0; v < V; ++v) w[v] = load(weights + v * lanes<T>);
 #pragma GCC unroll 20
                 for (int p = 0; p < P; ++p) {
-                    const Vector<T> x = splat(cells[kx + p]);
+                    const Vector<T> x = splat(cells[(kx + p) * col]);
 #pragma GCC unroll 4
                     for (int v = 0; v < V; ++v) sums[p][v] = fma(w[v], x, sums[p][v]);
                 }
@@ -314,20 +339,22 @@ void blocks_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs, co
 
 // Pixels [x, end) in blocks of P, then of fewer.
 template <class T, int P, int V>
-void blocks_over_outputs(const T* const (&from)[3], int64_t plane, int64_t inputs, const T* weights,
-                         int64_t step, const T* bias, bool fresh, T* tile, int64_t x, int64_t end) {
+void blocks_over_outputs(const T* const (&from)[3], int64_t col, int64_t plane, int64_t inputs,
+                         const T* weights, int64_t step, const T* bias, bool fresh, T* tile, int64_t x,
+                         int64_t end) {
     for (; x + P <= end; x += P) {
-        const T* const cells[3] = {from[0] + x, from[1] + x, from[2] + x};
-        accumulate_over_outputs<T, P, V>(cells, plane, inputs, weights, step, bias, fresh, tile + x * step);
+        const T* const cells[3] = {from[0] + x * col, from[1] + x * col, from[2] + x * col};
+        accumulate_over_outputs<T, P, V>(cells, col, plane, inputs, weights, step, bias, fresh,
+                                         tile + x * step);
     }
     if constexpr (P > 1) {
-        blocks_over_outputs<T, P / 2, V>(from, plane, inputs, weights, step, bias, fresh, tile, x, end);
+        blocks_over_outputs<T, P / 2, V>(from, col, plane, inputs, weights, step, bias, fresh, tile, x, end);
     }
 }
 
 template <class T>
-void Conv3x3<T>::part_over_outputs(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin,
-                                   int64_t end, T* out, T* tile) const {
+void Conv3x3<T>::part_of_pixels(const T* const (&from)[3], int64_t col, int64_t plane, int64_t y,
+                                int64_t begin, int64_t end, T* tile) const {
     const int vertical = place(y, height);
     const auto columns = [&](int64_t first_x, int64_t end_x) {
         const T* w = weights(vertical, place(first_x, width)) + begin * 9 * rows;
@@ -335,7 +362,7 @@ void Conv3x3<T>::part_over_outputs(const T* const (&from)[3], int64_t plane, int
         const auto run = [&](auto pixels, auto vectors) {
             constexpr int P = pixels, V = vectors;
             for (; o + V * lanes<T> <= rows; o += V * lanes<T>) {
-                blocks_over_outputs<T, P, V>(from, plane, end - begin, w + o, rows, bias_.get() + o,
+                blocks_over_outputs<T, P, V>(from, col, plane, end - begin, w + o, rows, bias_.get() + o,
                                              begin == 0, tile + o, first_x, end_x);
             }
         };
@@ -351,6 +378,13 @@ void Conv3x3<T>::part_over_outputs(const T* const (&from)[3], int64_t plane, int
     } else {
         columns(0, width);
     }
+}
+
+template <class T>
+void Conv3x3<T>::part_of_row(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end,
+                             T* out, T* tile) const {
+    if (along_x) return part_along_x(from, plane, y, begin, end, out);
+    part_of_pixels(from, 1, plane, y, begin, end, tile);
     if (end < inputs) return;
     for (int64_t x = 0; x < width; x += lanes<T>) {
         for (int64_t o = 0; o < rows; o += lanes<T>) {
@@ -363,9 +397,8 @@ void Conv3x3<T>::part_over_outputs(const T* const (&from)[3], int64_t plane, int
 }
 
 template <class T>
-void Conv3x3<T>::part_of_row(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end,
-                             T* out, T* tile) const {
-    if (!along_x_) return part_over_outputs(from, plane, y, begin, end, out, tile);
+void Conv3x3<T>::part_along_x(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end,
+                              T* out) const {
     const int64_t vectors = row_length() / lanes<T>;
     const int vertical = place(y, height);
     const auto weights_at = [&](int64_t o, int64_t scale) {

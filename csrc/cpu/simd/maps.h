@@ -24,27 +24,24 @@ Vector<T> load_some(const From* from, int64_t count) {
     return load(all);
 }
 
-// `width` cells of `channels` channels whose channels lie side by side, in as many as the compiler knows of.
+// `Channels` channels, a power of 2, of which those of a cell lie side by side, and the cells `col` apart.
 template <int Channels, class T, class From>
-void read_dense(const From* from, int64_t width, T* to, int64_t to_stride) {
-    for (int64_t x = 0; x < width; ++x) {
-        for (int c = 0; c < Channels; ++c) to[c * to_stride + x] = widen(from[x * Channels + c]);
-    }
-}
-
-// As many channels as there are lanes, side by side: square after square is transposed.
-template <class T, class From>
-void read_squares(const From* from, int64_t col, int64_t width, T* to, int64_t to_stride) {
-    for (int64_t x = 0; x < width; x += lanes<T>) {
+void read_side_by_side(const From* from, int64_t col, int64_t width, T* to, int64_t to_stride) {
+    for (int64_t x = 0; x < width; x += lanes<T>, from += lanes<T> * col) {
         const int64_t valid = std::min<int64_t>(lanes<T>, width - x);
-        T cells[lanes<T> * lanes<T>] = {};
-        for (int64_t i = 0; i < valid; ++i) {
-            for (int c = 0; c < lanes<T>; ++c) cells[i * lanes<T> + c] = widen(from[(x + i) * col + c]);
+        Vector<T> rows[Channels];
+        if (std::is_same_v<T, From> && valid == lanes<T> && col == Channels) {
+            for (int c = 0; c < Channels; ++c)
+                rows[c] = load(reinterpret_cast<const T*>(from) + c * lanes<T>);
+        } else {
+            T cells[lanes<T> * Channels] = {};
+            for (int64_t i = 0; i < valid; ++i) {
+                for (int c = 0; c < Channels; ++c) cells[i * Channels + c] = widen(from[i * col + c]);
+            }
+            for (int c = 0; c < Channels; ++c) rows[c] = load(cells + c * lanes<T>);
         }
-        Vector<T> square[lanes<T>];
-        for (int i = 0; i < lanes<T>; ++i) square[i] = load(cells + i * lanes<T>);
-        transpose<T>(square);
-        for (int c = 0; c < lanes<T>; ++c) store_some(to + c * to_stride + x, square[c], valid);
+        deinterleave_all<T, Channels>(rows);
+        for (int c = 0; c < Channels; ++c) store_some(to + c * to_stride + x, rows[c], valid);
     }
 }
 
@@ -61,16 +58,16 @@ void read_typed(const From* from, const Strides& s, int64_t channels, int64_t wi
         }
         return;
     }
-    if (s.channel == 1 && s.col == channels) {
-        if (channels == 2) return read_dense<2>(from, width, to, to_stride);
-        if (channels == 4) return read_dense<4>(from, width, to, to_stride);
-        if (channels == 8) return read_dense<8>(from, width, to, to_stride);
-    }
     int64_t c = 0;
-    if (s.channel == 1) {
-        for (; c + lanes<T> <= channels; c += lanes<T>)
-            read_squares(from + c, s.col, width, to + c * to_stride, to_stride);
-    }
+    const auto read = [&](auto at_once) {
+        constexpr int n = at_once;
+        for (; s.channel == 1 && c + n <= channels; c += n)
+            read_side_by_side<n>(from + c, s.col, width, to + c * to_stride, to_stride);
+    };
+    read(std::integral_constant<int, 16>());
+    read(std::integral_constant<int, 8>());
+    read(std::integral_constant<int, 4>());
+    read(std::integral_constant<int, 2>());
     for (; c < channels; ++c) {
         for (int64_t x = 0; x < width; ++x) to[c * to_stride + x] = widen(from[c * s.channel + x * s.col]);
     }
@@ -145,6 +142,21 @@ void write_typed(To* to, const Strides& s, int64_t channels, int64_t width, cons
         for (int64_t c = 0; c < channels; ++c)
             to[c * s.channel + x * s.col] = narrow<To>(from[c * from_stride + x]);
     }
+}
+
+// The same with the channels of a cell side by side: to[column * channels + channel]. `scratch` has room for
+// as much in whole vectors.
+template <class T>
+void read_pixels(DType dtype, const Map& map, int64_t image, int64_t y, int64_t x, int64_t channels,
+                 int64_t width, T* to, T* scratch) {
+    if (map.strides.channel == 1 && map.strides.col == channels) {
+        Map dense = map;
+        dense.strides.col = 1;
+        return read_row(dtype, dense, image, y, x * channels, 1, width * channels, to, 0);
+    }
+    const int64_t stride = round_up<T>(width);
+    read_row(dtype, map, image, y, x, channels, width, scratch, stride);
+    write_typed(to, Strides{0, 1, 0, channels}, channels, width, scratch, stride);
 }
 
 // The opposite of read_row, of a whole row.

@@ -54,41 +54,41 @@ T not_above(double limit) {
     return rounded > limit ? std::nextafter(rounded, -std::numeric_limits<T>::infinity()) : rounded;
 }
 
+// A convolution that is vectorised along x reads and writes one plane of cells after another; one that is
+// vectorised over its outputs has the channels of a pixel side by side.
 template <class T>
 class Cascade {
   public:
     Cascade(const RefineWindows& arguments, const std::unique_ptr<Step<T>>* steps)
         : a_(arguments), steps_(steps), count_(static_cast<int64_t>(arguments.layers.size())) {
         inputs_ = std::make_unique<Planes<T>[]>(count_);
-        int64_t out = 1, tile = 1, horizontal = 1;
+        int64_t row = 1;
         for (int64_t i = 0; i < count_; ++i) {
             const Conv3x3<T>& conv = steps_[i]->conv;
-            inputs_[i] = Planes<T>(conv.inputs, conv.height, conv.width);
-            out = std::max(out, conv.rows * conv.row_length());
-            tile = std::max(tile, conv.tile_size());
-            horizontal = std::max(horizontal, conv.outputs * 2 * conv.row_length());
+            inputs_[i] = Planes<T>(conv.inputs, conv.height, conv.width, !conv.along_x);
+            row = std::max({row, conv.rows * conv.row_length(), conv.inputs * conv.row_length()});
         }
-        out_ = Buffer<T>(out);
-        tile_ = Buffer<T>(tile);
-        horizontal_ = Buffer<T>(horizontal);
+        out_ = Buffer<T>(row);
+        scratch_ = Buffer<T>(row);
+        horizontal_ = Buffer<T>(row);
         limit_ = not_above<T>(a_.limit);
     }
 
     void refine(int64_t window) const {
-        for (int64_t y = 0; y < inputs_[0].height; ++y) {
-            read_row(a_.dtype, a_.encoding, window, y, 0, inputs_[0].channels, inputs_[0].width,
-                     inputs_[0].row(0, y), inputs_[0].plane);
-        }
+        read_encoding(window);
         for (int64_t i = 0; i < count_; ++i) {
             const Conv3x3<T>& conv = steps_[i]->conv;
             const Planes<T>& in = inputs_[i];
             in.fill_border(conv.upsampled || !a_.zeros);
             for (int64_t y = 0; y < conv.height; ++y) {
-                const T* const from[3] = {in.row(0, y - 1) - 1, in.row(0, y) - 1, in.row(0, y + 1) - 1};
-                conv.row(from, in.plane, y, out_.get(), tile_.get());
-                for (int phase = 0; phase < (conv.upsampled ? 2 : 1); ++phase) {
-                    finish(*steps_[i], window, y, phase, inputs_[i + 1 < count_ ? i + 1 : i]);
+                const T* const from[3] = {in.row(0, y - 1) - in.col, in.row(0, y) - in.col,
+                                          in.row(0, y + 1) - in.col};
+                if (conv.along_x) {
+                    conv.row(from, in.plane, y, out_.get(), nullptr);
+                } else {
+                    conv.part_of_pixels(from, in.col, in.plane, y, 0, conv.inputs, out_.get());
                 }
+                for (int phase = 0; phase < (conv.upsampled ? 2 : 1); ++phase) finish(i, window, y, phase);
             }
         }
     }
@@ -97,75 +97,133 @@ class Cascade {
     const RefineWindows& a_;
     const std::unique_ptr<Step<T>>* steps_;
     int64_t count_;
-    std::unique_ptr<Planes<T>[]> inputs_;  // of every step
-    Buffer<T> out_, tile_, horizontal_;    // of one row
+    std::unique_ptr<Planes<T>[]> inputs_;   // of every step
+    Buffer<T> out_, scratch_, horizontal_;  // of one row
     T limit_;
 
-    // Row y of the convolution's output, or of the upsampled output row 2 y + phase, to the next step.
-    void finish(const Step<T>& step, int64_t window, int64_t y, int phase, const Planes<T>& next) const {
-        const Conv3x3<T>& conv = step.conv;
-        const int64_t row = conv.upsampled ? 2 * y + phase : y, width = conv.width * (conv.upsampled ? 2 : 1);
-        const int64_t stride = 2 * conv.row_length();
-        if (step.then == Then::output) {
-            T* line = horizontal_.get();
-            each_vector(conv, phase, 0, width, [&](int64_t x, Vector<T> v) { store(line + x, v); });
-            return output(line, window, row, width);
-        }
-        const bool adds = step.then == Then::add_horizontal_and_relu;
-        if (adds) read_horizontal(window, step.stage, row, conv.outputs, width, stride);
-        for (int64_t o = 0; o < conv.outputs; ++o) {
-            const T* horizontal = horizontal_.get() + o * stride;
-            T* to = next.row(o, row);
-            if (adds) {
-                each_vector(conv, phase, o, width,
-                            [&](int64_t x, Vector<T> v) { store(to + x, relu(v + load(horizontal + x))); });
+    struct Row {
+        const T* cells;
+        int64_t plane;
+    };
+
+    void read_encoding(int64_t window) const {
+        const Planes<T>& to = inputs_[0];
+        for (int64_t y = 0; y < to.height; ++y) {
+            if (to.by_pixel) {
+                read_pixels(a_.dtype, a_.encoding, window, y, 0, to.channels, to.width, to.row(0, y),
+                            scratch_.get());
             } else {
-                each_vector(conv, phase, o, width, [&](int64_t x, Vector<T> v) { store(to + x, relu(v)); });
+                read_row(a_.dtype, a_.encoding, window, y, 0, to.channels, to.width, to.row(0, y), to.plane);
             }
         }
     }
 
-    // Calls body(x, cells x, x + 1, ... of the row), the two horizontal phases interleaved.
-    template <class Body>
-    void each_vector(const Conv3x3<T>& conv, int phase, int64_t o, int64_t width, const Body& body) const {
-        if (!conv.upsampled) {
-            const T* cells = out_.get() + o * conv.row_length();
-            for (int64_t x = 0; x < width; x += lanes<T>) body(x, load(cells + x));
-            return;
+    // Row y of the convolution's output, or of the upsampled output row 2 y + phase, to the next step.
+    void finish(int64_t i, int64_t window, int64_t y, int phase) const {
+        const Step<T>& step = *steps_[i];
+        const Conv3x3<T>& conv = step.conv;
+        const int64_t row = conv.upsampled ? 2 * y + phase : y, width = conv.width * (conv.upsampled ? 2 : 1);
+        if (step.then == Then::output) {
+            each_vector(conv, phase, scratch_.get(), 0, [](int64_t, int64_t, auto v) { return v; });
+            return output(scratch_.get(), window, row, width);
         }
-        const T* even = out_.get() + (2 * phase * conv.outputs + o) * conv.row_length();
-        const T* odd = even + conv.outputs * conv.row_length();
-        for (int64_t x = 0; x < width; x += 2 * lanes<T>) {
-            const Pair<Vector<T>> pair = interleave<T>(load(even + x / 2), load(odd + x / 2));
-            body(x, pair.first);
-            if (x + lanes<T> < width) body(x + lanes<T>, pair.second);
+        const Planes<T>& next = inputs_[i + 1];
+        const bool as_next = conv.along_x != next.by_pixel;
+        T* to = as_next ? next.row(0, row) : scratch_.get();
+        const int64_t plane = as_next ? next.plane : round_up<T>(width);
+        if (step.then == Then::relu) {
+            each_vector(conv, phase, to, plane, [](int64_t, int64_t, auto v) { return relu(v); });
+        } else {
+            const Row h = horizontal(conv, window, step.stage, row, width);
+            each_vector(conv, phase, to, plane, [&](int64_t o, int64_t x, auto v) {
+                return relu(v + load<T, sizeof v / sizeof(T)>(h.cells + o * h.plane + x));
+            });
+        }
+        if (as_next) return;
+        const Strides pixels{0, 1, 0, conv.outputs};
+        if (conv.along_x) {
+            write_typed(next.row(0, row), pixels, conv.outputs, width, scratch_.get(), plane);
+        } else {
+            read_typed(scratch_.get(), pixels, conv.outputs, width, next.row(0, row), next.plane);
         }
     }
 
-    // A window's row of its horizontal maps, zero where it leaves them.
-    void read_horizontal(int64_t window, int64_t stage, int64_t row, int64_t channels, int64_t width,
-                         int64_t stride) const {
+    // Stores body(o, x, v) of the vectors v that make up a row, the two horizontal phases interleaved: cells
+    // x, x + 1, ... of plane o; or all that is in a row side by side, counted by x.
+    template <class Body>
+    void each_vector(const Conv3x3<T>& conv, int phase, T* to, int64_t plane, const Body& body) const {
+        if (!conv.along_x) {
+            const int64_t run = conv.outputs * (conv.upsampled ? 2 : 1);
+            return each_run<lanes<T>>(run, conv, out_.get() + phase * run, to, body);
+        }
+        for (int64_t o = 0; o < conv.outputs; ++o, to += plane) {
+            if (!conv.upsampled) {
+                const T* cells = out_.get() + o * conv.row_length();
+                for (int64_t x = 0; x < conv.width; x += lanes<T>) store(to + x, body(o, x, load(cells + x)));
+                continue;
+            }
+            const T* even = out_.get() + (2 * phase * conv.outputs + o) * conv.row_length();
+            const T* odd = even + conv.outputs * conv.row_length();
+            for (int64_t x = 0; x < conv.width; x += lanes<T>) {
+                const Pair<Vector<T>> pair = interleave<T>(load(even + x), load(odd + x));
+                store(to + 2 * x, body(o, 2 * x, pair.first));
+                if (x + lanes<T> / 2 >= conv.width) continue;
+                store(to + 2 * x + lanes<T>, body(o, 2 * x + lanes<T>, pair.second));
+            }
+        }
+    }
+
+    // From every pixel of the convolution `run` values that come to lie side by side, N at a time.
+    template <int N, class Body>
+    void each_run(int64_t run, const Conv3x3<T>& conv, const T* from, T* to, const Body& body) const {
+        if constexpr (N > 1) {
+            if (run % N != 0) return each_run<N / 2>(run, conv, from, to, body);
+        }
+        int64_t at = 0;
+        for (int64_t x = 0; x < conv.width; ++x, from += conv.rows) {
+            for (int64_t r = 0; r < run; r += N, at += N) store(to + at, body(0, at, load<T, N>(from + r)));
+        }
+    }
+
+    // A window's row of its horizontal maps as the convolution has its own, zero where it leaves them. A row
+    // that lies so in memory is not copied.
+    Row horizontal(const Conv3x3<T>& conv, int64_t window, int64_t stage, int64_t row, int64_t width) const {
         const auto stages = static_cast<int64_t>(a_.convs.size());
         const int64_t scale = a_.windows.scale[window], image = a_.windows.image[window],
                       step = int64_t{1} << stage;
-        T* to = horizontal_.get();
+        const int64_t col = conv.along_x ? 1 : conv.outputs;
+        Row to{horizontal_.get(), round_up<T>(width)};
         Span cols{0, 0};
         if (scale >= 0 && scale < static_cast<int64_t>(a_.horizontals.size()) / stages && image >= 0 &&
             image < a_.batch) {
             const Map& map = a_.horizontals[scale * stages + stage];
+            const Strides& s = map.strides;
             const int64_t y = window_start(a_.windows.row[window], step) + row;
             const int64_t left = window_start(a_.windows.col[window], step);
             if (y >= 0 && y < map.height) cols = inside(left, width, map.width);
             if (cols.begin < cols.end) {
-                read_row(a_.dtype, map, image, y, left + cols.begin, channels, cols.end - cols.begin,
-                         to + cols.begin, stride);
+                const int64_t x = left + cols.begin, count = cols.end - cols.begin;
+                const bool lies =
+                    conv.along_x ? s.col == 1 && width % lanes<T> == 0 : s.channel == 1 && s.col == col;
+                if (lies && count == width && size_of(a_.dtype) == sizeof(T)) {
+                    return {static_cast<const T*>(map.data) + image * s.batch + y * s.row + x * s.col,
+                            s.channel};
+                }
+                T* at = horizontal_.get() + cols.begin * col;
+                if (conv.along_x) {
+                    read_row(a_.dtype, map, image, y, x, conv.outputs, count, at, to.plane);
+                } else {
+                    read_pixels(a_.dtype, map, image, y, x, conv.outputs, count, at, scratch_.get());
+                }
             }
         }
-        if (cols.end - cols.begin == width) return;
-        for (int64_t c = 0; c < channels; ++c, to += stride) {
-            std::fill(to, to + cols.begin, T{0});
-            std::fill(to + cols.end, to + width, T{0});
+        if (cols.end - cols.begin == width) return to;
+        for (int64_t c = 0; c < conv.outputs; c += col) {
+            T* cells = horizontal_.get() + c * to.plane;
+            std::fill(cells, cells + cols.begin * col, T{0});
+            std::fill(cells + cols.end * col, cells + width * col, T{0});
         }
+        return to;
     }
 
     void output(const T* line, int64_t window, int64_t row, int64_t width) const {
@@ -198,11 +256,12 @@ void run(const RefineWindows& a) {
     const std::vector<int64_t> order = by_place(a.windows);
     const int64_t side = a.encoding.height << a.convs.size();
     const int threads = useful_threads(a.threads, a.windows.count * side * side * 16);
-    parallel_for(a.windows.count, threads, [&](int64_t begin, int64_t end) {
-        const Cascade<T> cascade(a, steps.get());
-        for (int64_t i = begin; i < end; ++i) cascade.refine(order[i]);
-        end_streams();
-    });
+    parallel_for(
+        a.windows.count, threads, [&] { return Cascade<T>(a, steps.get()); },
+        [&](const Cascade<T>& cascade, int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) cascade.refine(order[i]);
+            end_streams();
+        });
 }
 
 }  // namespace

@@ -28,30 +28,30 @@ constexpr int vector_bytes = 16, vector_registers = 16;
 #endif
 
 template <class T>
+constexpr int lanes = vector_bytes / sizeof(T);
+
+template <class T, int N>
 struct VectorOf {
-    typedef T type __attribute__((vector_size(vector_bytes)));
+    typedef T type __attribute__((vector_size(N * sizeof(T))));
 };
 
-template <class T>
-using Vector = typename VectorOf<T>::type;
-
-template <class T>
-constexpr int lanes = vector_bytes / sizeof(T);
+template <class T, int N = lanes<T>>
+using Vector = typename VectorOf<T, N>::type;
 
 template <class T>
 constexpr int64_t round_up(int64_t count) {
     return (count + lanes<T> - 1) / lanes<T> * lanes<T>;
 }
 
-template <class T>
-inline Vector<T> load(const T* from) {
-    Vector<T> v;
+template <class T, int N = lanes<T>>
+inline Vector<T, N> load(const T* from) {
+    Vector<T, N> v;
     std::memcpy(&v, from, sizeof v);
     return v;
 }
 
-template <class T>
-inline void store(T* to, Vector<T> v) {
+template <class T, class V>
+inline void store(T* to, V v) {
     std::memcpy(to, &v, sizeof v);
 }
 
@@ -181,6 +181,21 @@ inline Pair<V> deinterleaved(V a, V b, std::index_sequence<I...>) {
 template <class T>
 inline Pair<Vector<T>> deinterleave(Vector<T> a, Vector<T> b) {
     return deinterleaved(a, b, std::make_index_sequence<lanes<T>>());
+}
+
+// What lies as a0 b0 c0 ... a1 b1 c1 ..., N values side by side, becomes a vector of each: log2(N) rounds
+// that part the even from the odd. The opposite of interleaving.
+template <class T, int N>
+inline void deinterleave_all(Vector<T> (&rows)[N]) {
+    for (int round = 1; round < N; round *= 2) {
+        Vector<T> next[N];
+        for (int i = 0; i < N / 2; ++i) {
+            const Pair<Vector<T>> pair = deinterleave<T>(rows[2 * i], rows[2 * i + 1]);
+            next[i] = pair.first;
+            next[i + N / 2] = pair.second;
+        }
+        for (int i = 0; i < N; ++i) rows[i] = next[i];
+    }
 }
 
 // The lanes whose bit is set, 0 in the others.
