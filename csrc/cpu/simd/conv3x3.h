@@ -295,20 +295,27 @@ void accumulate_over_outputs(const T* const (&from)[3], int64_t col, int64_t pla
         for (int v = 0; v < V; ++v) sums[p][v] = load((fresh ? bias : tile + p * step) + v * lanes<T>);
     }
     for (int64_t i = 0; i < inputs; ++i) {
-#pragma GCC unroll 3
         for (int ky = 0; ky < 3; ++ky) {
             const T* cells = from[ky] + i * plane;
-#pragma GCC unroll 3
-            for (int kx = 0; kx < 3; ++kx, weights += step) {
+            const auto tap = [&] {
                 Vector<T> w[V];
 #pragma GCC unroll 4
                 for (int v = 0; v < V; ++v) w[v] = load(weights + v * lanes<T>);
+                const T* cell = cells;
 #pragma GCC unroll 20
-                for (int p = 0; p < P; ++p) {
-                    const Vector<T> x = splat(cells[(kx + p) * col]);
+                for (int p = 0; p < P; ++p, cell += col) {
+                    const Vector<T> x = splat(*cell);
 #pragma GCC unroll 4
                     for (int v = 0; v < V; ++v) sums[p][v] = fma(w[v], x, sums[p][v]);
                 }
+                cells += col, weights += step;
+            };
+            // Unrolled, the compiler keeps the cells that the taps share in registers.
+            if constexpr (P * (V + 1) + 2 + 3 * V <= vector_registers) {
+                tap(), tap(), tap();
+            } else {
+#pragma GCC unroll 1
+                for (int kx = 0; kx < 3; ++kx) tap();
             }
         }
     }
@@ -366,10 +373,9 @@ void Conv3x3<T>::part_of_pixels(const T* const (&from)[3], int64_t col, int64_t 
                                              begin == 0, tile + o, first_x, end_x);
             }
         };
-        // 20 sums where there are 32 registers, 10 where there are 16.
-        constexpr bool many = vector_registers == 32;
-        run(std::integral_constant<int, many ? 10 : 5>(), std::integral_constant<int, 2>());
-        run(std::integral_constant<int, many ? 20 : 10>(), std::integral_constant<int, 1>());
+        // As many sums as there are registers for; for one vector, as many as are added to at once.
+        run(std::integral_constant<int, vector_registers == 32 ? 10 : 5>(), std::integral_constant<int, 2>());
+        run(std::integral_constant<int, 10>(), std::integral_constant<int, 1>());
     };
     if (bordered_ && width > 1) {
         columns(0, 1);

@@ -69,16 +69,24 @@ class Cascade {
             row = std::max({row, conv.rows * conv.row_length(), conv.inputs * conv.row_length()});
         }
         out_ = Buffer<T>(row);
-        scratch_ = Buffer<T>(row);
+        scratch_ = Buffer<T>(row + 64);  // output_bits reads 64 at a time
         horizontal_ = Buffer<T>(row);
         limit_ = not_above<T>(a_.limit);
     }
 
-    void refine(int64_t window) const {
+    // `upcoming` is the window that this thread refines next: what it reads is fetched meanwhile.
+    void refine(int64_t window, int64_t upcoming) const {
         read_encoding(window);
         for (int64_t i = 0; i < count_; ++i) {
-            const Conv3x3<T>& conv = steps_[i]->conv;
+            const Step<T>& step = *steps_[i];
+            const Conv3x3<T>& conv = step.conv;
             const Planes<T>& in = inputs_[i];
+            const int64_t phases = conv.upsampled ? 2 : 1, width = phases * conv.width;
+            Place here, next;
+            if (step.then == Then::add_horizontal_and_relu) {
+                here = place(window, step.stage, width);
+                next = place(upcoming, step.stage, width);
+            }
             in.fill_border(conv.upsampled || !a_.zeros);
             for (int64_t y = 0; y < conv.height; ++y) {
                 const T* const from[3] = {in.row(0, y - 1) - in.col, in.row(0, y) - in.col,
@@ -88,7 +96,18 @@ class Cascade {
                 } else {
                     conv.part_of_pixels(from, in.col, in.plane, y, 0, conv.inputs, out_.get());
                 }
-                for (int phase = 0; phase < (conv.upsampled ? 2 : 1); ++phase) finish(i, window, y, phase);
+                if (i == 0) fetch({&a_.encoding, upcoming, 0, 0, {0, conv.width}}, y, conv.inputs);
+                for (int64_t phase = 0; phase < phases; ++phase) {
+                    const int64_t row = y * phases + phase;
+                    fetch(next, row, conv.outputs);
+                    if (step.then == Then::output) {
+                        each_vector(conv, phase, scratch_.get(), 0,
+                                    [](int64_t, int64_t, auto v) { return v; });
+                        output(scratch_.get(), window, row, width);
+                    } else {
+                        finish(step, here, phase, row, width, inputs_[i + 1]);
+                    }
+                }
             }
         }
     }
@@ -118,23 +137,53 @@ class Cascade {
         }
     }
 
-    // Row y of the convolution's output, or of the upsampled output row 2 y + phase, to the next step.
-    void finish(int64_t i, int64_t window, int64_t y, int phase) const {
-        const Step<T>& step = *steps_[i];
-        const Conv3x3<T>& conv = step.conv;
-        const int64_t row = conv.upsampled ? 2 * y + phase : y, width = conv.width * (conv.upsampled ? 2 : 1);
-        if (step.then == Then::output) {
-            each_vector(conv, phase, scratch_.get(), 0, [](int64_t, int64_t, auto v) { return v; });
-            return output(scratch_.get(), window, row, width);
+    static constexpr Map none{};
+
+    // Where a window lies on one of its horizontal maps; a map of no rows where it has none.
+    struct Place {
+        const Map* map = &none;
+        int64_t image = 0, top = 0, left = 0;
+        Span cols{0, 0};  // of the window, that lie on the map
+    };
+
+    Place place(int64_t window, int64_t stage, int64_t width) const {
+        const auto stages = static_cast<int64_t>(a_.convs.size());
+        const int64_t scale = a_.windows.scale[window], image = a_.windows.image[window];
+        if (scale < 0 || scale >= static_cast<int64_t>(a_.horizontals.size()) / stages || image < 0 ||
+            image >= a_.batch) {
+            return {};
         }
-        const Planes<T>& next = inputs_[i + 1];
+        const Map& map = a_.horizontals[scale * stages + stage];
+        const int64_t top = window_start(a_.windows.row[window], int64_t{1} << stage);
+        const int64_t left = window_start(a_.windows.col[window], int64_t{1} << stage);
+        return {&map, image, top, left, inside(left, width, map.width)};
+    }
+
+    // Has a row of a map brought into the cache.
+    void fetch(const Place& at, int64_t row, int64_t channels) const {
+        const Strides& s = at.map->strides;
+        const int64_t y = at.top + row, x = at.left + at.cols.begin, size = size_of(a_.dtype);
+        const bool by_pixel = s.channel == 1 && s.col == channels;
+        if (y < 0 || y >= at.map->height || !(by_pixel || s.col == 1)) return;
+        const int64_t bytes = (at.cols.end - at.cols.begin) * s.col * size;
+        const char* line =
+            static_cast<const char*>(at.map->data) + (at.image * s.batch + y * s.row + x * s.col) * size;
+        for (int64_t c = 0; c < (by_pixel ? 1 : channels); ++c, line += s.channel * size) {
+            for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 0, 2);
+        }
+    }
+
+    // A row of the convolution's output to the next step.
+    void finish(const Step<T>& step, const Place& at, int64_t phase, int64_t row, int64_t width,
+                const Planes<T>& next) const {
+        const Conv3x3<T>& conv = step.conv;
         const bool as_next = conv.along_x != next.by_pixel;
         T* to = as_next ? next.row(0, row) : scratch_.get();
         const int64_t plane = as_next ? next.plane : round_up<T>(width);
         if (step.then == Then::relu) {
             each_vector(conv, phase, to, plane, [](int64_t, int64_t, auto v) { return relu(v); });
         } else {
-            const Row h = horizontal(conv, window, step.stage, row, width);
+            const Row h = horizontal(conv, at, row, width);
             each_vector(conv, phase, to, plane, [&](int64_t o, int64_t x, auto v) {
                 return relu(v + load<T, sizeof v / sizeof(T)>(h.cells + o * h.plane + x));
             });
@@ -151,7 +200,7 @@ class Cascade {
     // Stores body(o, x, v) of the vectors v that make up a row, the two horizontal phases interleaved: cells
     // x, x + 1, ... of plane o; or all that is in a row side by side, counted by x.
     template <class Body>
-    void each_vector(const Conv3x3<T>& conv, int phase, T* to, int64_t plane, const Body& body) const {
+    void each_vector(const Conv3x3<T>& conv, int64_t phase, T* to, int64_t plane, const Body& body) const {
         if (!conv.along_x) {
             const int64_t run = conv.outputs * (conv.upsampled ? 2 : 1);
             return each_run<lanes<T>>(run, conv, out_.get() + phase * run, to, body);
@@ -187,37 +236,24 @@ class Cascade {
 
     // A window's row of its horizontal maps as the convolution has its own, zero where it leaves them. A row
     // that lies so in memory is not copied.
-    Row horizontal(const Conv3x3<T>& conv, int64_t window, int64_t stage, int64_t row, int64_t width) const {
-        const auto stages = static_cast<int64_t>(a_.convs.size());
-        const int64_t scale = a_.windows.scale[window], image = a_.windows.image[window],
-                      step = int64_t{1} << stage;
-        const int64_t col = conv.along_x ? 1 : conv.outputs;
-        Row to{horizontal_.get(), round_up<T>(width)};
-        Span cols{0, 0};
-        if (scale >= 0 && scale < static_cast<int64_t>(a_.horizontals.size()) / stages && image >= 0 &&
-            image < a_.batch) {
-            const Map& map = a_.horizontals[scale * stages + stage];
-            const Strides& s = map.strides;
-            const int64_t y = window_start(a_.windows.row[window], step) + row;
-            const int64_t left = window_start(a_.windows.col[window], step);
-            if (y >= 0 && y < map.height) cols = inside(left, width, map.width);
-            if (cols.begin < cols.end) {
-                const int64_t x = left + cols.begin, count = cols.end - cols.begin;
-                const bool lies =
-                    conv.along_x ? s.col == 1 && width % lanes<T> == 0 : s.channel == 1 && s.col == col;
-                if (lies && count == width && size_of(a_.dtype) == sizeof(T)) {
-                    return {static_cast<const T*>(map.data) + image * s.batch + y * s.row + x * s.col,
-                            s.channel};
-                }
-                T* at = horizontal_.get() + cols.begin * col;
-                if (conv.along_x) {
-                    read_row(a_.dtype, map, image, y, x, conv.outputs, count, at, to.plane);
-                } else {
-                    read_pixels(a_.dtype, map, image, y, x, conv.outputs, count, at, scratch_.get());
-                }
-            }
+    Row horizontal(const Conv3x3<T>& conv, const Place& at, int64_t row, int64_t width) const {
+        const Strides& s = at.map->strides;
+        const int64_t col = conv.along_x ? 1 : conv.outputs, y = at.top + row, x = at.left + at.cols.begin;
+        const Span cols = y >= 0 && y < at.map->height ? at.cols : Span{0, 0};
+        const int64_t count = cols.end - cols.begin;
+        const bool lies = conv.along_x ? s.col == 1 && width % lanes<T> == 0 : s.channel == 1 && s.col == col;
+        if (lies && count == width && size_of(a_.dtype) == sizeof(T)) {
+            return {static_cast<const T*>(at.map->data) + at.image * s.batch + y * s.row + x * s.col,
+                    s.channel};
         }
-        if (cols.end - cols.begin == width) return to;
+        const Row to{horizontal_.get(), round_up<T>(width)};
+        T* begin = horizontal_.get() + cols.begin * col;
+        if (count > 0 && conv.along_x) {
+            read_row(a_.dtype, *at.map, at.image, y, x, conv.outputs, count, begin, to.plane);
+        } else if (count > 0) {
+            read_pixels(a_.dtype, *at.map, at.image, y, x, conv.outputs, count, begin, scratch_.get());
+        }
+        if (count == width) return to;
         for (int64_t c = 0; c < conv.outputs; c += col) {
             T* cells = horizontal_.get() + c * to.plane;
             std::fill(cells, cells + cols.begin * col, T{0});
@@ -240,10 +276,10 @@ class Cascade {
     void output_bits(const T* line, int64_t width, std::uint8_t* to, int64_t step) const {
         const Vector<T> limit = splat(limit_);
         for (int64_t x = 0; x < width; x += 64) {
-            const int64_t valid = std::min<int64_t>(64, width - x);
             std::uint64_t bits = 0;
-            for (int64_t i = 0; i < valid; i += lanes<T>)
+            for (int i = 0; i < 64; i += lanes<T>)
                 bits |= std::uint64_t{greater(load(line + x + i), limit)} << i;
+            const int64_t valid = std::min<int64_t>(64, width - x);
             bits &= ~std::uint64_t{0} >> (64 - valid);
             for (int64_t i = 0; i < valid; i += 8, to += step) *to = static_cast<std::uint8_t>(bits >> i);
         }
@@ -259,7 +295,8 @@ void run(const RefineWindows& a) {
     parallel_for(
         a.windows.count, threads, [&] { return Cascade<T>(a, steps.get()); },
         [&](const Cascade<T>& cascade, int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) cascade.refine(order[i]);
+            for (int64_t i = begin; i < end; ++i)
+                cascade.refine(order[i], order[std::min(i + 1, a.windows.count - 1)]);
             end_streams();
         });
 }
