@@ -225,7 +225,7 @@ class RefineWindows(Plain):
             encoding,
             [maps[i : i + count] for i in range(0, len(maps), count)],
             self.windows,
-            [[(weight, None)] for weight in self.cascade.stages.parameters()],
+            [[(cast(nn.Conv2d, stage).weight, None)] for stage in self.cascade.stages],
             (self.cascade.head.weight, self.cascade.head.bias),
             padding_mode=self.padding_mode,
             threshold=self.threshold,

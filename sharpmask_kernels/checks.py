@@ -84,11 +84,23 @@ def pyramid(name: str, maps: Sequence[Tensor]) -> None:
     """One (B, C, H, W) map per scale, alike in batch, channels, dtype and device."""
     if not maps:
         raise refusal(name, "at least one map", "an empty list")
+    kind = None
     for i, m in enumerate(maps):
+        if kind is not None and _kind(m) == kind:
+            continue  # most often all are alike, and this is quicker
         feature_map(f"{name}[{i}]", m, "(B, C, H, W)")
         same_kind(f"{name}[{i}]", m, maps[0])
         if m.shape[:2] != maps[0].shape[:2]:
             raise refusal(f"{name}[{i}]", f"of batch and channels {tuple(maps[0].shape[:2])}", tuple(m.shape))
+        kind = _kind(m)
+
+
+def _kind(x: Any) -> tuple[object, ...] | None:
+    """Equal for maps of the same type, place, batch and channels that are not empty; None for what is no map."""
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        return None
+    batch, channels, height, width = x.shape
+    return x.dtype, x.device, batch, channels, height > 0 and width > 0
 
 
 def windows(w: Windows, device: torch.device, scales: int, batch: int | None) -> None:
@@ -97,7 +109,7 @@ def windows(w: Windows, device: torch.device, scales: int, batch: int | None) ->
     count = w.score.shape[0] if w.score.ndim == 1 else -1
     for name, field in zip(Windows._fields, w, strict=True):
         dtype = torch.float32 if name == "score" else torch.int64
-        if field.ndim != 1 or len(field) != count:
+        if field.ndim != 1 or field.shape[0] != count:
             raise refusal(f"windows.{name}", "one value per window", tuple(field.shape))
         if field.dtype != dtype:
             raise refusal(f"windows.{name}", f"of dtype {dtype}", field.dtype)
@@ -107,7 +119,8 @@ def windows(w: Windows, device: torch.device, scales: int, batch: int | None) ->
         return
     for name, limit in (("scale", scales), ("image", batch)):
         if limit is not None:
-            low, high = (int(end) for end in torch.aminmax(getattr(w, name)))
+            values = getattr(w, name).tolist()
+            low, high = min(values), max(values)
             if low < 0 or high >= limit:
                 raise refusal(f"windows.{name}", f"within 0..{limit - 1}", f"{low}..{high}")
 

@@ -291,11 +291,11 @@ def _check_cascade(
 
 
 def _check_out(out: Tensor, encoding: Tensor, stages: int, threshold: float | None) -> None:
-    expected = ops.empty_windows(encoding.detach().to("meta"), stages, threshold)
-    if out.shape != expected.shape:
-        raise checks.refusal("out", f"of shape {tuple(expected.shape)}", tuple(out.shape))
-    if out.dtype != expected.dtype:
-        raise checks.refusal("out", f"of dtype {expected.dtype}", out.dtype)
+    shape, dtype = ops.shape_of_windows(encoding, stages, threshold)
+    if out.shape != shape:
+        raise checks.refusal("out", f"of shape {shape}", tuple(out.shape))
+    if out.dtype != dtype:
+        raise checks.refusal("out", f"of dtype {dtype}", out.dtype)
     if out.device != encoding.device:
         raise checks.refusal("out", f"on device {encoding.device}", out.device)
     if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True)):

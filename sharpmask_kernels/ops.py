@@ -369,13 +369,18 @@ _REFINE_WINDOWS = (
 )
 
 
-def empty_windows(encoding: Tensor, stages: int, threshold: float | None) -> Tensor:
-    """The uninitialised result of refine_windows: logits, or bits if there is a ``threshold``."""
+def shape_of_windows(encoding: Tensor, stages: int, threshold: float | None) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of the result of refine_windows: logits, or bits if there is a ``threshold``."""
     count, side = encoding.shape[0], encoding.shape[-1] * 2**stages
     if threshold is not None:
-        return encoding.new_empty((count, side, (side + 7) // 8), dtype=torch.uint8)
-    dtype = torch.float64 if encoding.dtype == torch.float64 else torch.float32
-    return encoding.new_empty((count, side, side), dtype=dtype)
+        return (count, side, (side + 7) // 8), torch.uint8
+    return (count, side, side), torch.float64 if encoding.dtype == torch.float64 else torch.float32
+
+
+def empty_windows(encoding: Tensor, stages: int, threshold: float | None) -> Tensor:
+    """The uninitialised result of refine_windows."""
+    shape, dtype = shape_of_windows(encoding, stages, threshold)
+    return encoding.new_empty(shape, dtype=dtype)
 
 
 def _refine_windows(*arguments: Any) -> Tensor:

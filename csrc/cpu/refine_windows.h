@@ -12,7 +12,7 @@ namespace sharpmask {
 
 struct Layer {           // of a 3x3 convolution, in fp32, or fp64 where the maps are
     const void* weight;  // (outputs, inputs, 3, 3), dense
-    const void* bias;    // (outputs)
+    const void* bias;    // (outputs); null in refine_windows: zeros
     std::int64_t inputs, outputs;
 };
 

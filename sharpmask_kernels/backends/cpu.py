@@ -56,14 +56,18 @@ def _size(x: Tensor) -> tuple[int, int, int]:
     return (x.shape[0], x.shape[2], x.shape[3])
 
 
+def _dense(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the compiled module takes it for maps of ``dtype``."""
+    return parameter.to(_wide(dtype)).contiguous()
+
+
 def _parameters(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Both as the compiled module takes them."""
-    weight = weight.to(_wide(dtype)).contiguous()
-    return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias.to(weight.dtype).contiguous()
+    weight = _dense(weight, dtype)
+    return weight, weight.new_zeros(weight.shape[0]) if bias is None else _dense(bias, dtype)
 
 
-def _layer(weight: Tensor, bias: Tensor) -> tuple[int, ...]:
-    return (weight.data_ptr(), bias.data_ptr(), weight.shape[1], weight.shape[0])
+def _layer(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
+    return (weight.data_ptr(), 0 if bias is None else bias.data_ptr(), weight.shape[1], weight.shape[0])
 
 
 def _up2(
@@ -329,9 +333,10 @@ def refine_windows(
     out: Tensor,
 ) -> None:
     windows = [x.contiguous() for x in (image, scale, row, col)]
-    layers = [_parameters(w, b, encoding.dtype) for w, b in zip(weights, biases, strict=True)]
+    dtype = encoding.dtype
+    layers = [(_dense(w, dtype), None if b is None else _dense(b, dtype)) for w, b in zip(weights, biases, strict=True)]
     native().refine_windows(
-        compiled.DTYPES[encoding.dtype],
+        compiled.DTYPES[dtype],
         compiled.map_of(encoding),
         [compiled.map_of(m) for m in horizontals],
         horizontals[0].shape[0] if horizontals else 0,

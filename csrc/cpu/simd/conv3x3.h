@@ -236,7 +236,7 @@ Conv3x3<T>::Conv3x3(const T* weight, const T* bias, int64_t inputs, int64_t outp
     set_ = inputs * 9 * rows * (along_x && bordered_ ? lanes<T> : 1);
     weights_ = Buffer<T>(set_ * (bordered_ ? 16 : 1));
     bias_ = Buffer<T>(rows);
-    for (int64_t i = 0; i < used; ++i) bias_.get()[i] = bias[i % outputs];
+    for (int64_t i = 0; i < used && bias != nullptr; ++i) bias_.get()[i] = bias[i % outputs];
     build(weight, nearest);
 }
 
@@ -326,12 +326,13 @@ void accumulate_over_outputs(const T* const (&from)[3], int64_t col, int64_t pla
     }
 }
 
-// Vectors [v, end) of a row in blocks of V, then of fewer.
+// Vectors [v, end) of a row in blocks of V, then of fewer; never a single one if that can be, as its few sums
+// wait for each other.
 template <class T, int O, int V, bool PerLane, class WeightsAt>
 void blocks_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs, const WeightsAt& weights_at,
                     int64_t step, const T* bias, bool fresh, T* out, int64_t out_stride, int64_t v,
                     int64_t end) {
-    for (; v + V <= end; v += V) {
+    for (; v + V <= end && (V <= 2 || end - v != V + 1); v += V) {
         const T *weights[V], *cells[3];
         for (int i = 0; i < V; ++i) weights[i] = weights_at(v + i);
         for (int i = 0; i < 3; ++i) cells[i] = from[i] + v * lanes<T>;
