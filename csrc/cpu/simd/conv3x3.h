@@ -257,7 +257,8 @@ void accumulate_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs
     for (int64_t i = 0; i < inputs; ++i) {
         for (int ky = 0; ky < 3; ++ky) {
             const T* cells = from[ky] + i * plane;
-#pragma GCC unroll 3
+            // Not unrolled: the compiler would keep sums in memory to have the next taps' cells at hand.
+#pragma GCC unroll 1
             for (int kx = 0; kx < 3; ++kx, offset += step * width) {
                 Vector<T> x[V];
 #pragma GCC unroll 16
