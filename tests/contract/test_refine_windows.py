@@ -118,6 +118,21 @@ def test_layouts(subject: Subject, layout: Callable[[Tensor], Tensor]) -> None:
 
 
 @each("refine_windows")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("size", "widths", "convs"), [(9, (1, 16, 3), 2), (16, (3, 2), 1)])
+def test_channels_from_few_to_many_and_back(
+    subject: Subject, size: int, widths: tuple[int, ...], convs: int, layout: Callable[[Tensor], Tensor]
+) -> None:
+    """Kernels keep the maps of few and of many channels in different orders, and may add horizontal maps where they
+    lie."""
+    cascade = Cascade(torch.float32, device=subject.device, size=size, widths=widths, convs=convs)
+    cascade.horizontals = [[layout(m) for m in levels] for levels in cascade.horizontals]
+    for upsample, padding_mode in MODES:
+        out = cascade(upsample=upsample, padding_mode=padding_mode, backend=subject.backend)
+        assert_logits(out, cascade.formula(upsample, padding_mode), torch.float32)
+
+
+@each("refine_windows")
 def test_it_has_no_gradient(subject: Subject) -> None:
     cascade = Cascade(torch.float32, device=subject.device)
     cascade.encoding.requires_grad_()
