@@ -55,9 +55,9 @@ _setting = functools.lru_cache(maxsize=1)(Setting)
 
 def header(options: Namespace, cases: list[Case]) -> dict[str, str]:
     """What has to stand over any time."""
-    reasons: dict[str, list[str]] = {}
+    ops: dict[tuple[str, str], list[str]] = {}
     for case in cases:
-        for name, reason in case.left_out.items():
-            reasons.setdefault(f"{name}: {reason}", []).append(case.workload.op)
-    left_out = {f"left out of {', '.join(dict.fromkeys(ops))}": reason for reason, ops in reasons.items()}
+        for name_and_reason in case.left_out.items():
+            ops.setdefault(name_and_reason, []).append(case.workload.op)
+    left_out = {f"{name} left out of {', '.join(dict.fromkeys(of))}": reason for (name, reason), of in ops.items()}
     return {**describe(), "measured": f"{options.dtype} on {options.device}", **left_out}
