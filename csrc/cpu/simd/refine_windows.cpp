@@ -163,8 +163,9 @@ class Cascade {
     void fetch(const Place& at, int64_t row, int64_t channels) const {
         const Strides& s = at.map->strides;
         const int64_t y = at.top + row, x = at.left + at.cols.begin, size = size_of(a_.dtype);
+        if (y < 0 || y >= at.map->height || at.cols.begin == at.cols.end) return;
         const bool by_pixel = s.channel == 1 && s.col == channels;
-        if (y < 0 || y >= at.map->height || !(by_pixel || s.col == 1)) return;
+        if (!by_pixel && s.col != 1) return;  // too far apart
         const int64_t bytes = (at.cols.end - at.cols.begin) * s.col * size;
         const char* line =
             static_cast<const char*>(at.map->data) + (at.image * s.batch + y * s.row + x * s.col) * size;
