@@ -130,10 +130,7 @@ template <class T>
 class Forward {
   public:
     explicit Forward(const Convolve& a)
-        : a_(a),
-          panel_(depth_at_once * block_columns<T>),
-          line_(round_up<T>(a.width) + 2 * lanes<T>),
-          out_(outputs_at_once * round_up<T>(a.width)) {}
+        : a_(a), panel_(depth_at_once * block_columns<T>), out_(outputs_at_once * round_up<T>(a.width)) {}
 
     // Rows [top, bottom) of the skip.
     void run(const Outputs<T>& outputs, int64_t image, int64_t images, int64_t top, int64_t bottom) {
@@ -153,15 +150,18 @@ class Forward {
 
   private:
     const Convolve& a_;
-    Buffer<T> panel_, products_, line_, out_;
+    Buffer<T> panel_, products_, out_;
     int64_t step_ = 0, room_ = 0;
+
+    // P; the cell before it may be read.
+    T* products() const { return products_.get() + lanes<T>; }
 
     void multiply_taps(const Outputs<T>& outputs, const Part& part) {
         const int64_t pixels = part.pixels();
         step_ = step_for<T>(pixels);
         if (outputs.step * step_ > room_) {
             room_ = outputs.step * step_;
-            products_ = Buffer<T>(room_);
+            products_ = Buffer<T>(lanes<T> + room_);
         }
         const MapOf& x = a_.inputs[0];
         for (int64_t i = 0; i < x.channels; i += depth_at_once) {
@@ -178,7 +178,7 @@ class Forward {
                                  ? ahead<T>(x, part, i, depth_at_once, end, block_columns<T>)
                                  : ahead<T>(x, part, i + depth_at_once, depth_at_once, 0, block_columns<T>);
                 multiply(outputs.step, depth, outputs.weights.get() + i * outputs.step, outputs.step,
-                         panel_.get(), block_columns<T>, i == 0, products_.get() + p, step_, next);
+                         panel_.get(), block_columns<T>, i == 0, products() + p, step_, next);
             }
         }
     }
@@ -186,28 +186,34 @@ class Forward {
     // A row of an output: bias and the nine taps' products, after ReLU.
     void add_taps(const Outputs<T>& outputs, const Part& part, int64_t image, int64_t y, int64_t o,
                   T* out) const {
-        const int64_t width = a_.width;
-        T* line = line_.get() + lanes<T>;
-        const Vector<T> bias = splat(static_cast<const T*>(a_.layer.bias)[outputs.begin + o]);
-        for (int64_t x = 0; x < width; x += lanes<T>) store(out + x, bias);
-        for (int kx = 0; kx < 3; ++kx) {
-            bool fresh = true;
-            for (int ky = 0; ky < 3; ++ky) {
-                const int64_t from = y + ky - 1;
-                if (a_.zeros && (from < 0 || from >= a_.height)) continue;
-                const int64_t row = std::clamp<int64_t>(from, 0, a_.height - 1) - part.top;
-                const T* products = products_.get() + ((ky * 3 + kx) * outputs.count + o) * step_ +
-                                    (image * part.rows() + row) * width;
-                for (int64_t x = 0; x < width; x += lanes<T>)
-                    store(line + x, fresh ? load(products + x) : load(line + x) + load(products + x));
-                fresh = false;
-            }
-            line[-1] = a_.zeros ? T{0} : line[0];
-            line[width] = a_.zeros ? T{0} : line[width - 1];
-            for (int64_t x = 0; x < width; x += lanes<T>)
-                store(out + x, load(out + x) + load(line + x + kx - 1));
+        const int64_t width = a_.width, next = outputs.count * step_;  // from a tap to the next
+        const T* rows[3];                                              // of the products with the left taps
+        int count = 0;
+        for (int ky = 0; ky < 3; ++ky) {
+            const int64_t from = y + ky - 1;
+            if (a_.zeros && (from < 0 || from >= a_.height)) continue;
+            const int64_t row = std::clamp<int64_t>(from, 0, a_.height - 1) - part.top;
+            rows[count++] =
+                products() + (ky * 3 * outputs.count + o) * step_ + (image * part.rows() + row) * width;
         }
-        for (int64_t x = 0; x < width; x += lanes<T>) store(out + x, relu(load(out + x)));
+        // What a tap beside gives at the border, where it would read the row before or after.
+        const auto border = [&](int kx, int64_t x) {
+            T sum = 0;
+            for (int i = 0; i < count && !a_.zeros; ++i) sum += rows[i][kx * next + x];
+            return sum;
+        };
+        const Vector<T> bias = splat(static_cast<const T*>(a_.layer.bias)[outputs.begin + o]);
+        for (int64_t x = 0; x < width; x += lanes<T>) {
+            Vector<T> left{}, middle = bias, right{};
+            for (int i = 0; i < count; ++i) {
+                left += load(rows[i] + x - 1);
+                middle += load(rows[i] + next + x);
+                right += load(rows[i] + 2 * next + x + 1);
+            }
+            if (x == 0) left[0] = border(0, 0);
+            if (x + lanes<T> >= width) right[width - 1 - x] = border(2, width - 1);
+            store(out + x, relu<Vector<T>>(left + middle + right));
+        }
     }
 };
 
