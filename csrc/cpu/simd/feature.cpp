@@ -20,7 +20,8 @@ namespace {
 constexpr int64_t depth_at_once = 256;      // of a product, so that its operands stay in the first cache
 constexpr int64_t outputs_at_once = 32;     // forward
 constexpr int64_t bytes_at_once = 1 << 19;  // of P or G, so that they stay in the second cache
-constexpr int64_t pixels_at_once = 480;     // backward
+constexpr int64_t rows_without_copy = 12 * block_rows;  // of products, forward
+constexpr int64_t pixels_at_once = 480;                 // backward
 constexpr int64_t weight_gradient_tasks = 8;
 
 // Of the feature, in a task of the weight's gradient: whole blocks, as two tasks share none.
@@ -168,19 +169,41 @@ class Forward {
             const int64_t depth = std::min(depth_at_once, x.channels - i);
             for (int64_t p = 0; p < pixels; p += block_columns<T>) {
                 const int64_t end = std::min(p + block_columns<T>, pixels);
-                part.stretches(x, i, p, end, [&](int64_t offset, int64_t count, int64_t pixel) {
-                    typed<T>(x, offset, [&](auto* from) {
-                        copy_matrix(from, x.map.strides.channel, x.map.strides.col, depth, count,
-                                    panel_.get() + (pixel - p), block_columns<T>);
-                    });
-                });
+                const Columns columns = read(part, i, depth, p, end, outputs.step);
                 Ahead next = end < pixels
                                  ? ahead<T>(x, part, i, depth_at_once, end, block_columns<T>)
                                  : ahead<T>(x, part, i + depth_at_once, depth_at_once, 0, block_columns<T>);
                 multiply(outputs.step, depth, outputs.weights.get() + i * outputs.step, outputs.step,
-                         panel_.get(), block_columns<T>, i == 0, products() + p, step_, next);
+                         columns.data, columns.step, i == 0, products() + p, step_, next);
             }
         }
+    }
+
+    struct Columns {  // of a block, `step` from one channel to the next
+        const T* data;
+        int64_t step;
+    };
+
+    // Pixels [p, end) of some channels for products with `rows` rows. They are copied where they are no whole
+    // block side by side, where the copy is read so often that it pays, and where the channels would compete
+    // for the same lines of the cache.
+    Columns read(const Part& part, int64_t channel, int64_t channels, int64_t p, int64_t end, int64_t rows) {
+        const MapOf& x = a_.inputs[0];
+        const Strides& s = x.map.strides;
+        const bool in_place = size_of(x.dtype) == sizeof(T) && s.col == 1 && rows <= rows_without_copy &&
+                              s.channel * sizeof(T) % 4096 != 0;
+        Columns columns{panel_.get(), block_columns<T>};
+        part.stretches(x, channel, p, end, [&](int64_t offset, int64_t count, int64_t pixel) {
+            if (in_place && count == block_columns<T>) {
+                columns = {static_cast<const T*>(x.map.data) + offset, s.channel};
+                return;
+            }
+            typed<T>(x, offset, [&](auto* from) {
+                copy_matrix(from, s.channel, s.col, channels, count, panel_.get() + (pixel - p),
+                            block_columns<T>);
+            });
+        });
+        return columns;
     }
 
     // A row of an output: bias and the nine taps' products, after ReLU.
