@@ -140,12 +140,12 @@ class Convolution {
           channels_(channels_at_once<T>(conv.inputs, chunk_rows, a.width)),
           block_(channels_, chunk_rows, a.width),
           rows_(conv.outputs, a.width),
+          streams_(can_stream(a)),
           stride_(2 * round_up<T>(a.width)),
           sums_(chunk_rows * conv.rows * conv.row_length()),
           tile_(chunk_rows * conv.tile_size()),
           other_(conv.outputs * stride_),
-          out_(conv.outputs * stride_),
-          blend_(stride_ + 2 * lanes<T>) {}
+          out_(conv.outputs * stride_) {}
 
     void run(int64_t image, int64_t top, int64_t bottom) {
         image_ = image;
@@ -162,7 +162,7 @@ class Convolution {
     }
 
   private:
-    static constexpr int64_t chunk_rows = 8;
+    static constexpr int64_t chunk_rows = 8, bytes_to_stream = 1 << 21;
 
     const Convolve& a_;
     const Conv3x3<T>& conv_;
@@ -170,9 +170,10 @@ class Convolution {
     int64_t channels_;
     Planes<T> block_;  // of input
     Ring<T> rows_;     // of the convolution's result, after ReLU
+    bool streams_;
     int64_t stride_;
     Buffer<T> sums_, tile_;  // of a chunk of rows
-    Buffer<T> other_, out_, blend_;
+    Buffer<T> other_, out_;
     int64_t image_ = 0, top_ = 0, bottom_ = 0;
     int64_t chunk_ = 0, chunk_end_ = 0;  // the rows in sums_
 
@@ -239,33 +240,46 @@ class Convolution {
 
     // Row 2 y + phase of the upsampled result, from rows y - 1, y and y + 1.
     void upsample(int64_t y, int phase) {
-        const T* far = a_.nearest ? nullptr : row(phase == 0 ? y - 1 : y + 1);
+        const T* far = row(a_.nearest ? y : phase == 0 ? y - 1 : y + 1);
         const T* near = row(y);
-        for (int64_t o = 0; o < conv_.outputs; ++o) {
-            const T* cells = near + o * rows_.plane;
-            T* to = out_.get() + o * stride_;
-            T* blend = blend_.get() + 1;
-            if (!a_.nearest) {
-                const T* others = far + o * rows_.plane;
-                // From cell -1 on, for the border.
-                for (int64_t x = -1; x <= a_.width; x += lanes<T>) {
-                    store(blend + x, quarters<T>(load(cells + x), load(others + x)));
-                }
-                cells = blend;
-            }
+        const Strides& s = a_.out.map.strides;
+        T* out =
+            static_cast<T*>(const_cast<void*>(a_.out.map.data)) + image_ * s.batch + (2 * y + phase) * s.row;
+        for (int64_t o = 0; o < conv_.outputs; ++o, near += rows_.plane, far += rows_.plane) {
+            T* to = streams_ ? out + o * s.channel : out_.get() + o * stride_;
+            const auto put = [&](int64_t x, Vector<T> v) {
+                if (!streams_) return store(to + x, v);
+                if (x < 2 * a_.width) stream(to + x, v);
+            };
             for (int64_t x = 0; x < a_.width; x += lanes<T>) {
-                Vector<T> even = load(cells + x), odd = even;
+                const auto at = [&](int64_t cell) {
+                    const Vector<T> v = load(near + cell);
+                    return a_.nearest ? v : quarters<T>(v, load(far + cell));
+                };
+                Vector<T> even = at(x), odd = even;
                 if (!a_.nearest) {
-                    odd = quarters<T>(even, load(cells + x + 1));
-                    even = quarters<T>(even, load(cells + x - 1));
+                    odd = quarters<T>(even, at(x + 1));
+                    even = quarters<T>(even, at(x - 1));
                 }
                 const Pair<Vector<T>> pair = interleave<T>(even, odd);
-                store(to + 2 * x, pair.first);
-                store(to + 2 * x + lanes<T>, pair.second);
+                put(2 * x, pair.first);
+                put(2 * x + lanes<T>, pair.second);
             }
         }
+        if (streams_) return;
         write_row(a_.out.dtype, a_.out.map, image_, 2 * y + phase, conv_.outputs, 2 * a_.width, out_.get(),
                   stride_);
+    }
+
+    // Whether the upsampled rows go straight to memory: they must be more than a cache keeps until they are
+    // read, and made of whole vectors.
+    static bool can_stream(const Convolve& a) {
+        const Strides& s = a.out.map.strides;
+        const auto whole = [](int64_t count) { return count % lanes<T> == 0; };
+        const int64_t size = 4 * a.batch * a.layer.outputs * a.height * a.width * size_of(a.out.dtype);
+        return a.upsampled && size >= bytes_to_stream && size_of(a.out.dtype) == sizeof(T) && s.col == 1 &&
+               whole(s.batch) && whole(s.channel) && whole(s.row) && whole(2 * a.width) &&
+               reinterpret_cast<std::uintptr_t>(a.out.map.data) % vector_bytes == 0;
     }
 };
 
@@ -286,6 +300,7 @@ void run(const Convolve& a) {
         bands.each(begin, end, [&](int64_t, int64_t image, int64_t top, int64_t bottom) {
             convolution.run(image, top, bottom);
         });
+        end_streams();
     });
 }
 
