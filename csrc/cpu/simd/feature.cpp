@@ -8,6 +8,10 @@
 #include <algorithm>
 #include <memory>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "../parallel.h"
 #include "../refinement.h"
 #include "conv3x3.h"
@@ -387,8 +391,23 @@ Buffer<T> weights_by_tap(const Layer& layer, int threads) {
     return weights;
 }
 
+// Asks for large pages under memory that is about to be written: if it is fresh, small ones cost more than
+// the gradient itself.
+void prefer_large_pages(const void* begin, int64_t bytes) {
+#ifdef __linux__
+    constexpr std::uintptr_t page = 1 << 21;
+    const auto at = reinterpret_cast<std::uintptr_t>(begin);
+    const std::uintptr_t first = (at + page - 1) / page * page, last = (at + bytes) / page * page;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+    static_cast<void>(begin), static_cast<void>(bytes);
+#endif
+}
+
 template <class T>
 void gradient(const InputGradient& a) {
+    const int64_t cells = a.batch * a.layer.inputs * a.height * a.width;
+    prefer_large_pages(a.out.map.data, cells * size_of(a.out.dtype));
     const int threads = threads_for(a.threads, a.batch, a.height, a.width, a.layer.inputs);
     const Buffer<T> weights = weights_by_tap<T>(a.layer, threads);
     const int64_t weight_step = room_for_rows(a.layer.inputs), depth = 9 * a.layer.outputs;
