@@ -26,6 +26,7 @@ constexpr int64_t outputs_at_once = 32;     // forward
 constexpr int64_t bytes_at_once = 1 << 19;  // of P or G, so that they stay in the second cache
 constexpr int64_t rows_without_copy = 12 * block_rows;  // of products, forward
 constexpr int64_t pixels_at_once = 480;                 // backward
+constexpr int64_t channels_written = 8 * block_rows;    // backward, so that they fill lines of the cache
 constexpr int64_t weight_gradient_tasks = 8;
 
 // Of the feature, in a task of the weight's gradient: whole blocks, as two tasks share none.
@@ -414,12 +415,12 @@ void gradient(const InputGradient& a) {
     const Bands bands(a.batch, a.height, a.width);
     parallel_for(bands.count, threads, [&](int64_t begin, int64_t end) {
         TapGradients<T> grad(a.grad, a.zeros, bands);
-        const Buffer<T> result(block_rows * grad.step);
+        const Buffer<T> result(channels_written * grad.step);
         for (int64_t band = begin; band < end; ++band) {
             const Part part = bands[band];
             grad.shift(part);
-            for (int64_t i = 0; i < a.layer.inputs; i += block_rows) {
-                const int64_t channels = std::min<int64_t>(block_rows, a.layer.inputs - i);
+            for (int64_t i = 0; i < a.layer.inputs; i += channels_written) {
+                const int64_t channels = std::min(channels_written, a.layer.inputs - i);
                 Ahead nothing;
                 for (int64_t p = 0; p < part.pixels(); p += block_columns<T>) {
                     multiply(channels, depth, weights.get() + i, weight_step, grad.get() + p, grad.step, true,
