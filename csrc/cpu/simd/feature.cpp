@@ -118,15 +118,14 @@ struct Outputs {
           count(std::min(layer.outputs - begin, outputs_at_once)),
           step(room_for_rows(9 * count)),
           weights(layer.inputs * step) {
-        const T* from = static_cast<const T*>(layer.weight);
+        // As they lie, the taps of an input follow those of the one before: one matrix to be transposed,
+        // unless the rows are filled up.
+        const T* from = static_cast<const T*>(layer.weight) + begin * layer.inputs * 9;
+        const int64_t joined = step == 9 * count ? layer.inputs : 1;
         parallel_for(layer.inputs, threads, [&](int64_t first, int64_t end) {
-            for (int64_t o = 0; o < count; ++o) {
-                for (int64_t i = first; i < end; ++i) {
-                    for (int tap = 0; tap < 9; ++tap) {
-                        weights.get()[i * step + tap * count + o] =
-                            from[((begin + o) * layer.inputs + i) * 9 + tap];
-                    }
-                }
+            for (int64_t i = first; i < end; i += joined) {
+                copy_matrix(from + i * 9, 1, layer.inputs * 9, std::min(joined, end - i) * 9, count,
+                            weights.get() + i * step, count);
             }
         });
     }
