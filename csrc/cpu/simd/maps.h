@@ -97,7 +97,7 @@ void write_dense(To* to, int64_t width, const T* from, int64_t from_stride) {
     }
 }
 
-// The opposite of read_squares, of any number of channels.
+// The opposite of read_side_by_side, of any number of channels.
 template <class To, class T>
 void write_squares(To* to, int64_t col, int64_t channels, int64_t width, const T* from, int64_t from_stride) {
     for (int64_t x = 0; x < width; x += lanes<T>) {
@@ -144,8 +144,8 @@ void write_typed(To* to, const Strides& s, int64_t channels, int64_t width, cons
     }
 }
 
-// The same with the channels of a cell side by side: to[column * channels + channel]. `scratch` has room for
-// as much in whole vectors.
+// As read_row, but with the channels of a cell side by side: to[column * channels + channel]. `scratch` has
+// room for as much in whole vectors.
 template <class T>
 void read_pixels(DType dtype, const Map& map, int64_t image, int64_t y, int64_t x, int64_t channels,
                  int64_t width, T* to, T* scratch) {
