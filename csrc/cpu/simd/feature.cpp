@@ -391,8 +391,8 @@ Buffer<T> weights_by_tap(const Layer& layer, int threads) {
     return weights;
 }
 
-// Asks for large pages under memory that is about to be written: if it is fresh, small ones cost more than
-// the gradient itself.
+// Asks for large pages under memory that is about to be written: if it is fresh, small ones cost about as
+// much as the gradient itself.
 void prefer_large_pages(const void* begin, int64_t bytes) {
 #ifdef __linux__
     constexpr std::uintptr_t page = 1 << 21;
