@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import hashlib
 import importlib.util
 import json
 import os
@@ -29,6 +30,8 @@ HERE = Path(__file__).parent
 CSRC = ROOT / "csrc"
 
 MODULE = "sharpmask_kernels._cuda"
+MODULE_FILE = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+SOURCES = (".h", ".cuh", ".cpp", ".cu")
 
 FORWARD, REVERSE = -1, -2
 """Schedules; seeds of shuffled ones count from 0."""
@@ -44,31 +47,56 @@ def compiler() -> list[str]:
 
 
 def build(sanitized: bool = False, csrc: Path = CSRC, folder: Path | None = None) -> Path:
-    """Compiles the module, as far as sources have changed, and returns its path. Raises CalledProcessError."""
+    """Compiles the module and returns its path. Raises CalledProcessError.
+
+    Processes and test runs share one copy. Its folder is named after a hash of all that it is made of, and the first
+    process to come compiles it, while the others wait for the lock.
+    """
     folder = folder or ROOT / "build" / ("emulator-sanitized" if sanitized else "emulator")
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    flags = [*FLAGS, *(SANITIZE if sanitized else [])]
+    target = folder / _fingerprint(csrc, flags) / MODULE_FILE
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may share the folder
-        _write_graph(folder, target, csrc, SANITIZE if sanitized else [])
-        command = [str(Path(ninja.BIN_DIR, "ninja")), "--quiet", "-C", str(folder)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            os.replace(_compile(folder, csrc, flags), target)
+    return target
+
+
+def _fingerprint(csrc: Path, flags: list[str]) -> str:
+    """A hash of the sources, the compiler, its flags and the versions of Python and pybind11."""
+    digest = hashlib.sha256(json.dumps([sys.version, pybind11.__version__, compiler(), flags]).encode())
+    digest.update(subprocess.run([*compiler(), "--version"], capture_output=True, check=True).stdout)
+    for top in (HERE, csrc):
+        for path in sorted(p for p in top.rglob("*") if p.suffix in SOURCES and csrc / "cpu" not in p.parents):
+            digest.update(f"\n{path.relative_to(top)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(folder: Path, csrc: Path, flags: list[str]) -> Path:
+    """Compiles what has changed since the last time in this folder, and links it."""
+    target = folder / MODULE_FILE
+    _write_graph(folder, target, csrc, flags)
+    command = [str(Path(ninja.BIN_DIR, "ninja")), "--quiet", "-C", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout)
     return target
 
 
-def _write_graph(folder: Path, target: Path, csrc: Path, sanitize: list[str]) -> None:
+def _write_graph(folder: Path, target: Path, csrc: Path, flags: list[str]) -> None:
     sources = [HERE / "emulator.cpp", csrc / "bindings_cuda.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
-    flags = [*FLAGS, *sanitize]
     includes = [f"-I{HERE}", *(f"-isystem{d}" for d in (sysconfig.get_path("include"), pybind11.get_include()))]
-    flags += [*includes, f"-DSHARPMASK_FLAGS={json.dumps(shlex.join(flags))}"]
+    defines = [f"-DSHARPMASK_FLAGS={json.dumps(shlex.join(flags))}"]
     with (folder / "build.ninja").open("w") as file:
         graph = Writer(file, width=1000)
         graph.variable("cxx", escape(shlex.join(compiler())))
         graph.variable("flags", escape(shlex.join(flags)))
-        graph.rule("cxx", "$cxx -x c++ $flags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
-        graph.rule("link", f"$cxx -shared {shlex.join(sanitize)} $in -o $out")
+        graph.variable("options", escape(shlex.join([*includes, *defines])))
+        graph.rule("cxx", "$cxx -x c++ $flags $options -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        graph.rule("link", "$cxx -shared $flags $in -o $out")
         objects = [f"{source.name}.o" for source in sources]
         for source, compiled in zip(sources, objects, strict=True):
             graph.build(compiled, "cxx", escape(str(source)))
