@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from .functional import add_upsample
-from .fx_match import Chain, conv_problem, find
-from .fx_trace import customized, forward_parameters, is_torch_layer, trace
-from .modules import Refinement
+from ..functional import add_upsample
+from ..modules import Refinement
+from .match import Chain, conv_problem, find
+from .trace import customized, forward_parameters, is_torch_layer, trace
 
 Matches = Callable[[nn.Module], bool]
 Forward = Callable[..., Any]

@@ -87,7 +87,7 @@ class Proxy(fx.Proxy):
         package = frame.f_globals.get("__name__", "").split(".")[0]
         if package == "torch" and frame.f_code.co_name != "is_tensor":
             return fx.Proxy
-        if package == __package__:
+        if package == __name__.split(".")[0]:
             raise TraceError("its forward calls the ops itself")
         raise TraceError("its forward asks for the type of a value")
 
