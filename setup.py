@@ -242,8 +242,10 @@ def mode(variable: str) -> str:
 
 setup(
     ext_modules=[
-        Extension("sharpmask_kernels._cpu", ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))]),
-        Extension("sharpmask_kernels._cuda", ["csrc/bindings_cuda.cpp", *sorted(glob("csrc/cuda/*.cu"))]),
+        Extension(
+            "sharpmask_kernels._cpu", ["csrc/python/cpu.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))]
+        ),
+        Extension("sharpmask_kernels._cuda", ["csrc/python/cuda.cpp", *sorted(glob("csrc/cuda/*.cu"))]),
     ],
     cmdclass={"build_ext": NinjaBuild},
 )

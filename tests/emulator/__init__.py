@@ -87,7 +87,7 @@ def _compile(folder: Path, csrc: Path, flags: list[str]) -> Path:
 
 
 def _write_graph(folder: Path, target: Path, csrc: Path, flags: list[str]) -> None:
-    sources = [HERE / "emulator.cpp", csrc / "bindings_cuda.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
+    sources = [HERE / "emulator.cpp", csrc / "python" / "cuda.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
     includes = [f"-I{HERE}", *(f"-isystem{d}" for d in (sysconfig.get_path("include"), pybind11.get_include()))]
     defines = [f"-DSHARPMASK_FLAGS={json.dumps(shlex.join(flags))}"]
     with (folder / "build.ninja").open("w") as file:

@@ -11,10 +11,10 @@
 #include <utility>
 #include <vector>
 
+#include "../cpu/encode_windows.h"
+#include "../cpu/gather_windows.h"
+#include "../cpu/kernels.h"
 #include "arguments.h"
-#include "cpu/encode_windows.h"
-#include "cpu/gather_windows.h"
-#include "cpu/kernels.h"
 
 namespace py = pybind11;
 using namespace sharpmask;

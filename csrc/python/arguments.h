@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "common/maps.h"
-#include "common/windows.h"
+#include "../common/maps.h"
+#include "../common/windows.h"
 
 namespace sharpmask {
 

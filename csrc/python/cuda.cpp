@@ -1,4 +1,4 @@
-// The module sharpmask_kernels._cuda, as bindings.cpp is of the CPU's: tensors arrive as addresses, sizes and
+// The module sharpmask_kernels._cuda, as cpu.cpp is of the CPU's: tensors arrive as addresses, sizes and
 // strides, which sharpmask_kernels/backends/cuda.py has taken from checked arguments. The last argument of
 // what runs on the GPU is a stream.
 
@@ -9,10 +9,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "../cuda/encode_windows.h"
+#include "../cuda/gather_windows.h"
+#include "../cuda/refine_windows.h"
 #include "arguments.h"
-#include "cuda/encode_windows.h"
-#include "cuda/gather_windows.h"
-#include "cuda/refine_windows.h"
 
 namespace py = pybind11;
 using namespace sharpmask;
