@@ -1,4 +1,4 @@
-"""Refinement modules in a torch.fx graph: where they stand, why others are none, and the op in their place."""
+"""Find refinement modules in a torch.fx graph, name what keeps a near miss from being one, and put the op in place."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ CONCATENATE = (torch.cat, torch.concat, torch.concatenate)
 ADD_IN_PLACE = (IN_PLACE["add"], "add_")
 ADD = (operator.add, torch.add, "add", *ADD_IN_PLACE)
 UPSAMPLE = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-UPSAMPLE_MODES = {"bilinear": "bilinear", "nearest": "nearest", "nearest-exact": "nearest"}  # exact: the same for x2
+UPSAMPLE_MODES = {"bilinear": "bilinear", "nearest": "nearest", "nearest-exact": "nearest"}  # for x2 these two agree
 SAME_STORAGE = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d)
-"""Layers whose result may be their input itself."""
+"""Layers that may return their input, or a view of it."""
 
 
 class Differs(Exception):
-    """Why a chain is no refinement module."""
+    """A chain is no refinement module; the text says why."""
 
 
 @dataclass
 class Chain:
-    """A refinement module in a graph, by the name of its convolution, and the op that does the same."""
+    """A refinement module in a graph, and the op that computes the same. Its name is its convolution's."""
 
     name: str
-    nodes: list[fx.Node]  # what the op replaces, the upsampling first
+    nodes: list[fx.Node]  # the nodes that the op replaces, the upsampling first
     place: fx.Node  # where the op reads its inputs
     function: Callable[..., Tensor]
     inputs: tuple[fx.Node, ...]
@@ -44,7 +44,7 @@ class Chain:
     mask_first: bool = False
 
     def replace(self, graph: fx.Graph) -> None:
-        """Put the op into the graph."""
+        """Put the op into the graph and erase the nodes that it replaces."""
         with graph.inserting_before(self.place):
             arguments = [*self.inputs, *(p for name, conv in self.convs for p in _parameters(graph, name, conv))]
             if self.mask_first:
@@ -61,7 +61,7 @@ def _parameters(graph: fx.Graph, name: str, conv: nn.Conv2d) -> tuple[fx.Node, f
 
 
 def mask_last(weight: Tensor, mask: Tensor) -> Tensor:
-    """The weight of conv(cat[mask, skip]) as conv(cat[skip, mask]) takes it."""
+    """The weight of conv(cat[mask, skip]), reordered for conv(cat[skip, mask])."""
     channels = mask.shape[1]
     return torch.cat([weight[:, channels:], weight[:, :channels]], dim=1)
 
@@ -69,7 +69,7 @@ def mask_last(weight: Tensor, mask: Tensor) -> Tensor:
 def add_upsample_broadcast(
     horizontal: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *, upsample: str, padding_mode: str
 ) -> Tensor:
-    """:func:`add_upsample` with a sum that broadcasts, as PyTorch's does."""
+    """:func:`add_upsample` with a sum that broadcasts as PyTorch's does."""
     shape = torch.Size((mask.shape[0], weight.shape[0], *mask.shape[2:]))
     if torch.broadcast_shapes(horizontal.shape, shape) == shape:
         horizontal = horizontal.expand(shape)
@@ -81,15 +81,15 @@ def add_upsample_broadcast(
 
 
 def conv_problem(conv: nn.Conv2d, padding: int = 1) -> str | None:
-    """What keeps the ops from doing the work of ``conv``, as the end of a sentence about it; None if nothing does."""
+    """Why the ops cannot compute ``conv``, as the predicate of a sentence about it; None if they can."""
     if parametrize.is_parametrized(conv):
         return "is parametrized"
     if type(conv) is not nn.Conv2d:
         return f"is a {type(conv).__name__}, not a plain Conv2d"
     options = {"kernel_size": (3, 3), "stride": (1, 1), "dilation": (1, 1), "groups": 1}
     for option, wanted in options.items():
-        if (came := getattr(conv, option)) != wanted:
-            return f"has {option} {came}, not {wanted}"
+        if (actual := getattr(conv, option)) != wanted:
+            return f"has {option} {actual}, not {wanted}"
     if conv.padding not in ((padding, padding), *(["same"] if padding == 1 else [])):
         return f"has padding {conv.padding!r}, not {padding}"
     if conv.padding_mode not in PADDING_MODES:
@@ -98,7 +98,7 @@ def conv_problem(conv: nn.Conv2d, padding: int = 1) -> str | None:
 
 
 def find(root: nn.Module, graph: fx.Graph) -> tuple[list[Chain], dict[str, str]]:
-    """The refinement modules in the graph of ``root``, and the near misses: a module's name and what differs."""
+    """The refinement modules in the graph of ``root``, and the near misses as {module's name: what differs}."""
     chains: list[Chain] = []
     missed: dict[str, str] = {}
     for node in graph.nodes:
@@ -108,25 +108,25 @@ def find(root: nn.Module, graph: fx.Graph) -> tuple[list[Chain], dict[str, str]]
                 chain = search.chain(upsampling.mode)
             except Differs as reason:
                 if upsampling.doubles:
-                    _add(missed, search.name, str(reason))
+                    _note(missed, search.name, str(reason))
                 continue
             if upsampling.problem is None:
                 chains.append(chain)
             else:
-                _add(missed, chain.name, upsampling.problem)
+                _note(missed, chain.name, upsampling.problem)
     return chains, missed
 
 
-def _add(missed: dict[str, str], name: str, reason: str) -> None:
+def _note(missed: dict[str, str], name: str, reason: str) -> None:
     known = missed.get(name, reason)
     missed[name] = known if reason in known else f"{known}; {reason}"
 
 
 @dataclass
 class _Upsampling:
-    mode: str = ""
-    doubles: bool = False  # by the factor 2, in whatever way
-    problem: str | None = None
+    mode: str = ""  # "bilinear", "nearest", or empty for any other
+    doubles: bool = False  # by the factor 2, in any mode
+    problem: str | None = None  # why the ops cannot compute it
 
 
 def _upsampling(root: nn.Module, node: fx.Node) -> _Upsampling | None:
@@ -157,7 +157,7 @@ def _upsampling(root: nn.Module, node: fx.Node) -> _Upsampling | None:
 
 
 class _Search:
-    """The way back from one upsampling to where its refinement module begins."""
+    """Follows the graph back from one upsampling to the inputs of its refinement module."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph, up: fx.Node) -> None:
         self.root = root
@@ -168,7 +168,7 @@ class _Search:
         self.name = next(name for name, module in root.named_modules() if module is owner)
 
     def chain(self, upsample: str) -> Chain:
-        """Raises Differs at the first thing that is not as it must be."""
+        """The refinement module that ends in the upsampling. Raises Differs at the first difference."""
         relu = self.source(self.up, "upsampling")
         if not _is_relu(self.root, relu):
             raise Differs(f"{self.described(relu)} stands before the upsampling, not a ReLU")
@@ -203,7 +203,10 @@ class _Search:
         return Chain(self.name, self.nodes, joined, merge_upsample, (first, second), (merge_conv,), upsample)
 
     def skip(self, relu: fx.Node, joined: fx.Node, padding_mode: str) -> tuple[fx.Node, str, nn.Conv2d] | None:
-        """The feature, and the convolution by name, if this is a skip that only this module uses and like its merge."""
+        """The feature, and the skip's convolution with its name, if ``refine`` can compute the skip.
+
+        It can if nothing else uses the skip and its padding mode is that of the merging convolution.
+        """
         kept, name = list(self.nodes), self.name
         try:
             if not _is_relu(self.root, relu):
@@ -255,7 +258,7 @@ class _Search:
         return conv
 
     def take(self, node: fx.Node, what: str) -> None:
-        """Make the node part of the chain: nothing else may need its result or attend to its call."""
+        """Make the node part of the chain. Raises Differs if its result is used elsewhere or its call has hooks."""
         if len(node.users) != 1:
             raise Differs(f"{what} is used elsewhere too")
         if (module := _module(self.root, node)) is not None and customized(module):
@@ -263,7 +266,7 @@ class _Search:
         self.nodes.append(node)
 
     def source(self, node: fx.Node, what: str) -> fx.Node:
-        """What the node, a ``what``, takes; nn.Identity passed over."""
+        """The input of the node, which is a ``what``; skips nn.Identity."""
         found = _argument(node, 0, "input")
         while type(_module(self.root, found)) is nn.Identity:
             self.take(found, f"the {what}'s input")
@@ -279,10 +282,10 @@ class _Search:
             return getattr(node.target, "__name__", str(node.target))
         return {"placeholder": "an argument", "get_attr": "a parameter"}.get(node.op, str(node.target))
 
-    # The op reads its inputs later than the convolution that it replaces: they must still be the same by then.
+    # The op reads its inputs later than the convolution that it replaces, so they must not change in between.
 
     def may_change(self, source: fx.Node, start: fx.Node, stop: fx.Node) -> bool:
-        """Whether something between two nodes might write to ``source``."""
+        """Whether a node between ``start`` and ``stop`` might write to ``source``."""
         between = self.order[self.order.index(start) + 1 : self.order.index(stop)]
         storage = set(self.storage(source))
         return any(
@@ -293,13 +296,13 @@ class _Search:
         )
 
     def overwrites(self, total: fx.Node) -> bool:
-        """Whether ``total`` is a += to what others can see."""
+        """Whether ``total`` is an in-place sum into a tensor that other nodes can see."""
         target = total.all_input_nodes[0]
         own = target.op.startswith("call") and len(target.users) == 1 and list(self.storage(target)) == [target]
         return _calls(total, ADD_IN_PLACE) and not own
 
     def storage(self, node: Any) -> Iterator[fx.Node]:
-        """The node and those whose memory it may share."""
+        """The node, and the nodes whose memory it may share."""
         while isinstance(node, fx.Node):
             yield node
             module = _module(self.root, node)
@@ -307,7 +310,7 @@ class _Search:
             node = None if fresh and not self.writes(node) else _argument(node, 0, "input")
 
     def writes(self, node: fx.Node) -> bool:
-        """Whether a call may change its inputs; so may a module that was not looked into."""
+        """Whether the node may change its inputs. A module that the trace did not look into may."""
         if node.op == "call_module":
             module = _module(self.root, node)
             return module is not None and (getattr(module, "inplace", False) or not is_torch_layer(module))

@@ -1,8 +1,8 @@
-"""torch.fx traces that say all that a module does, or are not given.
+"""torch.fx traces that are complete: a forward that a trace cannot record in full raises an error.
 
 A plain symbolic trace silently drops what it cannot record: the branch not taken, contexts such as ``no_grad`` and
-``autocast``, checkpointing, what forward keeps on the module. Code generated from such a trace would change a
-model, so each of these is a :class:`TraceError` here.
+``autocast``, checkpointing, attributes that forward sets on the module. Code generated from such a trace would
+change a model, so each of these raises a :class:`TraceError` here.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ import torch.utils.checkpoint
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
-DEVICES = ("cpu", "cuda")
+PACKAGE = __name__.partition(".")[0]
+
+DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps", "hpu", "xla", "ipu", "maia", "mtia", "privateuseone")
+AUTOCAST_DEVICES = tuple(filter(torch.amp.is_autocast_available, DEVICE_TYPES))
+"""The device types that autocast can be set for, whether or not this machine has such a device."""
 
 
 def customized(module: nn.Module) -> bool:
-    """Whether a call of the module does more than the forward of its class: hooks, or a forward of its own."""
+    """Whether a call of the module runs more than the forward of its class: hooks, or a forward set on the object."""
     return bool(
         "forward" in vars(module)
         or module._forward_hooks
@@ -35,12 +39,12 @@ def customized(module: nn.Module) -> bool:
 
 
 def is_torch_layer(module: nn.Module) -> bool:
-    """Layers of PyTorch itself, and anyone's convolutions: a trace calls them as they are."""
+    """Whether a trace calls the module without looking inside: PyTorch's own layers and all convolutions."""
     return isinstance(module, nn.Conv2d) or fx.Tracer().is_leaf_module(module, "")
 
 
 def forward_parameters(cls: type[nn.Module]) -> dict[str, Any]:
-    """The arguments of a class's forward that can be given by position, with their defaults."""
+    """The positional arguments of a class's forward, with their defaults."""
     found = {}
     for parameter in list(inspect.signature(cls.forward).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -52,22 +56,22 @@ def forward_parameters(cls: type[nn.Module]) -> dict[str, Any]:
     return found
 
 
-def trace(
+def trace_forward(
     root: nn.Module, is_leaf: Callable[[nn.Module], bool], given: Collection[str]
 ) -> tuple[fx.Graph, set[nn.Module]]:
-    """The graph of ``root``'s forward called with the arguments ``given``, the others at their defaults.
+    """The graph of ``root``'s forward, called with the arguments ``given`` and the others at their defaults.
 
-    ``node.meta["owners"]`` holds the modules whose call a node belongs to, outermost first, without the root. Also
-    gives the modules whose every call had one value as its result: as leaves they would look the same to forward.
-    Raises TraceError, or whatever forward raises when it meets a proxy.
+    ``node.meta["owners"]`` holds the modules whose calls recorded the node, outermost first, without the root.
+    The second result holds the modules that return a single value in every call: a trace may call these as leaves
+    instead, and forward notices no difference. Raises TraceError, or any error that forward raises on a proxy.
     """
     graphs = []
     with _unchanged(root), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # The two runs differ in all that forward might ask or set: a graph that holds for both holds always.
+        # The two runs differ in every mode that forward might ask for, so equal graphs hold in all modes.
         for training in (False, True):
             for module in root.modules():
-                module.training = training  # not train(): models override it, to freeze parts or to return nothing
+                module.training = training  # not train(), which models override to freeze parts
             with torch.set_grad_enabled(not training), _autocast(training):
                 tracer = _Tracer(is_leaf, given)
                 graphs.append(tracer.trace(root))
@@ -77,17 +81,17 @@ def trace(
 
 
 class Proxy(fx.Proxy):
-    """Stands for a value; refuses the question for its type, which it would answer wrongly."""
+    """Stands for a value. Asking for its type raises an error, because a proxy would answer wrongly."""
 
     @property
-    def __class__(self) -> type:  # what isinstance asks
+    def __class__(self) -> type:  # isinstance reads this
         frame = sys._getframe(1)
         while frame.f_globals.get("__name__") in ("abc", "typing") and frame.f_back:
             frame = frame.f_back
         package = frame.f_globals.get("__name__", "").split(".")[0]
         if package == "torch" and frame.f_code.co_name != "is_tensor":
             return fx.Proxy
-        if package == __name__.split(".")[0]:
+        if package == PACKAGE:
             raise TraceError("its forward calls the ops itself")
         raise TraceError("its forward asks for the type of a value")
 
@@ -97,7 +101,7 @@ class Proxy(fx.Proxy):
 
 
 def _record_in_place(name: str) -> Callable[[Any, Any], Any]:
-    """Record ``x += y`` as it is; fx makes ``x = x + y`` of it, which leaves other names of x unchanged."""
+    """Record ``x += y`` as it is. Plain fx records ``x = x + y``, which does not change other views of x."""
     operation = getattr(operator, f"i{name}")
 
     def function(x: Any, y: Any) -> Any:
@@ -112,11 +116,11 @@ def _record_in_place(name: str) -> Callable[[Any, Any], Any]:
 
 
 IN_PLACE = {name: _record_in_place(name) for name in ("add", "sub", "mul", "truediv", "pow", "and", "or", "xor")}
-"""What stands in graphs for ``+=`` and its like; the functions' names end in an underscore, as PyTorch's do."""
+"""The functions that graphs call for ``+=`` and its like. Their names end in an underscore, as PyTorch's do."""
 
 
 class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True  # so that a buffer that forward writes to shows in the graph
+    proxy_buffer_attributes = True  # a buffer that forward writes to shows in the graph
 
     def __init__(self, is_leaf: Callable[[nn.Module], bool], given: Collection[str]) -> None:
         super().__init__()
@@ -160,7 +164,7 @@ class _Tracer(fx.Tracer):
 
 
 def _context() -> tuple[object, ...]:
-    autocast = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in DEVICES]
+    autocast = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST_DEVICES]
     return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast)
 
 
@@ -175,35 +179,35 @@ def _in_checkpoint() -> bool:
 
 @contextmanager
 def _autocast(enabled: bool) -> Iterator[None]:
-    """Autocast on or off on every device, also on one that this machine lacks."""
-    before = [torch.is_autocast_enabled(device) for device in DEVICES]
+    """Switch autocast on or off for every device type."""
+    before = [torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES]
     try:
-        for device in DEVICES:
+        for device in AUTOCAST_DEVICES:
             torch.set_autocast_enabled(device, enabled)
         yield
     finally:
-        for device, was in zip(DEVICES, before, strict=True):
-            torch.set_autocast_enabled(device, was)
+        for device, was_enabled in zip(AUTOCAST_DEVICES, before, strict=True):
+            torch.set_autocast_enabled(device, was_enabled)
 
 
 @contextmanager
 def _unchanged(root: nn.Module) -> Iterator[None]:
-    """Puts back whatever happens to attributes, and raises TraceError if it was more than the training flags."""
+    """Restore the attributes of all modules. Raises TraceError if more than the training flags has changed."""
     modes = [(module, module.training) for module in root.modules()]
-    held = [box for module in root.modules() for box in (vars(module), *vars(module).values())]
-    boxes = [(box, box.copy()) for box in held if isinstance(box, (dict, list, set))]
+    attributes = [value for module in root.modules() for value in (vars(module), *vars(module).values())]
+    containers = [(value, value.copy()) for value in attributes if isinstance(value, (dict, list, set))]
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
-        changed = [(box, before) for box, before in boxes if _identities(box) != _identities(before)]
-        for box, before in changed:
-            box.clear()
-            box.extend(before) if isinstance(box, list) else box.update(before)
+        changed = [(now, before) for now, before in containers if _identities(now) != _identities(before)]
+        for now, before in changed:
+            now.clear()
+            now.extend(before) if isinstance(now, list) else now.update(before)
     if changed:
         raise TraceError("its forward changes the module or makes tensors of its own")
 
 
-def _identities(box: dict[Any, Any] | list[Any] | set[Any]) -> list[int]:
-    return [id(x) for x in box] + ([id(x) for x in box.values()] if isinstance(box, dict) else [])
+def _identities(container: dict[Any, Any] | list[Any] | set[Any]) -> list[int]:
+    return [id(x) for x in container] + ([id(x) for x in container.values()] if isinstance(container, dict) else [])

@@ -719,8 +719,14 @@ class DependsOnMode(Level):
 
 
 class DependsOnAutocast(Level):
+    device = "cpu"
+
     def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
-        return super().forward(feature, mask.float() if torch.is_autocast_enabled("cpu") else mask)
+        return super().forward(feature, mask.float() if torch.is_autocast_enabled(self.device) else mask)
+
+
+class DependsOnAutocastElsewhere(DependsOnAutocast):
+    device = "xpu"  # a device type that no backend is for
 
 
 class DependsOnGradients(Level):
@@ -808,6 +814,7 @@ def own_forward() -> Level:
 UNTRACED: dict[Callable[[], nn.Module], str] = {
     DependsOnMode: "its forward depends on the training, gradient or autocast mode",
     DependsOnAutocast: "its forward depends on the training, gradient or autocast mode",
+    DependsOnAutocastElsewhere: "its forward depends on the training, gradient or autocast mode",
     DependsOnGradients: "its forward depends on the training, gradient or autocast mode",
     AsksForType: "its forward asks for the type of a value",
     AsksWhetherTensor: "its forward asks for the type of a value",
