@@ -13,7 +13,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from bench import aot, roofline
+from tools.aot import roofline
+from tools.aot import triton as aot
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,7 +119,7 @@ def test_pixels_that_tiles_read() -> None:
 @pytest.mark.slow
 def test_the_kernels_pass_the_gates() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.aot", "--quick", "--jobs", "2"]
+    command = [sys.executable, "-m", "tools.aot", "--quick", "--jobs", "2"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
     assert ", 0 faults" in done.stdout

@@ -1,10 +1,10 @@
 """Compiles the Triton kernels for GPUs that need not be here and reads what the compiler made of them.
 
-    python -m bench.aot [--quick] [--targets sm_90 ...] [--jobs 2]
+    python -m tools.aot [--quick] [--targets sm_90 ...] [--jobs 2]
 
 The backend's own functions are called on tensors without memory, so what is compiled is what a GPU would run: every
 kernel, every configuration that autotune chooses from, specialised as at run time. Prints a table and the roofline of
-:mod:`bench.roofline`, and exits with 1 if a gate fails:
+:mod:`tools.aot.roofline`, and exits with 1 if a gate fails:
 
 - nothing is spilled;
 - the matrix unit is used: in 16 bit always, in fp32 as three products in tf32 (NVIDIA) or as exact ones (AMD), never
@@ -48,10 +48,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
+from bench import aot_cuda
 from sharpmask_kernels.backends import cuda as cuda_backend
 from sharpmask_kernels.backends import triton as backend
 
-from . import aot_cuda, roofline
+from . import roofline
 from .roofline import LEVELS, Level
 
 KERNELS = Path(backend.__file__).parents[1] / "triton_kernels"
@@ -423,7 +424,3 @@ def main() -> int:
         print(fault)
     print(f"{count} kernels compiled, {len(faults)} faults")
     return bool(faults)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Tools of development that are not installed."""

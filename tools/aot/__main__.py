@@ -1,0 +1,5 @@
+import sys
+
+from .triton import main
+
+sys.exit(main())
