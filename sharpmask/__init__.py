@@ -4,7 +4,7 @@ from .checkpoint import load_model, save_model
 from .errors import DataError
 from .inference import ProposalGenerator
 from .models import DeepMask, ModelConfig, SharpMask, build_model
-from .models.zoo import SearchConfig
+from .models.config import SearchConfig
 from .proposals import Proposals
 
 __all__ = [

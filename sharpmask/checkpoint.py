@@ -20,8 +20,8 @@ from torch import Tensor
 from .config import from_plain, to_plain
 from .errors import DataError
 from .files import atomic
+from .models.config import ModelConfig, SearchConfig, load_tensors
 from .models.deepmask import DeepMask
-from .models.zoo import ModelConfig, SearchConfig, load_tensors
 
 FORMAT = "sharpmask-1"
 DEFAULT = "sharpmask_lite0_112.safetensors"

@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 
 from .config import from_plain
 from .errors import DataError
-from .models.zoo import Geometry
+from .models.config import Geometry
 from .training.stages import StageName, TrainConfig, stage_defaults
 
 

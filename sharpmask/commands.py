@@ -25,7 +25,7 @@ from .evaluation import average_recall, load_results, plot_recall, recall_table
 from .files import write_text
 from .inference import ProposalGenerator
 from .models import DeepMask, SharpMask
-from .models.zoo import SearchConfig
+from .models.config import SearchConfig
 from .proposals import Proposals
 from .training import TrainConfig
 from .training import train as run_training

@@ -23,9 +23,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from . import torch7
 from .errors import DataError
 from .models import DeepMask, ModelConfig, SharpMask
+from .models.config import SearchConfig
 from .models.deepmask import MEAN, STD
 from .models.trunk import ResNetTrunk, StateDict
-from .models.zoo import SearchConfig
 from .torch7 import Array, Instance, Table
 
 Kind = Literal["conv", "linear", "affine", "relu", "pool", "crop", "add", "up"]

@@ -24,8 +24,8 @@ from . import released
 from .data.images import load_image, to_rgb
 from .data.tiles import CANONICAL, TileConfig
 from .models import DeepMask, SharpMask
+from .models.config import SearchConfig
 from .models.deepmask import PAD_VALUE
-from .models.zoo import SearchConfig
 from .proposals import Proposals, suppress
 
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]

@@ -28,7 +28,7 @@ from sharpmask.checkpoint import save_model
 from sharpmask.data.images import load_image
 from sharpmask.data.synthetic import synthesize
 from sharpmask.models import ModelConfig, SharpMask
-from sharpmask.models.zoo import SearchConfig
+from sharpmask.models.config import SearchConfig
 from sharpmask_kernels import gather_windows, topk_windows
 
 

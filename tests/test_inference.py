@@ -17,7 +17,7 @@ from sharpmask.data.images import load_image
 from sharpmask.errors import DataError
 from sharpmask.inference import ImageMaps, ProposalGenerator, Stopwatch, best_channel
 from sharpmask.models import SharpMask
-from sharpmask.models.zoo import SearchConfig
+from sharpmask.models.config import SearchConfig
 from sharpmask_kernels import Windows, gather_windows, topk_windows
 
 WINDOW = 48

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from sharpmask.convert import convert
 from sharpmask.inference import ProposalGenerator
-from sharpmask.models.zoo import Geometry
+from sharpmask.models.config import Geometry
 from sharpmask.released import encode_masks, places, resize, resize_weights, shift_windows
 from sharpmask_kernels import Windows
 

@@ -19,7 +19,7 @@ from .heads import MaskHead, ScoreHead
 from .trunk import Trunk
 
 if TYPE_CHECKING:
-    from .zoo import ModelConfig, SearchConfig
+    from .config import ModelConfig, SearchConfig
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PAD_VALUE = 0.5

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from sharpmask.errors import DataError
 from sharpmask.models import DeepMask, ModelConfig, SharpMask, build_model
+from sharpmask.models.config import SearchConfig
 from sharpmask.models.deepmask import MEAN, STD, OriginalDeepMask
 from sharpmask.models.sharpmask import ReleasedRefinement
 from sharpmask.models.trunk import Trunk
-from sharpmask.models.zoo import SearchConfig
 from sharpmask_kernels import Windows
 from sharpmask_kernels.windows import grid_size
 
