@@ -10,10 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sharpmask import ProposalGenerator
 from sharpmask.checkpoint import load_model
 from sharpmask.data.synthetic import synthesize
 from sharpmask.data.tiles import TileConfig
-from sharpmask.inference import ProposalGenerator
 from sharpmask.models import ModelConfig
 from sharpmask.training import TrainConfig, stage_defaults, train
 

@@ -2,10 +2,9 @@
 
 from .checkpoint import load_model, save_model
 from .errors import DataError
-from .inference import ProposalGenerator
 from .models import DeepMask, ModelConfig, SharpMask, build_model
 from .models.config import SearchConfig
-from .proposals import Proposals
+from .search import ProposalGenerator, Proposals
 
 __all__ = [
     "DataError",

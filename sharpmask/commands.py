@@ -23,10 +23,9 @@ from .data.synthetic import synthesize
 from .errors import DataError
 from .evaluation import average_recall, load_results, plot_recall, recall_table
 from .files import write_text
-from .inference import ProposalGenerator
 from .models import DeepMask, SharpMask
 from .models.config import SearchConfig
-from .proposals import Proposals
+from .search import ProposalGenerator, Proposals
 from .training import TrainConfig
 from .training import train as run_training
 from .training.loop import Validator

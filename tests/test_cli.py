@@ -21,8 +21,8 @@ from sharpmask.cli import main
 from sharpmask.commands import image_ids, merge_results
 from sharpmask.data.coco import CocoFolder
 from sharpmask.data.images import load_image
-from sharpmask.inference import ProposalGenerator
 from sharpmask.models import SharpMask
+from sharpmask.search.generator import ProposalGenerator
 
 Capture = pytest.CaptureFixture[str]
 SHIPPED = Path(str(files("sharpmask"))) / "assets" / "sharpmask_lite0_112.safetensors"

@@ -10,13 +10,13 @@ import torch
 from pycocotools import mask as coco_mask
 
 from sharpmask.convert import convert
-from sharpmask.inference import ProposalGenerator
 from sharpmask.models.config import Geometry
-from sharpmask.released import encode_masks, places, resize, resize_weights, shift_windows
+from sharpmask.search.generator import ProposalGenerator
+from sharpmask.search.released import encode_masks, places, resize, resize_weights, shift_windows
 from sharpmask_kernels import Windows
 
-from .released_models import Builder, forward, normalise, values
-from .torch7_writer import Obj, save
+from ..released_models import Builder, forward, normalise, values
+from ..torch7_writer import Obj, save
 
 Array = np.ndarray
 CELLS, SIDE = 3, 48

@@ -20,12 +20,12 @@ from torch import Tensor
 from sharpmask_kernels import Windows, encode_windows, gather_windows, topk_windows
 from sharpmask_kernels.windows import STRIDE, scaled_size
 
+from ..data.images import load_image, to_rgb
+from ..data.tiles import CANONICAL, TileConfig
+from ..models import DeepMask, SharpMask
+from ..models.config import SearchConfig
+from ..models.deepmask import PAD_VALUE
 from . import released
-from .data.images import load_image, to_rgb
-from .data.tiles import CANONICAL, TileConfig
-from .models import DeepMask, SharpMask
-from .models.config import SearchConfig
-from .models.deepmask import PAD_VALUE
 from .proposals import Proposals, suppress
 
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from sharpmask.data.images import load_image
 from sharpmask.evaluation import load_results
-from sharpmask.proposals import Proposals, suppress
+from sharpmask.search.proposals import Proposals, suppress
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from .visualize import overlay, save_png
+from ..visualize import overlay, save_png
 
 Rle = dict[str, Any]
 

@@ -15,9 +15,9 @@ from pycocotools import mask as coco_mask
 
 from sharpmask.data.images import load_image
 from sharpmask.errors import DataError
-from sharpmask.inference import ImageMaps, ProposalGenerator, Stopwatch, best_channel
 from sharpmask.models import SharpMask
 from sharpmask.models.config import SearchConfig
+from sharpmask.search.generator import ImageMaps, ProposalGenerator, Stopwatch, best_channel
 from sharpmask_kernels import Windows, gather_windows, topk_windows
 
 WINDOW = 48
