@@ -15,8 +15,8 @@ from sharpmask.search.generator import ProposalGenerator
 from sharpmask.search.released import encode_masks, places, resize, resize_weights, shift_windows
 from sharpmask_kernels import Windows
 
-from ..released_models import Builder, forward, normalise, values
-from ..torch7_writer import Obj, save
+from ..convert.released_models import Builder, forward, normalise, values
+from ..convert.torch7_writer import Obj, save
 
 Array = np.ndarray
 CELLS, SIDE = 3, 48

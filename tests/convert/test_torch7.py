@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharpmask import torch7
+from sharpmask.convert import torch7
+from sharpmask.convert.torch7 import Array, Instance, Table, parse
 from sharpmask.errors import DataError
-from sharpmask.torch7 import Array, Instance, Table, parse
 
 from .torch7_writer import CODES, Function, Obj, Storage, Tensor, dump, save
 

@@ -1,6 +1,6 @@
 """The authors' released models, and those of the public PyTorch port, as models of this package.
 
-The authors' files hold modules of Torch 7, read as plain data by :mod:`sharpmask.torch7`. A part of the model is
+The authors' files hold modules of Torch 7, read as plain data by :mod:`.torch7`. A part of the model is
 flattened to what it computes, layer by layer, and compared with what our model computes at that place; the
 tensors come along in that order. The layers' padding, strides and crops are compared too, since no tensor would
 show them.
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from ..errors import DataError
+from ..models import DeepMask, ModelConfig, SharpMask
+from ..models.config import SearchConfig
+from ..models.deepmask import MEAN, STD
+from ..models.trunk import ResNetTrunk, StateDict
 from . import torch7
-from .errors import DataError
-from .models import DeepMask, ModelConfig, SharpMask
-from .models.config import SearchConfig
-from .models.deepmask import MEAN, STD
-from .models.trunk import ResNetTrunk, StateDict
 from .torch7 import Array, Instance, Table
 
 Kind = Literal["conv", "linear", "affine", "relu", "pool", "crop", "add", "up"]
