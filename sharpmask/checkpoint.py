@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .config import from_plain, to_plain
 from .errors import DataError
 from .files import atomic
 from .models.config import ModelConfig, SearchConfig, load_tensors
 from .models.deepmask import DeepMask
+from .plain import from_plain, to_plain
 
 FORMAT = "sharpmask-1"
 DEFAULT = "sharpmask_lite0_112.safetensors"

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sharpmask.checkpoint import load_model, read_training, save_model
-from sharpmask.config import to_plain
 from sharpmask.errors import DataError
 from sharpmask.models import DeepMask, build_model
 from sharpmask.models.config import SearchConfig
+from sharpmask.plain import to_plain
 
 SMALL: dict[str, Any] = {
     "trunk": "efficientnet_lite0", "window": 32, "features": 4, "code": 8, "mask_side": 8, "score_hidden": 6,

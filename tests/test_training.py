@@ -23,13 +23,13 @@ from torch import Tensor
 
 from sharpmask.checkpoint import load_model, read_training, save_model
 from sharpmask.cli import main
-from sharpmask.config import to_plain
 from sharpmask.data.coco import CocoFolder
 from sharpmask.data.sampling import PatchSampler
 from sharpmask.data.tiles import TileBatches, TileConfig
 from sharpmask.errors import DataError
 from sharpmask.evaluation import mask_iou
 from sharpmask.models import DeepMask, ModelConfig, SharpMask
+from sharpmask.plain import to_plain
 from sharpmask.training import TrainConfig, loop, stage_defaults, train
 from sharpmask.training.loop import BEST, CHECKPOINT, LOG, SETTINGS, STATE, Run, Validator
 from sharpmask.training.stages import (
@@ -449,7 +449,7 @@ import sys
 from pathlib import Path
 import yaml
 from safetensors.torch import save_file
-from sharpmask.config import from_plain
+from sharpmask.plain import from_plain
 from sharpmask.training import TrainConfig, train
 from sharpmask.training.loop import Run
 step = Run._train_step

@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import load_model, save_model, save_tensors
-from ..config import to_plain
 from ..data.coco import CocoFolder
 from ..data.sampling import PatchBatches, PatchSampler
 from ..data.tiles import TileBatch, TileBatches
@@ -34,6 +33,7 @@ from ..errors import DataError
 from ..evaluation import PatchMetrics
 from ..files import write_text
 from ..models import DeepMask, ModelConfig, SharpMask
+from ..plain import to_plain
 from .stages import (
     TERMS,
     TrainConfig,

@@ -15,24 +15,24 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .checkpoint import load_model, read_training, save_model
-from .convert import convert as convert_file
-from .data.coco import CocoFolder
-from .data.images import FORMATS
-from .data.synthetic import synthesize
-from .errors import DataError
-from .evaluation import average_recall, load_results, plot_recall, recall_table
-from .files import write_text
-from .models import DeepMask, SharpMask
-from .models.config import SearchConfig
-from .search import ProposalGenerator, Proposals
-from .training import TrainConfig
-from .training import train as run_training
-from .training.loop import Validator
-from .visualize import film_strip, save_png
+from ..checkpoint import load_model, read_training, save_model
+from ..convert import convert as convert_file
+from ..data.coco import CocoFolder
+from ..data.images import FORMATS
+from ..data.synthetic import synthesize
+from ..errors import DataError
+from ..evaluation import average_recall, load_results, plot_recall, recall_table
+from ..files import write_text
+from ..models import DeepMask, SharpMask
+from ..models.config import SearchConfig
+from ..search import ProposalGenerator, Proposals
+from ..training import TrainConfig
+from ..training import train as run_training
+from ..training.loop import Validator
+from ..visualize import film_strip, save_png
 
 if TYPE_CHECKING:
-    from .cli import Convert, Demo, Eval, Pack, Propose, SearchOptions, Synth
+    from . import Convert, Demo, Eval, Pack, Propose, SearchOptions, Synth
 
 OUT = Console()
 ERR = Console(stderr=True)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from sharpmask.checkpoint import load_model
 from sharpmask.cli import main
-from sharpmask.commands import image_ids, merge_results
+from sharpmask.cli.commands import image_ids, merge_results
 from sharpmask.data.coco import CocoFolder
 from sharpmask.data.images import load_image
 from sharpmask.models import SharpMask
@@ -467,7 +467,7 @@ def test_an_interrupt_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, c
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sharpmask.commands.synthesize", interrupted)
+    monkeypatch.setattr("sharpmask.cli.commands.synthesize", interrupted)
     assert run("synth", tmp_path / "x") == 130
     assert capsys.readouterr().err == "sharpmask: interrupted\n"
 

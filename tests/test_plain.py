@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from sharpmask.config import from_plain, to_plain
 from sharpmask.errors import DataError
 from sharpmask.models import ModelConfig
+from sharpmask.plain import from_plain, to_plain
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .config import from_plain
-from .errors import DataError
-from .models.config import Geometry
-from .training.stages import StageName, TrainConfig, stage_defaults
+from ..errors import DataError
+from ..models.config import Geometry
+from ..plain import from_plain
+from ..training.stages import StageName, TrainConfig, stage_defaults
 
 
 @dataclass(frozen=True)
