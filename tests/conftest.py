@@ -1,4 +1,4 @@
-"""Which tests run: slow ones on request, GPU ones where there is a GPU; and what several files share."""
+"""Which tests run: slow ones, whole grids and GPU ones on request or where there is a GPU; what several files share."""
 
 import contextlib
 import os
@@ -7,9 +7,14 @@ import warnings
 from pathlib import Path
 
 import pytest
+
+# Workers of pytest-xdist share the cores. PyTorch reads this when it is imported; tests that ask for threads get them.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 import torch
 
-from . import emulator, interpreter
+from . import emulator, grid, interpreter
 
 # Without a GPU, Triton's kernels run in its interpreter, which it decides when it is imported, and those of csrc/cuda
 # in the emulator: both come first.
@@ -31,12 +36,29 @@ from sharpmask.models import ModelConfig, SharpMask
 from sharpmask.models.config import SearchConfig
 from sharpmask_kernels import gather_windows, topk_windows
 
+from .contract import faults
+
+pytest_plugins = ["tests.contract.table"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow (minutes)")
+    parser.addoption("--full", action="store_true", help="run all combinations of parameters (see tests/grid.py)")
+    parser.addoption("--fault", choices=sorted(faults.FAULTS), help="plant a fault of tests/contract/faults.py")
 
 
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.getoption("--full"):
+        return "grids: full, all combinations of parameters"
+    return "grids: covering, every two values of parameters meet (all combinations: --full)"
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m: what is left is covered
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        left_out = set(grid.left_out(items))
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
     run_slow = config.getoption("--run-slow") or "slow" in config.option.markexpr
     for item in items:
         if "slow" in item.keywords and not run_slow:

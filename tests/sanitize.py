@@ -62,7 +62,7 @@ def main() -> int:
     # A tensor too large for the memory is an error of PyTorch's, not a fault.
     environment["ASAN_OPTIONS"] += ":allocator_may_return_null=1"
     # Not captured by pytest, or a sanitizer's last words would be lost.
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", __spec__.name, "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", __spec__.name, "-p", "no:cacheprovider", "--full"]
     command += ["-k", SHORT if short else WHOLE, "tests/contract"]
     command += [] if short else ["tests/kernels/test_cpu.py"]
     for isa in isas[-1:] if short else isas:

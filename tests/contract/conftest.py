@@ -1,20 +1,15 @@
-"""Poisoned memory, planted faults, and a table of what ran on which backend."""
+"""Poisoned memory, planted faults, and what the table of results (table.py) is made of."""
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from . import faults
+from . import faults, table
 from .subjects import Subject, missing
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fault", choices=sorted(faults.FAULTS), help="plant a fault in the reference (see faults.py)")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,45 +46,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "new_empty", fill(torch.Tensor.new_empty))
 
 
-# The table: outcomes by op and backend.
-
-_outcomes: dict[tuple[str, str], collections.Counter[str]] = collections.defaultdict(collections.Counter)
-_subjects: dict[str, Subject] = {}
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         subject = getattr(item, "callspec", None) and item.callspec.params.get("subject")  # type: ignore[attr-defined]
         if isinstance(subject, Subject):
-            _subjects[item.nodeid] = subject
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.nodeid in _subjects and (report.when == "call" or report.outcome != "passed"):
-        subject = _subjects[report.nodeid]
-        column = subject.backend + (" (cuda)" if subject.device == "cuda" else "")
-        _outcomes[subject.op, column][report.outcome] += 1
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not _outcomes:
-        return
-    backends = sorted({backend for _, backend in _outcomes})
-    terminalreporter.section("contract: tests passed (failed, skipped) by op and backend")
-    rows = [["", *backends]]
-    for op in sorted({op for op, _ in _outcomes}):
-        rows.append([op, *(_cell(_outcomes.get((op, backend))) for backend in backends)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *rest in rows:
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        terminalreporter.write_line("  ".join([first.ljust(widths[0]), *cells]))
-    for backend in {s.backend for s in _subjects.values()}:
-        if reason := missing(backend):
-            terminalreporter.write_line(f"{backend} skipped: {reason}")
-
-
-def _cell(counts: collections.Counter[str] | None) -> str:
-    if counts is None:
-        return "-"
-    rest = [f"{counts[outcome]} {outcome}" for outcome in ("failed", "skipped") if counts[outcome]]
-    return f"{counts['passed']}" + (f" ({', '.join(rest)})" if rest else "")
+            item.user_properties.append((table.PROPERTY, [*subject, missing(subject.backend)]))

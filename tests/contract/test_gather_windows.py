@@ -17,7 +17,7 @@ from .inputs import FAR, LAYOUTS, SCATTERED, Random, array, channels_last, conti
 from .oracle import gather_windows
 from .subjects import Subject, each, each_dtype
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.grid]
 
 
 @each_dtype("gather_windows")

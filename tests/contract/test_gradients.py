@@ -26,7 +26,7 @@ from .inputs import (
 from .oracle import PLAIN, plain_gather_windows
 from .subjects import REFINEMENT, Subject, each, each_dtype
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.grid]
 
 
 def differ(out: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:

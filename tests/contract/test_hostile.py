@@ -18,6 +18,8 @@ from .inputs import FAR, SCATTERED, Cascade, Random, arguments, array, assert_ne
 from .oracle import FORMULAS, gather_windows
 from .subjects import REFINEMENT, Subject, each
 
+pytestmark = pytest.mark.grid
+
 # Windows.
 
 EXTREMES = [-(2**63), -(2**62), -(2**40) - 1, -(2**31), 2**31, 2**40 + 1, 2**62, 2**63 - 1]

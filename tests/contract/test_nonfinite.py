@@ -15,6 +15,8 @@ from .inputs import MODES, Cascade, Random, arguments, array, channels_last, con
 from .oracle import FORMULAS, PLAIN
 from .subjects import REFINEMENT, Subject, each
 
+pytestmark = pytest.mark.grid
+
 VALUES = pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 LAYOUTS = pytest.mark.parametrize("layout", [contiguous, channels_last])
 

@@ -20,6 +20,8 @@ from sharpmask_kernels import Windows
 from .inputs import SCATTERED, Cascade, Random, arguments, channels_last, contiguous, sliced, windows_at
 from .subjects import REFINEMENT, Subject, each
 
+pytestmark = pytest.mark.grid
+
 # From here on torch.compile guards on what the choice of a backend depends on, and counts windows as dynamic.
 GUARDS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .inputs import LAYOUTS, MODES, TOLERANCE, Cascade, array, windows_at
 from .subjects import Subject, each, each_dtype
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.grid]
 
 
 def assert_logits(out: Tensor, expected: np.ndarray, dtype: torch.dtype) -> None:

@@ -28,7 +28,7 @@ from .inputs import (
 from .oracle import FORMULAS, add_upsample, array, conv
 from .subjects import REFINEMENT, Subject, each, each_dtype
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.grid]
 
 
 @each_dtype(*REFINEMENT)

@@ -27,7 +27,7 @@ def run(schedule: str, sanitized: bool = False) -> subprocess.CompletedProcess[s
     if sanitized:
         environment |= sanitizers()
     # Not captured by pytest, or a sanitizer's last words would be lost.
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k", WHICH, *TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "--full", "-k", WHICH, *TESTS]
     return subprocess.run(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
