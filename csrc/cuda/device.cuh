@@ -52,7 +52,7 @@ __device__ inline BFloat16 from_float<BFloat16>(float value) {
 }
 
 // A word of a map: 2 to 16 bytes of elements that lie side by side. Maps, and nothing else, are read this
-// way, which tells these loads from all others in the machine code (see bench/aot_cuda.py).
+// way, which tells these loads from all others in the machine code (see tools/aot/cuda.py).
 template <class Word>
 __device__ Word load_map(const Word* from) {
     return __ldg(from);

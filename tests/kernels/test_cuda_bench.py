@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench import aot_cuda, gpu, tensorrt_peer
+from bench import gpu, tensorrt_peer
 from bench.plain import GatherWindows, MergeUpsample
+from tools.aot import cuda as gates
 
 from ..contract.inputs import windows_at
 
@@ -64,7 +65,7 @@ def test_tensorrt_is_given_the_module_and_the_inputs(monkeypatch: pytest.MonkeyP
     assert given["module"] is plain and given["inputs"] == list(inputs) and given["disable_tf32"]
 
 
-GOOD = aot_cuda.Kernel("refine_kernel<Half>", "90a", 128, 0, 9000, 900, 0, (30, 20), {128: 2, 64: 6, 16: 9}, 90_000, 2)
+GOOD = gates.Kernel("refine_kernel<Half>", "90a", 128, 0, 9000, 900, 0, (30, 20), {128: 2, 64: 6, 16: 9}, 90_000, 2)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,8 @@ LOG = """Compiling entry function '_Z13refine_kernelIfEvv' for 'sm_90a'
 
 
 def test_machine_code_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aot_cuda, "plan", lambda arch: {"shared_bytes": 100_000})
-    (kernel,) = aot_cuda._read("90a", LOG, CODE)
+    monkeypatch.setattr(gates, "plan", lambda arch: {"shared_bytes": 100_000})
+    (kernel,) = gates._read("90a", LOG, CODE)
     assert kernel.name == "refine_kernel<float>"
     assert (kernel.registers, kernel.spills, kernel.instructions, kernel.fmas) == (100, 12, 10, 2)
     assert kernel.loads == {128: 1, 16: 1}  # of maps

@@ -14,7 +14,7 @@ kernel, every configuration that autotune chooses from, specialised as at run ti
 - ``merge_upsample`` moves at most 1.5 times the bytes that any implementation must.
 
 Where there is nvcc, and without --quick, the kernels of csrc/cuda are compiled and gated as well: see
-:mod:`bench.aot_cuda`. The whole takes some twenty minutes.
+:mod:`tools.aot.cuda`. The whole takes some twenty minutes.
 """
 
 from __future__ import annotations
@@ -48,11 +48,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
-from bench import aot_cuda
 from sharpmask_kernels.backends import cuda as cuda_backend
 from sharpmask_kernels.backends import triton as backend
 
-from . import roofline
+from . import cuda, roofline
 from .roofline import LEVELS, Level
 
 KERNELS = Path(backend.__file__).parents[1] / "triton_kernels"
@@ -418,7 +417,7 @@ def main() -> int:
     roofline.report(console)
     count, faults = len(found), check(found)
     if with_cuda:
-        cuda_count, cuda_faults = aot_cuda.compiled(console)
+        cuda_count, cuda_faults = cuda.compiled(console)
         count, faults = count + cuda_count, faults + cuda_faults
     for fault in faults:
         print(fault)

@@ -1,6 +1,6 @@
 """Compiles the CUDA kernels for GPUs that need not be here and reads what nvcc made of them.
 
-    python -m bench.aot_cuda [--archs 80 90a 100]
+    python -m tools.aot.cuda [--archs 80 90a 100]
 
 Needs nvcc, and cuobjdump from the CUDA toolkit or from triton. Prints a table, and for `refine_windows` on the paper's
 windows what arithmetic and memory take at least, beside an estimate. Exits with 1 if a gate fails:
@@ -29,7 +29,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-CSRC = Path(__file__).parents[1] / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 OPS = ("gather_windows", "refine_windows", "encode_windows")
 FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr"]  # of setup.py
 
