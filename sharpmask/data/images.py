@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sharpmask.errors import DataError
+from sharpmask.geometry import GREY_BYTE
 
 # Pillow also opens formats that start other programs (EPS runs Ghostscript); photos need only these.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 200_000_000
-# Where a photo is transparent nothing was seen, so it gets the grey that also fills the outside of an image.
-TRANSPARENT_GREY = 128
 
 
 def load_image(path: str | Path, *, apply_exif: bool = True, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -121,6 +120,7 @@ def to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode == "F":
         raise DataError(f"{path}: expected 8 or 16 bits per channel, came floating point")
     if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, (*[TRANSPARENT_GREY] * 3, 255))
+        # A transparent pixel shows nothing, like those outside an image, and gets the same grey.
+        background = Image.new("RGBA", image.size, (*[GREY_BYTE] * 3, 255))
         return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")

@@ -22,15 +22,13 @@ from sharpmask_kernels import Windows
 from sharpmask_kernels.windows import STRIDE
 
 from ..errors import DataError
+from ..geometry import CANONICAL, GREY_BYTE, POSITIVE_DISTANCE, POSITIVE_OCTAVES
 from .coco import CocoFolder, Instance, Photo
 from .synthetic import random_shape, random_texture
 
 Array = npt.NDArray[np.uint8]
 Region = tuple[slice, slice]
 
-CANONICAL = 128 / 224
-"""Longest side of a centred object over the window's side (DeepMask, section 4)."""
-GREY = 128
 TRIES = 100
 
 
@@ -46,8 +44,8 @@ class TileConfig:
     """Positive windows a tile, at most."""
     negatives: int = 24
     """Negative windows a tile, at most; half of them near an object."""
-    positive_distance: float = 11.5
-    positive_octaves: float = 0.45
+    positive_distance: float = POSITIVE_DISTANCE
+    positive_octaves: float = POSITIVE_OCTAVES
     negative_distance: float = 20.0
     negative_octaves: float = 0.8
     pasted: int = 5
@@ -152,7 +150,7 @@ class TileBatches(Dataset[TileBatch]):
         def cut(layer: Array, fill: int) -> tuple[Array, Region]:
             return resample(layer, (x, y), scale, side, fill)
 
-        image, inside = cut(self.folder.load(photo), GREY)
+        image, inside = cut(self.folder.load(photo), GREY_BYTE)
         image[inside] = jitter_colours(rng, image[inside])
         placed = [p for i in photo.instances if (p := self._place(i, (x, y), scale, cut)) is not None]
         if rng.random() < 0.5:

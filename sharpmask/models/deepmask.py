@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .config import ModelConfig, SearchConfig
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PAD_VALUE = 0.5
-"""Grey around an image, before normalisation."""
 
 
 class DenseMaps(NamedTuple):

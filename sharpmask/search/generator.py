@@ -21,10 +21,9 @@ from sharpmask_kernels import Windows, encode_windows, gather_windows, topk_wind
 from sharpmask_kernels.windows import STRIDE, scaled_size
 
 from ..data.images import load_image, to_rgb
-from ..data.tiles import CANONICAL, TileConfig
+from ..geometry import CANONICAL, GREY, POSITIVE_DISTANCE, POSITIVE_OCTAVES
 from ..models import DeepMask, SharpMask
 from ..models.config import SearchConfig
-from ..models.deepmask import PAD_VALUE
 from . import released
 from .proposals import Proposals, suppress
 
@@ -169,8 +168,8 @@ class ProposalGenerator:
         for bx, by, w, h in _pairs("boxes", boxes, 4):
             # Off centre and off size, each in the unit within which training calls a window a positive.
             pixel = reach / (CANONICAL * self.model.window / 2)
-            centre = torch.hypot(x - (bx + w / 2), y - (by + h / 2)) / (TileConfig.positive_distance * pixel)
-            size = (torch.log2(2 * reach) - np.log2(max(w, h, 1e-6))).abs() / TileConfig.positive_octaves
+            centre = torch.hypot(x - (bx + w / 2), y - (by + h / 2)) / (POSITIVE_DISTANCE * pixel)
+            size = (torch.log2(2 * reach) - np.log2(max(w, h, 1e-6))).abs() / POSITIVE_OCTAVES
             chosen.append((centre.square() + size.square()).argmin())
         flat = torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.int64, device=self.device)
         score = all_scores(maps)[flat]
@@ -199,7 +198,7 @@ class ProposalGenerator:
         scale, row, col = (int(v) * factor for v, factor in zip(window[2:], (1, STRIDE, STRIDE), strict=True))
         padded = self._scaled(as_tensor(maps.image, self.device), maps.scales[scale])[0]
         # The last windows of a grid reach up to a cell beyond the border.
-        padded = F.pad(padded, (0, STRIDE, 0, STRIDE), value=PAD_VALUE)
+        padded = F.pad(padded, (0, STRIDE, 0, STRIDE), value=GREY)
         pixels = padded[:, row : row + self.model.window, col : col + self.model.window].permute(1, 2, 0)
         return (pixels * 255).round().byte().cpu().numpy(), [*stages, final[0, 0].cpu().numpy()]
 
@@ -262,7 +261,7 @@ class ProposalGenerator:
             size = scaled_size(picture.shape[2], picture.shape[3], scale)
             scaled = F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=True)
         pad = self.model.window // 2
-        padded = F.pad(scaled, (pad,) * 4, value=PAD_VALUE)
+        padded = F.pad(scaled, (pad,) * 4, value=GREY)
         return padded.contiguous(memory_format=torch.channels_last)
 
     def _grid(self, maps: ImageMaps) -> tuple[Tensor, ...]:
