@@ -21,14 +21,13 @@ from ..data.coco import CocoFolder
 from ..data.images import FORMATS
 from ..data.synthetic import synthesize
 from ..errors import DataError
-from ..evaluation import average_recall, load_results, plot_recall, recall_table
+from ..evaluation import Validator, average_recall, load_results, plot_recall, recall_table
 from ..files import write_text
 from ..models import DeepMask, SharpMask
 from ..models.config import SearchConfig
 from ..search import ProposalGenerator, Proposals
 from ..training import TrainConfig
 from ..training import train as run_training
-from ..training.loop import Validator
 from ..visualize import film_strip, save_png
 
 if TYPE_CHECKING:

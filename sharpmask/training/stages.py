@@ -16,7 +16,7 @@ import tyro
 from torch import Tensor
 
 from ..data.tiles import TileBatch, TileConfig
-from ..evaluation import mask_iou
+from ..evaluation import mask_iou, resize_masks
 from ..models import DeepMask, ModelConfig, SharpMask
 
 StageName = Literal["deepmask", "sharpmask", "joint"]
@@ -269,13 +269,6 @@ def tile_losses(model: DeepMask, batch: TileBatch, config: TrainConfig) -> dict[
 def quality(logits: Tensor, target: Tensor) -> Tensor:
     """How good each mask (N, h, w) is, as a score to predict: clamp(1.1 IoU, .3, 1)."""
     return (1.1 * mask_iou(resize_masks(logits, target), target)).clamp(0.3, 1).to(target)
-
-
-def resize_masks(logits: Tensor, target: Tensor) -> Tensor:
-    """Logits (N, h, w) at the size of target (N, H, W), bilinear."""
-    if logits.shape == target.shape:
-        return logits
-    return F.interpolate(logits[:, None], target.shape[1:], mode="bilinear", align_corners=False)[:, 0]
 
 
 def total_loss(losses: dict[str, Tensor], config: TrainConfig) -> Tensor:

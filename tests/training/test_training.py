@@ -27,11 +27,11 @@ from sharpmask.data.coco import CocoFolder
 from sharpmask.data.sampling import PatchSampler
 from sharpmask.data.tiles import TileBatches, TileConfig
 from sharpmask.errors import DataError
-from sharpmask.evaluation import mask_iou
+from sharpmask.evaluation import Validator, mask_iou
 from sharpmask.models import DeepMask, ModelConfig, SharpMask
 from sharpmask.plain import to_plain
 from sharpmask.training import TrainConfig, loop, stage_defaults, train
-from sharpmask.training.loop import BEST, CHECKPOINT, LOG, SETTINGS, STATE, Run, Validator
+from sharpmask.training.loop import BEST, CHECKPOINT, LOG, SETTINGS, STATE, Run
 from sharpmask.training.stages import (
     StageName,
     freeze,

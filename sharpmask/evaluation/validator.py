@@ -1,0 +1,43 @@
+"""Patch metrics of a model on samples of a folder."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ..data.coco import CocoFolder
+from ..data.sampling import PatchSampler
+from ..models import DeepMask, ModelConfig, SharpMask
+from .patches import PatchMetrics, resize_masks
+
+
+class Validator:
+    """Patch metrics of a model's masks and scores on fixed samples of a folder (DeepMask, section 5)."""
+
+    def __init__(self, folder: CocoFolder, config: ModelConfig, *, samples: int, batch_size: int = 32) -> None:
+        shape: dict[str, Any] = {"window": config.window, "context": config.context, "seed": 2}
+        self.masks = PatchSampler(folder, head="mask", mask_size=config.window, **shape)
+        self.scores = PatchSampler(folder, head="score", **shape)
+        self.chunks = torch.arange(samples).split(batch_size)
+
+    @torch.no_grad()
+    def __call__(self, model: DeepMask) -> dict[str, float]:
+        """Metrics by name. Of the coarse and of the refined masks at probability .5: mean and median IoU and the
+        shares of IoU >= .5 and >= .7. Of the scores: the accuracy of their sign."""
+        device = model.mean.device
+        coarse, refined, score = PatchMetrics(), PatchMetrics(), PatchMetrics()
+        for chunk in self.chunks:
+            batch = self.masks.batch(chunk.tolist())
+            taps = model.taps(batch["image"].to(device))
+            code = model.patch_codes(taps)
+            target = batch["target"]
+            coarse.add_masks(resize_masks(model.coarse(code), target).cpu(), target)
+            if isinstance(model, SharpMask):
+                refined.add_masks(model.refine_patch(taps, code).cpu(), target)
+            batch = self.scores.batch(chunk.tolist())
+            score.add_scores(model.score_patch(model.taps(batch["image"].to(device))).cpu(), batch["target"])
+        named = {"coarse_": coarse, "refined_": refined, "": score}
+        metrics = {f"{name}{k}": v for name, m in named.items() for k, v in m.compute().items()}
+        return {k: v for k, v in metrics.items() if not math.isnan(v)}
