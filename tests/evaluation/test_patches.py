@@ -7,12 +7,7 @@ import math
 import pytest
 import torch
 
-from sharpmask.evaluation import (
-    PatchMetrics,
-    mask_iou,
-    mask_metrics,
-    score_accuracy,
-)
+from sharpmask.evaluation import PatchMetrics, mask_iou, mask_metrics, score_accuracy
 
 
 def test_patch_metrics_by_hand() -> None:

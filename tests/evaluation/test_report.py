@@ -7,11 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sharpmask.evaluation import (
-    average_recall,
-    plot_recall,
-    recall_table,
-)
+from sharpmask.evaluation import average_recall, plot_recall, recall_table
 
 from .cases import random_case
 

@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 
 from sharpmask.errors import DataError
-from sharpmask.evaluation import (
-    average_recall,
-    load_results,
-)
+from sharpmask.evaluation import average_recall, load_results
 
 from .cases import HEIGHT, WIDTH, annotation, dataset, ellipse, rle
 
