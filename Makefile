@@ -1,0 +1,30 @@
+# What a developer runs, inside a virtual environment. .github/workflows runs the same targets.
+# ARGS is passed on to the program behind a target: make bench ARGS="--op refine --small"
+
+ARGS ?=
+
+.PHONY: help install test bench lint docs wheels
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: ## Install the package editable, with everything that the other targets need
+	python -m pip install $(ARGS) -e '.[dev]'
+
+test: ## Run the tests
+	pytest $(ARGS)
+
+bench: ## Time every op next to plain PyTorch (minutes; with ARGS="--small", seconds)
+	python -m bench.compare $(ARGS)
+
+lint: ## Check style and types, without changing a file
+	ruff check .
+	ruff format --check .
+	mypy
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run -Werror
+
+docs: ## Check the documents: snippets run; links, paths and commands exist
+	pytest -q tests/test_docs.py tests/test_links.py $(ARGS)
+
+wheels: ## Build the source distribution and the wheel of this Python into dist/
+	python -m build $(ARGS)
