@@ -60,22 +60,27 @@ def test_no_bias(subject: Subject, upsample: str) -> None:
 
 
 @each_dtype(*REFINEMENT, dtypes=[torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("upsample", "padding_mode"), MODES)
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)
 def test_layouts(
-    subject: Subject, dtype: torch.dtype, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]
+    subject: Subject,
+    dtype: torch.dtype,
+    upsample: str,
+    padding_mode: str,
+    first: Callable[[Tensor], Tensor],
+    second: Callable[[Tensor], Tensor],
 ) -> None:
     a, b, *rest = arguments(subject.op, Random(dtype, device=subject.device), (2, 5, 3), (4, 2, 3))
     # Weights too come in all layouts.
     inputs = [first(a), second(b), *(second(x) if x.ndim == 4 and second is not expanded else x for x in rest)]
     before = [x.clone() for x in inputs]
-    for upsample, padding_mode in MODES:
-        out = subject(*inputs, upsample=upsample, padding_mode=padding_mode)
-        assert_near(out, FORMULAS[subject.op](*map(array, inputs), upsample, padding_mode), dtype)
-        # channels_last if both maps are, and only then.
-        both = first is channels_last and second is channels_last
-        assert out.is_contiguous(memory_format=torch.channels_last) == both
-        assert out.is_contiguous() != both
+    out = subject(*inputs, upsample=upsample, padding_mode=padding_mode)
+    assert_near(out, FORMULAS[subject.op](*map(array, inputs), upsample, padding_mode), dtype)
+    # channels_last if both maps are, and only then.
+    both = first is channels_last and second is channels_last
+    assert out.is_contiguous(memory_format=torch.channels_last) == both
+    assert out.is_contiguous() != both
     assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))  # inputs are not written
 
 
