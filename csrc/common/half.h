@@ -10,7 +10,23 @@
 
 namespace sharpmask {
 
-enum class DType { float16, bfloat16, float32, float64 };
+// The numbers are those of DTYPES in sharpmask_kernels/backends/native.py.
+enum class DType { float16, bfloat16, float32, float64, uint8 };
+
+constexpr std::int64_t bytes_of(DType dtype) {
+    switch (dtype) {
+        case DType::float64:
+            return 8;
+        case DType::float32:
+            return 4;
+        case DType::float16:
+        case DType::bfloat16:
+            return 2;
+        case DType::uint8:
+            break;
+    }
+    return 1;
+}
 
 struct Half {
     std::uint16_t bits;

@@ -276,6 +276,8 @@ void gather_windows_backward(const void* grad, const Strides& strides, DType dty
             return run(static_cast<const float*>(grad));
         case DType::float64:
             return run(static_cast<const double*>(grad));
+        case DType::uint8:
+            break;
     }
     throw std::invalid_argument("unknown dtype " + std::to_string(static_cast<int>(dtype)));
 }

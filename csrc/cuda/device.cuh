@@ -161,6 +161,7 @@ void with_type(DType dtype, const Run& run) {
         case DType::float32:
             return run(float{});
         case DType::float64:
+        case DType::uint8:
             break;
     }
     throw std::invalid_argument("the cuda backend takes no dtype " + std::to_string(static_cast<int>(dtype)));
