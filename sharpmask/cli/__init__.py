@@ -1,224 +1,24 @@
-"""The command line: ``sharpmask demo | propose | train | eval | convert | ...``."""
+"""The command line: ``sharpmask demo | propose | eval | synth | pack | convert | train``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any
 
 import tyro
-import yaml
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional, arg
 
 from ..errors import DataError
-from ..models.config import Geometry
-from ..plain import from_plain
-from ..training.stages import StageName, TrainConfig, stage_defaults
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How full images are searched; what is not given comes from the checkpoint."""
-
-    scales: tuple[float, ...] | None = None
-    """Sizes at which an image is looked at, e.g. 0.25 0.5 1."""
-    threshold: float | None = None
-    """Probability above which a pixel belongs to a mask."""
-    mask_nms: float | None = None
-    """Drop proposals whose mask overlaps a better one's by more than this IoU; 1 for none."""
-    box_nms: float | None = None
-    """The same for boxes."""
-    soft_nms: bool | None = None
-    """Lower the scores of such proposals instead of dropping them."""
-    stability: bool | None = None
-    """Multiply scores by how sharp the mask is."""
-    scale_prior: float | None = None
-    """Multiply scores by (scale / smallest scale) ** -scale_prior; 0 for none."""
-    geometry: Geometry | None = None
-    """How windows lie on the image: centres (of pixels), or released or released-exact, as in the authors' code."""
-    max_side: int = 800
-    """Longer photos are searched as if their longer side had this many pixels; 0 for no limit."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, ..."""
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Find objects on a photo that comes with the package, and show how a mask grows."""
-
-    out: Path = Path("sharpmask-demo")
-    """Folder to write into."""
-
-
-@dataclass(frozen=True)
-class Propose:
-    """Find object masks on photos.
-
-    Writes proposals.json (COCO results), and per photo a JSON file and an overlay picture.
-    """
-
-    images: Positional[tuple[Path, ...]]
-    """Photos, or folders of photos."""
-    checkpoint: Path | None = None
-    """Model to use; without one, the model that comes with the package."""
-    top_n: int = 100
-    """Windows to refine per photo."""
-    out: Path = Path("proposals")
-    """Folder to write into."""
-    refine: bool = True
-    """Refine masks, or keep the coarse ones."""
-    overlay: bool = True
-    """Write overlay pictures."""
-    timing: bool = False
-    """Print the time of each stage."""
-    resume: bool = False
-    """Keep photos that have a result in the output folder already."""
-    search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
-
-
-@dataclass(frozen=True)
-class Eval:
-    """Measure average recall on a COCO-format folder, of a model or of a results file."""
-
-    dataset: Path
-    """Folder with images and a COCO instances file."""
-    annotations: Path | None = None
-    """COCO instances file, where it is not found by itself."""
-    checkpoint: Path | None = None
-    """Model to measure; without one and without results, the model that comes with the package."""
-    results: Path | None = None
-    """COCO results JSON to measure instead of a model."""
-    out: Path = Path("evaluation")
-    """Folder to write into."""
-    top_n: int = 1000
-    """Proposals per photo."""
-    coarse: bool = False
-    """Measure the coarse masks of the same windows too."""
-    patches: int = 0
-    """Also measure the IoU of single patches, on so many."""
-    categories: tuple[str, ...] = ()
-    """Count objects of these categories only; empty for all."""
-    skip_bad: bool = False
-    """Leave out broken images and annotations, and count them, instead of stopping."""
-    resume: bool = False
-    """Keep photos that have a result in the output folder already."""
-    search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Write a checkpoint for passing on: 16-bit weights, and the search settings that suit it."""
-
-    checkpoint: Positional[Path]
-    """Checkpoint to read."""
-    out: Positional[Path]
-    """Checkpoint to write."""
-    search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
-
-
-@dataclass(frozen=True)
-class Convert:
-    """Turn the authors' released model.t7, or weights of the PyTorch port of DeepMask, into a checkpoint."""
-
-    weights: Positional[Path]
-    """File to read; nothing in it is run."""
-    out: Positional[Path]
-    """Checkpoint to write."""
-
-
-@dataclass(frozen=True)
-class Synth:
-    """Write a COCO-format folder of made-up pictures with occluding textured objects."""
-
-    out: Positional[Path]
-    """Folder to write into; must not exist yet or be empty."""
-    images: int = 100
-    seed: int = 0
-    size: tuple[int, int] = (240, 320)
-    """Height and width of the pictures."""
-    textures: Literal["auto", "photo", "generated"] = "auto"
-    """From photos of scikit-image where it is installed, or generated."""
-
-
-OPTIONS: dict[str, Any] = {
-    "demo": Demo,
-    "propose": Propose,
-    "eval": Eval,
-    "synth": Synth,
-    "pack": Pack,
-    "convert": Convert,
-}
-STAGES: dict[str, str] = {
-    "deepmask": "Train the coarse mask and the score (the paper's first stage).",
-    "sharpmask": "Train the refinement, all else frozen (the second stage).",
-    "joint": "Train all heads at once on dense tiles (the recipe of the model that comes with the package).",
-}
-
-
-def stage_config(stage: StageName) -> TrainConfig:
-    """A stage's settings before any are given."""
-    return TrainConfig(dataset=tyro.MISSING, out=tyro.MISSING, **stage_defaults(stage))
-
-
-def parse(argv: Sequence[str]) -> tuple[str, Any]:
-    """The command and its settings. Prints help or usage errors and exits as command lines do."""
-    name, rest = split_command(argv)
-    prog = f"sharpmask {name}"
-    if not name.startswith("train "):
-        return name, tyro.cli(OPTIONS[name], prog=prog, description=OPTIONS[name].__doc__, args=rest)
-    stage = cast(StageName, name.removeprefix("train "))
-    config, rest = read_config(stage_config(stage), rest)
-    help_text = f"{STAGES[stage]} --config FILE reads settings from YAML; flags go over it."
-    return name, tyro.cli(TrainConfig, prog=prog, description=help_text, default=config, args=rest)
-
-
-def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The command's name, of one or two words, and its arguments."""
-    known = [*OPTIONS, *(f"train {stage}" for stage in STAGES)]
-    for words in (1, 2):
-        name = " ".join(argv[:words])
-        if name in known:
-            return name, list(argv[words:])
-    asked = not argv or argv[0] in ("-h", "--help") or (argv[:1] == ["train"] and argv[1:2] in ([], ["-h"], ["--help"]))
-    if not asked:
-        raise DataError(f"command must be one of {', '.join(known)}, got {' '.join(argv[:2])!r}")
-    table = Table("command", "what it does", box=None, pad_edge=False)
-    for name in OPTIONS:
-        table.add_row(f"sharpmask {name}", (OPTIONS[name].__doc__ or "").splitlines()[0])
-    for stage, text in STAGES.items():
-        table.add_row(f"sharpmask train {stage}", text)
-    Console().print(table, "\nsharpmask COMMAND --help tells its options.")
-    raise SystemExit(0)
-
-
-def read_config(base: TrainConfig, argv: list[str]) -> tuple[TrainConfig, list[str]]:
-    """``base`` with the settings of the YAML file that ``--config`` names, and the other arguments."""
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    if "--config" not in argv:
-        return base, argv
-    at = argv.index("--config")
-    if at + 1 == len(argv):
-        raise DataError("--config must be followed by a YAML file")
-    path = Path(argv[at + 1])
-    try:
-        plain = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    config = from_plain(TrainConfig, plain, str(path), base)
-    if config.stage != base.stage:
-        raise DataError(f"{path}: stage must be {base.stage!r} as the command says, got {config.stage!r}")
-    return config, argv[:at] + argv[at + 2 :]
+from .options import OPTIONS, STAGES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the ``sharpmask`` command; gives the exit status."""
+    """Entry point of the ``sharpmask`` command. Returns the exit status."""
     try:
-        name, config = parse(sys.argv[1:] if argv is None else argv)
-        return run(name, config)
+        name, rest = split_command(sys.argv[1:] if argv is None else argv)
+        return run(name, rest)
     except (ValueError, OSError) as error:
         print("sharpmask:", *str(error).split(), file=sys.stderr)
         return 2
@@ -227,10 +27,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def run(name: str, config: Any) -> int:
-    """Carry out a parsed command. Modules are imported when needed, so that help comes at once."""
+def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, of one or two words, and its arguments.
+
+    Prints the list of commands and exits if there are no arguments or help is asked for. Raises ``DataError`` for
+    an unknown command.
+    """
+    known = [*OPTIONS, *(f"train {stage}" for stage in STAGES)]
+    for words in (1, 2):
+        name = " ".join(argv[:words])
+        if name in known:
+            return name, list(argv[words:])
+    asked = not argv or argv[0] in ("-h", "--help") or (argv[:1] == ["train"] and argv[1:2] in ([], ["-h"], ["--help"]))
+    if not asked:
+        raise DataError(f"command must be one of {', '.join(known)}, got {' '.join(argv[:2])!r}")
+    print_commands()
+    raise SystemExit(0)
+
+
+def print_commands() -> None:
+    """List all commands with what each does."""
+    table = Table("command", "what it does", box=None, pad_edge=False)
+    for name in OPTIONS:
+        table.add_row(f"sharpmask {name}", (OPTIONS[name].__doc__ or "").splitlines()[0])
+    for stage, text in STAGES.items():
+        table.add_row(f"sharpmask train {stage}", text)
+    Console().print(table, "\nsharpmask COMMAND --help tells its options.")
+
+
+def run(name: str, argv: list[str]) -> int:
+    """Parse a command's arguments and carry it out. Returns the exit status.
+
+    Prints help and usage errors itself and exits, as command lines do.
+    """
+    # Each command's module is imported only when it runs: searching a photo must not load the training loop.
+    if name.startswith("train "):
+        from . import train
+
+        return train.train(train.parse(name.removeprefix("train "), argv))
+    options = parse(name, argv)
+    if name == "eval":
+        from .evaluate import evaluate
+
+        return evaluate(options)
     from . import commands
 
-    if isinstance(config, TrainConfig):
-        return commands.train(config)
-    return int(getattr(commands, name)(config))
+    return int(getattr(commands, name)(options))
+
+
+def parse(name: str, argv: list[str]) -> Any:
+    """The options of a command other than training."""
+    return tyro.cli(OPTIONS[name], prog=f"sharpmask {name}", description=OPTIONS[name].__doc__, args=argv)

@@ -1,73 +1,34 @@
-"""What each command of :mod:`sharpmask.cli` does. A command gives its exit status."""
+"""What the commands do, except ``eval`` and ``train``. Each function returns the exit status."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from ..checkpoint import load_model, read_training, save_model
 from ..convert import convert as convert_file
-from ..data.coco import CocoFolder
 from ..data.images import FORMATS
 from ..data.synthetic import synthesize
 from ..errors import DataError
-from ..evaluation import Validator, average_recall, load_results, plot_recall, recall_table
 from ..files import write_text
-from ..models import DeepMask, SharpMask
-from ..models.config import SearchConfig
 from ..search import ProposalGenerator, Proposals
-from ..training import TrainConfig
-from ..training import train as run_training
 from ..visualize import film_strip, save_png
-
-if TYPE_CHECKING:
-    from . import Convert, Demo, Eval, Pack, Propose, SearchOptions, Synth
-
-OUT = Console()
-ERR = Console(stderr=True)
+from .options import Convert, Demo, Pack, Propose, Synth
+from .shared import ERR, OUT, check_device, make_generator, merge_results, say, search_settings
 
 DEMO_PHOTO = "coffee.jpg"
 
 
-def say(text: str, console: Console = OUT) -> None:
-    """One line of text as it is: no markup in a file's name, no line break in a path."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def check_device(name: str) -> None:
-    """Raises ``DataError`` for a device that PyTorch does not know or that is not there."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:
-    """The checkpoint's settings, those given on the command line over them."""
-    given = {
-        k: getattr(options, k)
-        for k in ("scales", "threshold", "mask_nms", "box_nms", "soft_nms", "stability", "scale_prior", "geometry")
-    }
-    # 1 switches suppression off: no IoU exceeds it.
-    off = {k: None for k in ("mask_nms", "box_nms") if given[k] == 1}
-    return replace(model.search, **{k: v for k, v in given.items() if v is not None} | off)
-
-
-def make_generator(model: DeepMask, options: SearchOptions, *, top_n: int, refine: bool) -> ProposalGenerator:
-    return ProposalGenerator(model, top_n, refine, search_settings(model, options), options.max_side or None)
-
-
 def print_timing(timing: Mapping[str, float], title: str) -> None:
+    """Print the seconds by stage as milliseconds and shares."""
     table = Table("stage", title=title, title_justify="left")
     table.add_column("ms", justify="right")
     table.add_column("share", justify="right")
@@ -80,6 +41,7 @@ def print_timing(timing: Mapping[str, float], title: str) -> None:
 
 
 def demo(options: Demo) -> int:
+    """Find objects on the photo that comes with the package; show the best and how one mask grows."""
     photo = Path(str(files("sharpmask") / "assets" / DEMO_PHOTO))
     generator = ProposalGenerator(load_model(), top_n=100)
     found = generator.generate(photo)
@@ -104,6 +66,7 @@ def demo(options: Demo) -> int:
 
 
 def propose(options: Propose) -> int:
+    """Find objects on photos. A photo that cannot be read is reported and makes the exit status 1."""
     photos = find_photos(options.images)
     check_device(options.search.device)
     model = load_model(options.checkpoint, options.search.device)
@@ -124,7 +87,7 @@ def propose(options: Propose) -> int:
             continue
         if options.overlay:
             found.save_overlay(part.with_suffix(".png"))
-        # The result comes last: where it exists, the photo is done.
+        # Written last, because --resume takes a photo with a result for done.
         write_text(part, json.dumps(results_of(found, ids[photo], photo)))
         parts.append(part)
         seen += 1
@@ -138,7 +101,7 @@ def propose(options: Propose) -> int:
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, and the image files of folders, sorted."""
+    """The files of ``paths`` and the image files of its folders, each folder sorted, without repeats."""
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     found: list[Path] = []
     for path in paths:
@@ -152,7 +115,7 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
 
 
 def image_ids(photos: Sequence[Path]) -> dict[Path, int]:
-    """COCO ids: the numbers in the file names if every name is a different number, else 1, 2, ..."""
+    """COCO ids: the file names where all are numbers and differ, otherwise 1, 2, ..."""
     stems = [p.stem for p in photos]
     if all(s.isdecimal() for s in stems) and len({int(s) for s in stems}) == len(stems):
         return {p: int(p.stem) for p in photos}
@@ -160,107 +123,12 @@ def image_ids(photos: Sequence[Path]) -> dict[Path, int]:
 
 
 def results_of(found: Proposals, image_id: int, photo: Path) -> list[dict[str, Any]]:
+    """A photo's proposals as entries of a COCO results file, with the photo's name in each."""
     return [{**entry, "file_name": photo.name} for entry in found.to_coco(image_id)]
 
 
-def merge_results(parts: Iterable[Path], path: Path) -> None:
-    """One COCO results file of the photos' own, one proposal a line, however many they are."""
-
-    def lines() -> Iterator[str]:
-        separator = "[\n"
-        for part in parts:
-            for entry in json.loads(part.read_text()):
-                yield separator + json.dumps(entry)
-                separator = ",\n"
-        yield "\n]\n" if separator == ",\n" else "[]\n"
-
-    write_text(path, lines())
-
-
-def eval(options: Eval) -> int:
-    if options.results is not None and options.checkpoint is not None:
-        raise DataError("results and checkpoint: give one of the two")
-    categories = list(options.categories) or None
-    folder = CocoFolder(
-        options.dataset, annotations=options.annotations, categories=categories, skip_bad=options.skip_bad
-    )
-    truth = folder.ground_truth()
-    rows: dict[str, Sequence[Mapping[str, Any]]] = {}
-    summary: dict[str, Any] = {}
-    if options.results is not None:
-        rows[options.results.stem] = load_results(options.results, truth)
-    else:
-        check_device(options.search.device)
-        model = load_model(options.checkpoint, options.search.device)
-        refined = isinstance(model, SharpMask)
-        kinds = ({"refined": True} if refined else {}) | ({"coarse": False} if options.coarse or not refined else {})
-        for name, refine in kinds.items():
-            generator = make_generator(model, options.search, top_n=options.top_n, refine=refine)
-            path = options.out / f"{name}.json"
-            bad = search_folder(folder, generator, options.out / name, path, resume=options.resume)
-            truth = without_images(truth, bad)
-            rows[name] = load_results(path, truth)
-        if options.patches:
-            summary["patches"] = measure_patches(model, folder, options.patches)
-    recalls = {f"{n}, masks": average_recall(truth, r, kind="segm") for n, r in rows.items()}
-    boxes = {f"{n}, boxes": average_recall(truth, r, kind="bbox") for n, r in rows.items()}
-    for group in (recalls, boxes):
-        OUT.print(recall_table(group, paper=True))
-    for name, value in summary.get("patches", {}).items():
-        say(f"{name:24} {value:.3f}")
-    summary |= {name: recall.to_json() for name, recall in (recalls | boxes).items()}
-    write_text(options.out / "recall.json", json.dumps(summary, indent=1))
-    try:
-        plot_recall(recalls | boxes, options.out / "recall.png")
-    except ImportError as error:
-        say(f"no plot: {error}", ERR)
-    if folder.skipped:
-        say(f"left out {len(folder.skipped)} broken entries, first: {folder.skipped[0]}", ERR)
-    say(f"{options.out}: recall.json")
-    return 0
-
-
-def search_folder(
-    folder: CocoFolder, generator: ProposalGenerator, parts: Path, path: Path, *, resume: bool
-) -> set[int]:
-    """Proposals of all photos of a folder into ``path``, photo by photo so that it can go on later.
-
-    Gives the ids of the photos that turned out to be broken and were left out.
-    """
-    outputs = {photo.id: parts / f"{photo.id}.json" for photo in folder.photos}
-    bad: set[int] = set()
-    for photo in track(folder.photos, "Proposals", console=ERR):
-        file = outputs[photo.id]
-        if resume and file.exists():
-            continue
-        try:
-            found = generator.generate(photo.load())
-        except DataError as error:
-            if not folder.skip_bad:
-                raise
-            bad.add(photo.id)
-            if str(error) not in folder.skipped:
-                folder.skipped.append(str(error))
-            continue
-        write_text(file, json.dumps(found.to_coco(photo.id)))
-    merge_results((file for key, file in outputs.items() if key not in bad), path)
-    return bad
-
-
-def without_images(truth: dict[str, Any], ids: set[int]) -> dict[str, Any]:
-    """A COCO ``instances`` dict without some images and what is on them."""
-    return truth | {
-        "images": [image for image in truth["images"] if image["id"] not in ids],
-        "annotations": [entry for entry in truth["annotations"] if entry["image_id"] not in ids],
-    }
-
-
-def measure_patches(model: DeepMask, folder: CocoFolder, count: int) -> dict[str, float]:
-    """IoU of single patches and score accuracy (DeepMask, section 5)."""
-    return Validator(folder, model.config, samples=count)(model)
-
-
 def synth(options: Synth) -> int:
+    """Write a generated data set."""
     path = synthesize(
         options.out, images=options.images, seed=options.seed, size=options.size, textures=options.textures
     )
@@ -269,6 +137,7 @@ def synth(options: Synth) -> int:
 
 
 def pack(options: Pack) -> int:
+    """Write a checkpoint again with 16-bit weights and new search settings."""
     model = load_model(options.checkpoint)
     model.search = search_settings(model, options.search)
     save_model(model, options.out, training=read_training(options.checkpoint), dtype=torch.float16)
@@ -277,16 +146,11 @@ def pack(options: Pack) -> int:
 
 
 def convert(options: Convert) -> int:
+    """Turn weights of another program into a checkpoint."""
     found = convert_file(options.weights)
     for name in found.unused:
         say(f"not part of the model: {name}", ERR)
     save_model(found.model, options.out, training={"converted_from": options.weights.name})
     count = sum(p.numel() for p in found.model.parameters())
     say(f"{options.out}: {type(found.model).__name__} of {count / 1e6:.2f} million parameters")
-    return 0
-
-
-def train(config: TrainConfig) -> int:
-    check_device(config.device)
-    run_training(config, ERR)
     return 0

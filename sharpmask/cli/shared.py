@@ -1,0 +1,64 @@
+"""What several commands share: consoles, checks of options, the generator they ask for, and merged results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..errors import DataError
+from ..files import write_text
+from ..models import DeepMask
+from ..models.config import SearchConfig
+from ..search import ProposalGenerator
+from .options import SearchOptions
+
+OUT = Console()
+ERR = Console(stderr=True)
+
+
+def say(text: str, console: Console = OUT) -> None:
+    """Print a line of text as it is, because a file's name may look like markup and a path may be long."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def check_device(name: str) -> None:
+    """Raise ``DataError`` if PyTorch does not know the device or the machine lacks it."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:
+    """The checkpoint's search settings, replaced by those given on the command line."""
+    given = {
+        k: getattr(options, k)
+        for k in ("scales", "threshold", "mask_nms", "box_nms", "soft_nms", "stability", "scale_prior", "geometry")
+    }
+    # No IoU exceeds 1, so 1 switches suppression off.
+    off = {k: None for k in ("mask_nms", "box_nms") if given[k] == 1}
+    return replace(model.search, **{k: v for k, v in given.items() if v is not None} | off)
+
+
+def make_generator(model: DeepMask, options: SearchOptions, *, top_n: int, refine: bool) -> ProposalGenerator:
+    """A generator with the model's search settings as changed on the command line."""
+    return ProposalGenerator(model, top_n, refine, search_settings(model, options), options.max_side or None)
+
+
+def merge_results(parts: Iterable[Path], path: Path) -> None:
+    """Join results files into one, a proposal a line. Only one file is in memory at a time."""
+
+    def lines() -> Iterator[str]:
+        separator = "[\n"
+        for part in parts:
+            for entry in json.loads(part.read_text()):
+                yield separator + json.dumps(entry)
+                separator = ",\n"
+        yield "\n]\n" if separator == ",\n" else "[]\n"
+
+    write_text(path, lines())

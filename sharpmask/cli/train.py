@@ -1,0 +1,54 @@
+"""The command ``sharpmask train``: settings from a YAML file and flags, then the training loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import tyro
+import yaml
+
+from ..errors import DataError
+from ..plain import from_plain
+from ..training import TrainConfig, stage_defaults
+from ..training import train as run_training
+from ..training.stages import StageName
+from .options import STAGES
+from .shared import ERR, check_device
+
+
+def train(config: TrainConfig) -> int:
+    """Train as ``config`` says. Returns the exit status."""
+    check_device(config.device)
+    run_training(config, ERR)
+    return 0
+
+
+def parse(stage: str, argv: list[str]) -> TrainConfig:
+    """Settings of a training run: the stage's defaults, replaced by the ``--config`` file's, then by the flags.
+
+    Prints help and usage errors and exits, as command lines do.
+    """
+    base = TrainConfig(dataset=tyro.MISSING, out=tyro.MISSING, **stage_defaults(cast(StageName, stage)))
+    config, rest = read_config(base, argv)
+    help_text = f"{STAGES[stage]} --config FILE reads settings from YAML; flags go over it."
+    return tyro.cli(TrainConfig, prog=f"sharpmask train {stage}", description=help_text, default=config, args=rest)
+
+
+def read_config(base: TrainConfig, argv: list[str]) -> tuple[TrainConfig, list[str]]:
+    """``base`` with the settings of the YAML file that ``--config`` names, and the other arguments."""
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" not in argv:
+        return base, argv
+    at = argv.index("--config")
+    if at + 1 == len(argv):
+        raise DataError("--config must be followed by a YAML file")
+    path = Path(argv[at + 1])
+    try:
+        plain = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    config = from_plain(TrainConfig, plain, str(path), base)
+    if config.stage != base.stage:
+        raise DataError(f"{path}: stage must be {base.stage!r} as the command says, got {config.stage!r}")
+    return config, argv[:at] + argv[at + 2 :]
