@@ -53,6 +53,15 @@ def test_paths(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_source_files(page: str) -> None:
+    """Pages may leave out the first folders of a source file, as in ``simd/vector.h``."""
+    named = re.findall(r"`([\w/]+\.(?:py|pyi|h|cpp|cu|cuh))`", text(ROOT / page))
+    named = [name for name in named if not re.search(r"\b(OP|NAME)\b", name)]
+    folders = [ROOT / folder for folder in FOLDERS.split("|")]
+    assert not [name for name in named if not (ROOT / name).exists() and not any(any(f.rglob(name)) for f in folders)]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_commands(page: str) -> None:
     content = text(ROOT / page)
     modules = re.findall(rf"python3? -m ((?:{FOLDERS})[\w.]*)", content)
@@ -61,6 +70,13 @@ def test_commands(page: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", text(ROOT / "Makefile"), flags=re.MULTILINE))
     used = set(re.findall(r"(?:^|`)make ([a-z]+)\b", content, flags=re.MULTILINE))
     assert (missing, used - targets) == ([], set())
+
+
+def test_the_index_lists_every_document() -> None:
+    index = ROOT / "docs/README.md"
+    listed = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#]+)\)", text(index))}
+    pages = {ROOT / page for page in PAGES if not page.startswith(".github/")} - {index}
+    assert not pages - listed
 
 
 def test_every_page_is_looked_at() -> None:
