@@ -1,4 +1,4 @@
-"""A click or a detector's box becomes a mask.
+"""Turn a click, or a detector's box, into a mask.
 
 Writes two overlay pictures into the current folder.
 """

