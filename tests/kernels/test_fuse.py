@@ -1,4 +1,4 @@
-"""fuse changes how a model is computed and nothing else; what it cannot do the same way it leaves and says why."""
+"""fuse changes only how a model is computed. It leaves what it cannot compute the same way, and says why."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check_fused(model: nn.Module, inputs: list[Tensor], ops: list[str]) -> FuseR
 
 
 def check_left(model: nn.Module, inputs: list[Tensor], left: dict[str, str]) -> None:
-    """fuse leaves every object as it is and says so."""
+    """fuse changes no object and reports each as left."""
     model = model.double()
     expected = results(model, *inputs)
     before = {name: (type(m), dict(vars(m))) for name, m in model.named_modules()}
@@ -79,7 +79,7 @@ def check_left(model: nn.Module, inputs: list[Tensor], left: dict[str, str]) -> 
     torch.testing.assert_close(results(model, *inputs), expected, rtol=0, atol=0)
 
 
-# A model written by someone else: three levels, each in another style, and a sum at the end.
+# A user's model: three levels, each in another style, and a sum at the end.
 
 
 class Lateral(nn.Sequential):
@@ -281,7 +281,7 @@ def test_a_checkpointed_module_is_fused_inside() -> None:
     assert report.left == {"": "cannot be traced: its forward checkpoints activations"}
 
 
-# One level in every spelling.
+# One level in all the ways to write it.
 
 
 class Level(nn.Module):
@@ -336,7 +336,7 @@ def test_every_spelling_is_one_refine(spelling: str) -> None:
     assert report.left == {}
 
 
-# Where the skip is not the module's own, its part stays the user's.
+# If the skip is not the module's own, the user's code still computes it.
 OWN_SKIPS: dict[str, Callable[[], nn.Module]] = {
     "5x5": lambda: nn.Conv2d(4, 3, 5, padding=2),
     "reflection": lambda: nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect"),
@@ -415,7 +415,7 @@ def test_parts_that_give_none_or_lists_are_looked_into() -> None:
 
     model, calls = Whole().double(), []
     check_fused(model, maps(4, 2), ["refine"])
-    model.pool.register_forward_hook(lambda *_: calls.append(1))  # of a part called as it is
+    model.pool.register_forward_hook(lambda *_: calls.append(1))  # a part that the generated code still calls
     assert ops_of(model, *maps(4, 2)) == ["refine"]
     assert len(calls) == 1
 
@@ -503,7 +503,7 @@ def test_a_sum_larger_than_its_convolution_is_plain() -> None:
     torch.testing.assert_close(results(model, feature, mask[:1]), results(plain, feature, mask[:1]), **SAME)
 
 
-# What is left. "merge" is named where the chain was followed that far.
+# What is left. The name is "merge" if the search came as far as the merging convolution.
 
 
 class Custom(nn.Conv2d):
@@ -710,7 +710,7 @@ def test_what_is_not_the_same_is_left(kind: str) -> None:
     check_left(make().eval(), maps(4, 2), {name: reason})
 
 
-# What a trace would not say.
+# What a trace does not record.
 
 
 class DependsOnMode(Level):
@@ -835,7 +835,7 @@ UNTRACED: dict[Callable[[], nn.Module], str] = {
 @pytest.mark.parametrize("make", UNTRACED)
 def test_what_a_trace_cannot_say_is_left(make: Callable[[], nn.Module]) -> None:
     module = make()
-    module.level = Level()  # fused all the same: only the innermost that cannot be traced is named
+    module.level = Level()  # it is fused, because only the module around it cannot be traced
     before = {name: value for name, value in vars(module).items() if name != "_modules"}
     seen = list(module.seen) if isinstance(module, Collects) else None
     report = fuse(module)
@@ -895,7 +895,7 @@ def test_a_part_that_cannot_be_traced_is_called_as_it_is() -> None:
     torch.testing.assert_close(model(feature, mask), Whole.forward(model, feature, mask), **SAME)
 
 
-# A fused module runs the user's own forward where the trace would not hold.
+# A fused module runs the user's own forward if the trace does not hold for the call.
 
 
 def test_an_absent_tensor_takes_the_users_branch() -> None:
@@ -1035,7 +1035,7 @@ def test_the_report_is_aligned() -> None:
 
 
 class Odd(nn.Module):
-    """Does not trace: it looks at a value."""
+    """Cannot be traced, because it branches on a value."""
 
     def __init__(self) -> None:
         super().__init__()
