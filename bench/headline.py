@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sharpmask.models import SharpMask
+from sharpmask.models import SharpMask, from_config
 from sharpmask.training.loop import make_optimizer
 from sharpmask.training.stages import TrainConfig, freeze, mask_loss, patch_losses, stage_defaults, total_loss
 from sharpmask_kernels import use_backend
@@ -143,7 +143,7 @@ def training_table(options: Namespace) -> list[list[str]]:
     """A whole step of SharpMask's second stage with a ResNet-50 trunk: forward, backward, descent."""
     config = TrainConfig(dataset=Path(), out=Path(), **stage_defaults("sharpmask"))
     torch.manual_seed(0)
-    model = cast(SharpMask, config.model.build()).to(memory_format=torch.channels_last).train()
+    model = cast(SharpMask, from_config(config.model)).to(memory_format=torch.channels_last).train()
     freeze(model, config)
     optimizer = make_optimizer(model, config)
     batch, side = (SMALL if options.small else FULL).batch, config.model.window

@@ -2,8 +2,7 @@
 
 from .checkpoint import load_model, save_model
 from .errors import DataError
-from .models import DeepMask, ModelConfig, SharpMask, build_model
-from .models.config import SearchConfig
+from .models import DeepMask, ModelConfig, SearchConfig, SharpMask, build_model
 from .search import ProposalGenerator, Proposals
 
 __all__ = [

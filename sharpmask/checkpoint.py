@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .errors import DataError
 from .files import atomic
-from .models.config import ModelConfig, SearchConfig, load_tensors
-from .models.deepmask import DeepMask
+from .models import DeepMask, ModelConfig, SearchConfig, from_config
+from .models.weights import load_tensors
 from .plain import from_plain, to_plain
 
 FORMAT = "sharpmask-1"
@@ -67,7 +67,7 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
         search = from_plain(SearchConfig, _json(header, "search", path), f"{path}: search")
         _check_shapes(config, {k: file.get_slice(k).get_shape() for k in file.keys()}, path)  # noqa: SIM118
         state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    model = config.build()
+    model = from_config(config)
     load_tensors(model, state, str(path))
     model.search = search
     return model.eval().to(device)
@@ -108,7 +108,7 @@ def _check_shapes(config: ModelConfig, shapes: Mapping[str, list[int]], path: Pa
     """Refuse settings that do not match the tensors before a hostile width takes memory."""
     try:
         with torch.device("meta"):
-            own = {k: list(v.shape) for k, v in config.build().state_dict().items()}
+            own = {k: list(v.shape) for k, v in from_config(config).state_dict().items()}
     except (ValueError, RuntimeError) as error:
         raise DataError(f"{path}: {str(error).splitlines()[0]}") from error
     for name in sorted(own.keys() | shapes.keys()):

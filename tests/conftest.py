@@ -32,7 +32,7 @@ from torch import nn
 from sharpmask.checkpoint import save_model
 from sharpmask.data.images import load_image
 from sharpmask.data.synthetic import synthesize
-from sharpmask.models import ModelConfig, SharpMask
+from sharpmask.models import ModelConfig, SharpMask, from_config
 from sharpmask.models.config import SearchConfig
 from sharpmask_kernels import gather_windows, topk_windows
 
@@ -94,7 +94,7 @@ def tiny() -> ModelConfig:
 def tiny_sharpmask(tiny: ModelConfig, synth: Path) -> SharpMask:
     """The tiny model with weights that make masks and scores vary over an image. Not to be changed."""
     torch.manual_seed(3)
-    model = tiny.build()
+    model = from_config(tiny)
     assert isinstance(model, SharpMask)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..errors import DataError
-from ..models import DeepMask, ModelConfig, SharpMask
-from ..models.config import SearchConfig
+from ..models import DeepMask, ModelConfig, SearchConfig, SharpMask, from_config
 from ..models.deepmask import MEAN, STD
-from ..models.trunk import ResNetTrunk, StateDict
+from ..models.trunk import ResNetTrunk
+from ..models.weights import StateDict
 from . import torch7
 from .torch7 import Array, Instance, Table
 
@@ -116,7 +116,7 @@ class Released:
         config = self.config(trunk, mask, score, refs, self.field(found, "fSz"))
         try:
             with torch.device("meta"):
-                model = config.build()
+                model = from_config(config)
         except (ValueError, RuntimeError) as error:
             raise self.error(str(error).splitlines()[0]) from error
         self.walk(trunk, trunk_steps(model), "trunk")
@@ -478,7 +478,7 @@ def from_port(state: StateDict, source: str) -> Converted:
     )
     try:
         with torch.device("meta"):
-            model = config.build()
+            model = from_config(config)
     except (ValueError, RuntimeError) as error:
         raise DataError(f"{source}: {str(error).splitlines()[0]}") from error
     own = model.state_dict()

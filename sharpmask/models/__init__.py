@@ -1,7 +1,17 @@
 """DeepMask and SharpMask as standard PyTorch modules over :mod:`sharpmask_kernels`."""
 
-from .config import ModelConfig, build_model
+from .build import build_model, from_config
+from .config import ModelConfig, SearchConfig
 from .deepmask import DeepMask, DenseMaps
 from .sharpmask import Refined, SharpMask
 
-__all__ = ["DeepMask", "DenseMaps", "ModelConfig", "Refined", "SharpMask", "build_model"]
+__all__ = [
+    "DeepMask",
+    "DenseMaps",
+    "ModelConfig",
+    "Refined",
+    "SearchConfig",
+    "SharpMask",
+    "build_model",
+    "from_config",
+]

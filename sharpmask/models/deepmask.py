@@ -6,7 +6,7 @@ Images are RGB in [0, 1]; normalisation is part of the model.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from sharpmask_kernels import Windows, gather_windows
 from sharpmask_kernels.windows import STRIDE
 
+from .config import ModelConfig, SearchConfig
 from .heads import MaskHead, ScoreHead
 from .trunk import Trunk
-
-if TYPE_CHECKING:
-    from .config import ModelConfig, SearchConfig
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

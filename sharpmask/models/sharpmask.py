@@ -2,131 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import Final, NamedTuple, TypeAlias, cast
+from typing import NamedTuple, cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpmask_kernels import Windows, add_upsample, gather_windows, refine, refine_windows
+from sharpmask_kernels import Windows, gather_windows, refine_windows
 
 from .deepmask import DeepMask
+from .refinement import PADDING, PaperRefinement, RefinementModule, ReleasedRefinement, conv3x3
 from .trunk import Trunk
-
-ConvParameters: TypeAlias = tuple[Tensor, Tensor | None]
-
-PADDING: Final = "replicate"
-"""The released code pads symmetrically, which for one cell is this; so no border of zeros enters a mask."""
-
-
-def conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, out_channels, 3, padding=1, padding_mode=PADDING)
-
-
-class RefinementModule(nn.Module):
-    """One stage: feature F and mask encoding M -> mask encoding of twice the size.
-
-    Both forms split into a horizontal half, of F alone and so computed once per image, and a vertical half
-    of M, computed per window: M' = up2(ReLU(horizontal(F) + vertical(M))).
-    """
-
-    upsample: str
-
-    def horizontal(self, feature: Tensor) -> Tensor:
-        """feature (B, Kf, H, W) -> (B, Ko, H, W)."""
-        raise NotImplementedError
-
-    def vertical(self) -> list[ConvParameters]:
-        """Weights and biases of the vertical convolutions, ReLU between them."""
-        raise NotImplementedError
-
-    def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
-        """The module as it is written down: feature (B, Kf, H, W), mask (B, Km, H, W) -> (B, Ko, 2H, 2W)."""
-        return self.add(self.horizontal(feature), mask)
-
-    def add(self, horizontal: Tensor, mask: Tensor) -> Tensor:
-        """The vertical half: horizontal (B, Ko, H, W), mask (B, Km, H, W) -> (B, Ko, 2H, 2W)."""
-        *first, (weight, bias) = self.vertical()
-        for w, b in first:
-            mask = F.relu(F.conv2d(F.pad(mask, (1, 1, 1, 1), mode=PADDING), w, b))
-        return add_upsample(horizontal, mask, weight, bias, upsample=self.upsample, padding_mode=PADDING)
-
-
-class PaperRefinement(RefinementModule):
-    """The paper's module: skip S from F, concatenation with M, one convolution, ReLU, bilinear upsampling.
-
-    The skip has two convolutions, over ``skip_hidden`` channels (section 5), or one if that is 0 (section 3.2).
-    """
-
-    upsample = "bilinear"
-
-    def __init__(
-        self,
-        feature_channels: int,
-        mask_channels: int,
-        out_channels: int,
-        skip_channels: int,
-        skip_hidden: int = 64,
-    ) -> None:
-        super().__init__()
-        self.skip_channels = skip_channels
-        widths = [feature_channels, *([skip_hidden] if skip_hidden else []), skip_channels]
-        self.skip = nn.ModuleList(conv3x3(a, b) for a, b in itertools.pairwise(widths))
-        self.merge = conv3x3(skip_channels + mask_channels, out_channels)
-
-    def _hidden(self, feature: Tensor) -> Tensor:
-        """What the last convolution of the skip gets."""
-        for conv in self.skip[:-1]:
-            feature = F.relu(conv(feature))
-        return feature
-
-    def horizontal(self, feature: Tensor) -> Tensor:
-        skip = F.relu(self.skip[-1](self._hidden(feature)))
-        weight = self.merge.weight[:, : self.skip_channels]
-        return F.conv2d(F.pad(skip, (1, 1, 1, 1), mode=PADDING), weight, self.merge.bias)
-
-    def vertical(self) -> list[ConvParameters]:
-        return [(self.merge.weight[:, self.skip_channels :], None)]
-
-    def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
-        skip, merge = cast(nn.Conv2d, self.skip[-1]), self.merge
-        return refine(
-            self._hidden(feature),
-            mask,
-            skip.weight,
-            skip.bias,
-            merge.weight,
-            merge.bias,
-            upsample=self.upsample,
-            padding_mode=PADDING,
-        )
-
-
-class ReleasedRefinement(RefinementModule):
-    """The released code's module: three horizontal and two vertical convolutions, summed; nearest upsampling.
-
-    The first horizontal convolution goes to 64 channels, or half of F's where that is less.
-    """
-
-    upsample = "nearest"
-
-    def __init__(self, feature_channels: int, mask_channels: int, out_channels: int, skip_channels: int) -> None:
-        super().__init__()
-        hidden = min(64, feature_channels // 2)
-        self.h = nn.Sequential(
-            conv3x3(feature_channels, hidden),
-            nn.ReLU(),
-            conv3x3(hidden, skip_channels),
-            nn.ReLU(),
-            conv3x3(skip_channels, out_channels),
-        )
-        self.v = nn.ModuleList([conv3x3(mask_channels, mask_channels), conv3x3(mask_channels, out_channels)])
-
-    def horizontal(self, feature: Tensor) -> Tensor:
-        return self.h(feature)
-
-    def vertical(self) -> list[ConvParameters]:
-        return [(conv.weight, conv.bias) for conv in cast(list[nn.Conv2d], self.v)]
 
 
 class Refined(NamedTuple):

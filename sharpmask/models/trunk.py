@@ -12,13 +12,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..errors import DataError
-
-StateDict = dict[str, Tensor]
+from .weights import StateDict, read_state_dict
 
 
 class Trunk(nn.Module):
@@ -59,23 +57,6 @@ class Trunk(nn.Module):
             k = wrong[0]
             raise DataError(f"trunk weights: expected {k} of shape {tuple(own[k].shape)}, got {tuple(state[k].shape)}")
         self.load_state_dict({k: state[k] for k in own})
-
-
-def read_state_dict(path: Path) -> StateDict:
-    """Tensors by name from a .safetensors file, or from a .pth read without running pickled code."""
-    if not path.is_file():
-        raise DataError(f"weights: no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # both readers raise many types on hostile or truncated files
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"weights: cannot read {path}: {reason}") from error
-    for name, value in state.items():
-        if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided):
-            raise DataError(f"weights: {path}: expected dense tensors by name, got {type(value).__name__} {name!r}")
-    return state
 
 
 def symmetric_pad(x: Tensor, pad: int) -> Tensor:

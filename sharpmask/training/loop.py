@@ -32,7 +32,7 @@ from ..data.tiles import TileBatch, TileBatches
 from ..errors import DataError
 from ..evaluation.validator import Validator
 from ..files import write_text
-from ..models import DeepMask
+from ..models import DeepMask, from_config
 from ..plain import to_plain
 from .stages import (
     TERMS,
@@ -351,7 +351,7 @@ def initial_model(config: TrainConfig) -> DeepMask:
             raise DataError(
                 "from must name a checkpoint of stage 'deepmask' (or --trained all learns everything), got none"
             )
-        model = config.model.build()
+        model = from_config(config.model)
         if config.trunk_weights is not None:
             model.trunk.load_weights(config.trunk_weights)
         return model
@@ -361,7 +361,7 @@ def initial_model(config: TrainConfig) -> DeepMask:
         chosen = source.config
     else:
         chosen = replace(source.config, **{name: getattr(config.model, name) for name in refinement})
-    model = chosen.build()
+    model = from_config(chosen)
     model.search = source.search
     missing, unexpected = model.load_state_dict(source.state_dict(), strict=False)
     if unexpected:

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sharpmask.errors import DataError
-from sharpmask.models import DeepMask, ModelConfig, SharpMask, build_model
+from sharpmask.models import DeepMask, ModelConfig, SharpMask, build_model, from_config
 from sharpmask.models.config import SearchConfig
 from sharpmask.models.deepmask import MEAN, STD, OriginalDeepMask
-from sharpmask.models.sharpmask import ReleasedRefinement
+from sharpmask.models.refinement import ReleasedRefinement
 from sharpmask.models.trunk import Trunk
 from sharpmask_kernels import Windows
 from sharpmask_kernels.windows import grid_size
@@ -361,5 +361,5 @@ def test_other_windows_look_for_objects_of_the_same_sizes() -> None:
     assert paper == tuple(2 ** (e / 2) for e in range(-5, 2))
     for window in (80, 112, 160):
         config = ModelConfig("deepmask", "efficientnet_lite0", window=window, features=8, code=8, mask_side=8)
-        canonical = [window * 128 / 224 / scale for scale in config.build().search.scales]
+        canonical = [window * 128 / 224 / scale for scale in from_config(config).search.scales]
         assert canonical == pytest.approx([160 * 128 / 224 / scale for scale in paper])

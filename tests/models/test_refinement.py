@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpmask.models import SharpMask
-from sharpmask.models.sharpmask import PaperRefinement, RefinementModule, ReleasedRefinement
+from sharpmask.models.refinement import PaperRefinement, RefinementModule, ReleasedRefinement
 from sharpmask.models.trunk import Trunk
 from sharpmask_kernels import Windows, refine, topk_windows
 
@@ -115,7 +115,7 @@ def test_refactored_form_is_the_plain_one(make: Any) -> None:
 @pytest.mark.parametrize("skip_hidden", [0, 7])
 def test_the_module_ends_with_the_op_refine(skip_hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever came before: its last convolution of the skip, and all that follows."""
-    module = importlib.import_module("sharpmask.models.sharpmask")
+    module = importlib.import_module("sharpmask.models.refinement")
     features = []
 
     def recorded(feature: Tensor, *others: Any, **options: Any) -> Tensor:

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from sharpmask.data.images import load_image
 from sharpmask.errors import DataError
-from sharpmask.models import SharpMask
+from sharpmask.models import SharpMask, from_config
 from sharpmask.models.config import SearchConfig
 from sharpmask.search.generator import ImageMaps, ProposalGenerator, Stopwatch, best_channel
 from sharpmask_kernels import Windows, gather_windows, topk_windows
@@ -83,7 +83,7 @@ def assert_mask(mask: np.ndarray, logits: np.ndarray, threshold: float = 0.2) ->
 def test_dense_inference_equals_each_window_by_itself(tiny_sharpmask: SharpMask) -> None:
     """A window's mask and score are those of its own patch of the scaled image, seen with enough around."""
     context = 512
-    alone = replace(tiny_sharpmask.config, context=context).build().eval()
+    alone = from_config(replace(tiny_sharpmask.config, context=context)).eval()
     alone.load_state_dict(tiny_sharpmask.state_dict())
     rng = np.random.default_rng(0)
     rough = Image.fromarray(rng.integers(0, 256, (40, 44, 3), np.uint8))
@@ -147,7 +147,7 @@ def test_coarse_masks_are_of_the_same_windows(generator: ProposalGenerator, phot
 
 
 def test_a_deepmask_gives_its_coarse_masks(tiny_sharpmask: SharpMask, photo: np.ndarray) -> None:
-    model = replace(tiny_sharpmask.config, architecture="deepmask").build()
+    model = from_config(replace(tiny_sharpmask.config, architecture="deepmask"))
     model.load_state_dict(tiny_sharpmask.state_dict(), strict=False)
     model.search = tiny_sharpmask.search
     found = ProposalGenerator(model, top_n=10).generate(photo)

@@ -28,7 +28,7 @@ from sharpmask.data.sampling import PatchSampler
 from sharpmask.data.tiles import TileBatches, TileConfig
 from sharpmask.errors import DataError
 from sharpmask.evaluation import Validator, mask_iou
-from sharpmask.models import DeepMask, ModelConfig, SharpMask
+from sharpmask.models import DeepMask, ModelConfig, SharpMask, from_config
 from sharpmask.plain import to_plain
 from sharpmask.training import TrainConfig, loop, stage_defaults, train
 from sharpmask.training.loop import BEST, CHECKPOINT, LOG, SETTINGS, STATE, Run
@@ -201,7 +201,7 @@ def test_stage_two_trains_the_refinement_and_nothing_else(
 ) -> None:
     model = replace(tiny, refinement=refinement)
     torch.manual_seed(0)
-    start = model.build()
+    start = from_config(model)
     config = settings("stage2", "sharpmask", model=model, steps=3, lr=0.1)
     if refinement == "paper":  # its weights give every unit something to learn
         start = load_model(tiny_checkpoint)
@@ -265,7 +265,7 @@ def test_a_checkpoint_of_another_kind_is_refused(settings: Factory, tiny_checkpo
 def test_frozen_stages_never_learn(settings: Factory) -> None:
     config = settings("frozen", "joint", frozen_stages=2, steps=2)
     torch.manual_seed(config.seed)
-    before = config.model.build().state_dict()
+    before = from_config(config.model).state_dict()
     train(config, QUIET)
     found = changed(before, load_file(config.out / CHECKPOINT))
     assert not [name for name in found if name.startswith(("trunk.stem", "trunk.groups.0"))]
@@ -496,7 +496,7 @@ train(from_plain(TrainConfig, yaml.safe_load(Path({str(tmp_path / "c.yaml")!r}).
 def average_by_hand(config: TrainConfig) -> dict[str, Tensor]:
     """Weights after one step on the mean gradient of both processes' batches."""
     torch.manual_seed(config.seed)
-    model = config.model.build()
+    model = from_config(config.model)
     sampler = loop.make_batches(CocoFolder(config.dataset), config, 0)
     sampler.world_size = 2  # type: ignore[attr-defined]
     for rank in range(2):
@@ -511,7 +511,7 @@ def average_by_hand(config: TrainConfig) -> dict[str, Tensor]:
 
 
 def test_freeze_leaves_all_of_a_deepmask_to_learn(settings: Factory, tiny_sharpmask: SharpMask) -> None:
-    model = replace(tiny_sharpmask.config, architecture="deepmask").build()
+    model = from_config(replace(tiny_sharpmask.config, architecture="deepmask"))
     freeze(model, settings("x", "deepmask"))
     assert all(p.requires_grad for p in model.parameters())
 
