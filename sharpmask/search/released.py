@@ -1,7 +1,7 @@
 """Where the authors' released code puts windows and masks, for the use of its weights.
 
-It differs from the geometry by pixel centres (:mod:`sharpmask_kernels.windows`) by up to some pixels: images are
-resized corner to corner and without smoothing, masks are resized to a whole number of pixels and placed at one.
+It differs from the geometry by pixel centres (:class:`.placement.Centres`) by up to a few pixels. Images are resized
+corner to corner and without smoothing; masks are resized to a whole number of pixels and moved by whole pixels.
 """
 
 from __future__ import annotations
@@ -19,28 +19,65 @@ from sharpmask_kernels.rle import encode
 from sharpmask_kernels.windows import STRIDE
 
 
-def resize(picture: Tensor, scale: float) -> Tensor:
-    """picture (1, 3, h, w) at ``scale``: halves round up, the corners' centres stay corners' centres."""
-    size = tuple(max(1, math.floor(side * scale + 0.5)) for side in picture.shape[2:])
-    return F.interpolate(picture, size, mode="bilinear", align_corners=True)
+class Released:
+    """The released code's placement of windows of ``window`` pixels, without its mistake (:class:`ReleasedExact`)."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+    def resize(self, picture: Tensor, scale: float) -> Tensor:
+        """picture (1, 3, h, w) at ``scale``: sizes are rounded half up; corner pixels' centres stay in the corners."""
+        size = tuple(max(1, math.floor(side * scale + 0.5)) for side in picture.shape[2:])
+        return F.interpolate(picture, size, mode="bilinear", align_corners=True)
+
+    def shift(self, windows: Windows, columns: list[int]) -> Windows:
+        """``windows`` as they are."""
+        return windows
+
+    def enlarge(self, coarse: Tensor) -> Tensor:
+        """Coarse logits (N, s, s) as they are: ``encode`` resizes them once, to image pixels."""
+        return coarse
+
+    def encode(
+        self, logits: Tensor, windows: Windows, image_size: tuple[int, int], scales: list[float], threshold: float
+    ) -> list[dict[str, object]]:
+        """Mask logits (N, s, s) as COCO RLE of the image (h, w), as :func:`sharpmask_kernels.encode_windows` gives it.
+
+        A mask is resized to floor(window / scale) pixels and moved by whole pixels.
+        """
+        bound = math.log(threshold / (1 - threshold))
+        weights: dict[int, Tensor] = {}  # by scale
+        masks: list[dict[str, object]] = []
+        for mask, i, row, col in zip(logits.float(), *(v.tolist() for v in windows[2:]), strict=True):
+            size = max(1, math.floor(self.window / scales[i]))
+            if i not in weights:
+                weights[i] = torch.from_numpy(resize_weights(mask.shape[0], size)).to(mask.device)
+            targets = [places(cell, scales[i], self.window, size) for cell in (row, col)]
+            bits, origin = _visible(mask, weights[i], targets, image_size, bound)
+            masks.append({"size": list(image_size), "counts": encode(bits, origin, image_size)})
+        return masks
 
 
-def shift_windows(windows: Windows, columns: list[int]) -> Windows:
-    """The mistake of the released code: a window is read off one row up and one column to the right.
+class ReleasedExact(Released):
+    """The released code's placement with its mistake: a window is read one row above and one column to the right."""
 
-    It takes the number of a cell, counted from 1, for one counted from 0 in its row, and from 1 in its column; so
-    from the last column it goes to the first one of the same row. The first row stays. ``columns``: of each scale.
-    """
-    last = windows.col + 1 == torch.tensor(columns, device=windows.col.device)[windows.scale]
-    row = torch.where(last, windows.row, (windows.row - 1).clamp(min=0))
-    return windows._replace(row=row, col=torch.where(last, 0, windows.col + 1))
+    def shift(self, windows: Windows, columns: list[int]) -> Windows:
+        """The windows that the released code takes for ``windows``; ``columns``: of the grid of each scale.
+
+        That code counts cells from 1. To find a cell's row it takes this number for one counted from 0, and to find
+        the column for one counted from 1. From the last column it therefore goes to the first column of the same
+        row. The first row stays.
+        """
+        last = windows.col + 1 == torch.tensor(columns, device=windows.col.device)[windows.scale]
+        row = torch.where(last, windows.row, (windows.row - 1).clamp(min=0))
+        return windows._replace(row=row, col=torch.where(last, 0, windows.col + 1))
 
 
 def resize_weights(length: int, size: int) -> npt.NDArray[np.float32]:
     """Weights (size, length) by which Torch's ``image.scale`` resizes one axis of ``length`` cells to ``size``.
 
     Enlarging is linear between the first and the last cell's centre; reducing averages over what a new cell covers.
-    Positions are rounded to fp32 as there.
+    Positions are rounded to fp32, as they are there.
     """
     weights = np.zeros((size, length), dtype=np.float32)
     new = np.arange(size)
@@ -48,7 +85,7 @@ def resize_weights(length: int, size: int) -> npt.NDArray[np.float32]:
         at = new.astype(np.float32) * np.float32((length - 1) / max(size - 1, 1))
         first = np.minimum(at.astype(np.int64), length - 1)
         part = at - first.astype(np.float32)
-        # The last one is the last cell, whatever the rounding.
+        # The last new cell is the last old one, however its position was rounded.
         first[-1], part[-1] = length - 1, 0
         weights[new, first] = 1 - part
         weights[new, np.minimum(first + 1, length - 1)] += part
@@ -65,39 +102,31 @@ def resize_weights(length: int, size: int) -> npt.NDArray[np.float32]:
 
 
 def places(cell: int, scale: float, window: int, size: int) -> npt.NDArray[np.int64]:
-    """Image pixels, also outside the image, of the ``size`` pixels of a mask at a grid cell, along one axis."""
+    """Where the ``size`` pixels of a mask at a grid cell lie along one axis of the image, which they may leave."""
     start = cell * (STRIDE / scale) - window / 2 / scale
     return np.floor(start + np.arange(size)).astype(np.int64)
 
 
-def encode_masks(
-    logits: Tensor, windows: Windows, image_size: tuple[int, int], scales: list[float], window: int, threshold: float
-) -> list[dict[str, object]]:
-    """Logits (N, s, s) of windows of ``window`` pixels as COCO RLE of the image (h, w), as
-    :func:`sharpmask_kernels.encode_windows` does it by pixel centres.
+def _visible(
+    mask: Tensor,
+    weights: Tensor,
+    targets: list[npt.NDArray[np.int64]],
+    image_size: tuple[int, int],
+    bound: float,
+) -> tuple[npt.NDArray[np.bool_], tuple[int, int]]:
+    """The part of a mask that lies inside the image, and its first pixel (y, x).
 
-    A mask is enlarged or reduced to floor(window / scale) pixels and moved by whole pixels.
+    mask (s, s): logits. weights (size, s): resize one axis. targets: image rows, image columns of the resized
+    mask, (size) each. A pixel is set where its logit is above ``bound``. Empty if the mask misses the image.
     """
-    bound = math.log(threshold / (1 - threshold))
-    weights: dict[int, Tensor] = {}
-    masks: list[dict[str, object]] = []
-    for mask, scale_index, row, col in zip(logits.float(), *(v.tolist() for v in windows[2:]), strict=True):
-        scale = scales[scale_index]
-        size = max(1, math.floor(window / scale))
-        if scale_index not in weights:
-            weights[scale_index] = torch.from_numpy(resize_weights(mask.shape[0], size)).to(mask.device)
-        along = weights[scale_index]
-        targets = [places(cell, scale, window, size) for cell in (row, col)]
-        inside = [np.flatnonzero((t >= 0) & (t < side)) for t, side in zip(targets, image_size, strict=True)]
-        if not (len(inside[0]) and len(inside[1])):
-            masks.append({"size": list(image_size), "counts": encode(np.zeros((0, 0), bool), (0, 0), image_size)})
-            continue
-        # What lies inside is consecutive.
-        rows, cols = (slice(int(i[0]), int(i[-1]) + 1) for i in inside)
-        bits = ((along[rows] @ (mask @ along[cols].T)) > bound).cpu().numpy()
-        y, x = (t[i] for t, i in zip(targets, inside, strict=True))
-        canvas = np.zeros((y[-1] - y[0] + 1, x[-1] - x[0] + 1), dtype=bool)
-        canvas[np.ix_(y - y[0], x - x[0])] = bits
-        counts = encode(canvas, (int(y[0]), int(x[0])), image_size)
-        masks.append({"size": list(image_size), "counts": counts})
-    return masks
+    inside = [np.flatnonzero((t >= 0) & (t < side)) for t, side in zip(targets, image_size, strict=True)]
+    if not (len(inside[0]) and len(inside[1])):
+        return np.zeros((0, 0), dtype=bool), (0, 0)
+    # What lies inside is consecutive.
+    rows, cols = (slice(int(i[0]), int(i[-1]) + 1) for i in inside)
+    bits = ((weights[rows] @ (mask @ weights[cols].T)) > bound).cpu().numpy()
+    y, x = (t[i] for t, i in zip(targets, inside, strict=True))
+    # Rounding may leave an image row or column between two of the mask's; it stays empty.
+    part = np.zeros((y[-1] - y[0] + 1, x[-1] - x[0] + 1), dtype=bool)
+    part[np.ix_(y - y[0], x - x[0])] = bits
+    return part, (int(y[0]), int(x[0]))

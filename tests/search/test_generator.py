@@ -17,7 +17,8 @@ from sharpmask.data.images import load_image
 from sharpmask.errors import DataError
 from sharpmask.models import SharpMask, from_config
 from sharpmask.models.config import SearchConfig
-from sharpmask.search.generator import ImageMaps, ProposalGenerator, Stopwatch, best_channel
+from sharpmask.search.generator import ProposalGenerator, best_channel
+from sharpmask.search.maps import ImageMaps, Stopwatch
 from sharpmask_kernels import Windows, gather_windows, topk_windows
 
 WINDOW = 48

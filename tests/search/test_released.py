@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from sharpmask.convert import convert
 from sharpmask.models.config import Geometry
 from sharpmask.search.generator import ProposalGenerator
-from sharpmask.search.released import encode_masks, places, resize, resize_weights, shift_windows
+from sharpmask.search.released import Released, ReleasedExact, places, resize_weights
 from sharpmask_kernels import Windows
 
 from ..convert.released_models import Builder, forward, normalise, values
@@ -168,12 +168,13 @@ def test_resized_masks_keep_their_corners() -> None:
 
 def test_halves_round_up_and_corners_stay() -> None:
     picture = torch.rand(1, 3, 426, 10)
-    resized = resize(picture, 0.25)
+    placement = Released(160)
+    resized = placement.resize(picture, 0.25)
     assert resized.shape[2:] == (107, 3)
     torch.testing.assert_close(
         resized[..., [0, 0, -1, -1], [0, -1, 0, -1]], picture[..., [0, 0, -1, -1], [0, -1, 0, -1]], rtol=0, atol=1e-4
     )
-    assert resize(torch.rand(1, 3, 2, 2), 0.1).shape[2:] == (1, 1)
+    assert placement.resize(torch.rand(1, 3, 2, 2), 0.1).shape[2:] == (1, 1)
 
 
 def windows(score: list[float], scale: list[int], row: list[int], col: list[int]) -> Windows:
@@ -184,7 +185,7 @@ def windows(score: list[float], scale: list[int], row: list[int], col: list[int]
 def test_the_shift_of_the_released_code() -> None:
     """Every cell of a grid of 3 by 4: up and right, from the last column to the first one of the row."""
     rows, cols = np.divmod(np.arange(12), 4)
-    shifted = shift_windows(windows([0.0] * 12, [0] * 12, rows.tolist(), cols.tolist()), [4])
+    shifted = ReleasedExact(160).shift(windows([0.0] * 12, [0] * 12, rows.tolist(), cols.tolist()), [4])
     expected = [(max(1, n // 4) - 1, max(1, n % 4 + 1) - 1) for n in range(1, 13)]
     assert list(zip(shifted.row.tolist(), shifted.col.tolist(), strict=True)) == expected
 
@@ -196,8 +197,8 @@ def test_published_mask_sizes() -> None:
 
 
 def test_masks_outside_the_image_are_empty() -> None:
-    found: list[dict[str, Any]] = encode_masks(
-        torch.ones(2, 48, 48), windows([1, 1], [0, 0], [0, 40], [0, 0]), (30, 20), [1.0], 48, 0.2
+    found: list[dict[str, Any]] = Released(48).encode(
+        torch.ones(2, 48, 48), windows([1, 1], [0, 0], [0, 40], [0, 0]), (30, 20), [1.0], 0.2
     )
     inside, outside = (coco_mask.decode(rle) for rle in found)
     assert inside.shape == outside.shape == (30, 20)
