@@ -13,7 +13,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from sharpmask_kernels import dispatch, env
+from sharpmask_kernels import env, registry
 
 from . import headline
 from .measure import WrongResult, trace
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_options(parser.add_argument)
-    parser.add_argument("--op", choices=dispatch.OPS, action="append", help="only this op; may be repeated")
+    parser.add_argument("--op", choices=registry.OPS, action="append", help="only this op; may be repeated")
     parser.add_argument("--headline", action="store_true", help="ours against the best of all peers; see headline.py")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.headline:
         return print_headline(options)
 
-    found = [case for case in cases(options) if case.workload.op in (options.op or dispatch.OPS)]
+    found = [case for case in cases(options) if case.workload.op in (options.op or registry.OPS)]
     print(env.table(header(options, found).items()), flush=True)
     layout = markdown if options.markdown else env.table
     for op, group in itertools.groupby(found, lambda case: case.workload.op):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sharpmask_kernels import dispatch
+from sharpmask_kernels import dispatch, registry
 
 from . import tensorrt_peer
 from .plain import Function, Plain, Transform
@@ -154,8 +154,8 @@ def contestants(
             found += both_formats(Contestant(name, _prepare_peer(peer)), peer.channels_last)
     if peers:
         found += [Contestant(name, _prepare_variant(name), rounds=True) for name in module.variants()]
-    for name in dispatch.BACKENDS:
-        if not dispatch.has(name, workload.op):
+    for name in registry.BACKENDS:
+        if not registry.backend(name).has(workload.op):
             continue
         if reason := backend_obstacle(name, workload.op, dtype, device):
             left_out[name] = reason
@@ -187,6 +187,6 @@ def backend_obstacle(name: str, op: str, dtype: torch.dtype, device: torch.devic
     except (ValueError, RuntimeError) as error:
         return str(error)
     # On the CPU the CUDA kernels' threads are emulated, for tests.
-    if device.type == "cpu" and (name == "cuda" or getattr(dispatch.module(name), "INTERPRETED", False)):
+    if device.type == "cpu" and (name == "cuda" or registry.backend(name).simulated()):
         return "its kernels are interpreted here, so their times say nothing about them"
     return None

@@ -10,32 +10,15 @@ the reference on that GPU.
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import os
-from types import ModuleType
 
 import torch
 
-from . import checks
+from . import checks, registry, verdicts
+from .registry import BACKENDS
 
 log = logging.getLogger("sharpmask_kernels")
-
-BACKENDS = ("reference", "cuda", "triton", "cpu")
-"""A module of :mod:`sharpmask_kernels.backends` each."""
-
-AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
-"""What is tried without preferences, by device type, before the reference."""
-
-OPS = (
-    "merge_upsample",
-    "refine",
-    "add_upsample",
-    "gather_windows",
-    "refine_windows",
-    "encode_windows",
-)
-"""The ops that backends implement; ``topk_windows`` is PyTorch's own operations on every device."""
 
 
 class _State:
@@ -48,19 +31,9 @@ class _State:
 _state = _State()
 
 
-@functools.cache
-def module(name: str) -> ModuleType:
-    """The module of the backend ``name``. Importing one neither needs nor loads what it runs on."""
-    return importlib.import_module(f"{__package__}.backends.{name}")
-
-
-def has(name: str, op: str) -> bool:
-    return hasattr(module(name), op)
-
-
 def available_backends() -> dict[str, str]:
     """Every backend, with "ready" or the reason why it cannot run here."""
-    return {name: module(name).unavailable() or "ready" for name in BACKENDS}
+    return {name: registry.backend(name).unavailable() or "ready" for name in BACKENDS}
 
 
 class use_backend:
@@ -122,12 +95,13 @@ def _chosen(
 
 def _insist(name: str, op: str, device: torch.device, dtype: torch.dtype) -> None:
     checks.choice("backend", name, BACKENDS)
-    if not has(name, op):
-        those = ", ".join(repr(other) for other in BACKENDS if has(other, op))
+    declared = registry.backend(name)
+    if not declared.has(op):
+        those = ", ".join(map(repr, registry.having(op)))
         raise ValueError(f"backend must be one that has {op} ({those}), got {name!r}")
-    if reason := module(name).unavailable():
+    if reason := declared.unavailable():
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
-    if reason := module(name).refusal(device, dtype):
+    if reason := declared.refusal(device, dtype):
         raise ValueError(reason)
 
 
@@ -152,16 +126,16 @@ def _prefer(names: tuple[str, ...], op: str, device: torch.device, dtype: torch.
 
 
 def _best(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    for name in AUTOMATIC.get(device.type, ()):
-        if _obstacle(name, op, device, dtype) is None and (device.type == "cpu" or _trusted(name, op, device)):
-            return name
+    for declared in registry.automatic(device.type):
+        possible = _obstacle(declared.name, op, device, dtype) is None
+        if possible and (not declared.self_checked or _agrees(declared.name, op, device)):
+            return declared.name
     return "reference"
 
 
-def _trusted(name: str, op: str, device: torch.device) -> bool:
-    from .self_check import verdict  # it imports this module
-
-    found = verdict(name, device).get(op, "not checked")
+def _agrees(name: str, op: str, device: torch.device) -> bool:
+    """Whether the self-check has found the backend's op to agree with the reference on this device."""
+    found = verdicts.verdict(name, device).get(op, "not checked")
     if found != "ok":
         log.warning("%s runs on the reference on %s: self-check of backend %r: %s", op, device, name, found)
     return found == "ok"

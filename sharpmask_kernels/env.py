@@ -11,13 +11,13 @@ import os
 import platform
 import sys
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from . import dispatch, self_check
-from .backends import cpu
+from . import dispatch, registry, self_check
+from .backends.cpu import device as cpu
+from .verdicts import version
 
 VARIABLES = {
     "SHARPMASK_BACKEND": "preferred backends, best first, separated by commas",
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report() -> str:
     variables = [(name, os.environ.get(name, "not set"), meaning) for name, meaning in VARIABLES.items()]
     backends = dispatch.available_backends()
-    ops = [(op, *("yes" if dispatch.has(name, op) else "-" for name in backends)) for op in dispatch.OPS]
+    ops = [(op, *("yes" if registry.backend(name).has(op) else "-" for name in backends)) for op in registry.OPS]
     tables: list[list[tuple[str, ...]]] = [
         [*versions(), *machine(), *compiled_module()],
         [("variable", "value", "meaning"), *variables],
@@ -71,13 +71,6 @@ def versions() -> list[tuple[str, str]]:
         ("triton", version("triton")),
         ("numpy", version("numpy")),
     ]
-
-
-def version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def machine() -> list[tuple[str, str]]:
@@ -111,7 +104,7 @@ def first_line(path: str) -> str:
 def compiled_module() -> list[tuple[str, str]]:
     if reason := cpu.unavailable():
         return [("compiled module", f"none: {reason}")]
-    module = cpu.native()
+    module = cpu.module()
     built = module.build_info()
     try:
         isa = f"{module.isa()}, of {built['isas']}"
@@ -131,7 +124,7 @@ def checks() -> list[tuple[str, str, str, str]]:
         (name, str(device), op, result)
         for name, state in dispatch.available_backends().items()
         for device in devices
-        if name != "reference" and state == "ready" and not dispatch.module(name).refusal(device, torch.float32)
+        if name != "reference" and state == "ready" and not registry.backend(name).refusal(device, torch.float32)
         for op, result in self_check.check(name, device).items()
     ]
 

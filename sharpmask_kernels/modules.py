@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import checks, dispatch, functional
+from . import checks, functional, registry
 
 
 class Refinement(nn.Module):
@@ -56,7 +56,7 @@ class Refinement(nn.Module):
             checks.at_least(name, size, 1)
         checks.modes(upsample, padding_mode)
         if backend is not None:
-            checks.choice("backend", backend, dispatch.BACKENDS)
+            checks.choice("backend", backend, registry.BACKENDS)
         self.upsample = upsample
         self.padding_mode = padding_mode
         self.backend = backend

@@ -70,3 +70,12 @@ def sample_positions(length: int, scale: float, cell: int, window: int) -> tuple
     inside = np.flatnonzero((v >= -0.5) & (v < window - 0.5))
     start = first + int(inside[0]) if len(inside) else 0
     return start, np.clip(v[inside], 0, window - 1)
+
+
+FAR = 1 << 40
+"""No map has so many rows: starts of windows are cut here, so that they cannot overflow."""
+
+
+def logit(probability: float) -> float:
+    """The logit at which the sigmoid reaches ``probability``."""
+    return math.log(probability / (1 - probability))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from sharpmask_kernels import dispatch
+from sharpmask_kernels import registry
 from sharpmask_kernels.backends import reference
 
 ROOT = Path(__file__).parents[1]
@@ -39,11 +39,11 @@ def test_compare(bench: Callable[[str], ModuleType], tmp_path: Path, capsys: pyt
     for line in ("torch  ", "triton  ", "numpy  ", "sharpmask  ", "CPU  ", "compiled by  ", "commit  "):
         assert f"\n{line}" in f"\n{header}"
     assert "torch threads" in header
-    assert [table.partition(",")[0] for table in tables] == list(dispatch.OPS)
-    for op, table in zip(dispatch.OPS, tables, strict=True):
+    assert [table.partition(",")[0] for table in tables] == list(registry.OPS)
+    for op, table in zip(registry.OPS, tables, strict=True):
         rows = [re.split("  +", line) for line in table.splitlines()[2:] if line]
         assert rows[0][:2] == ["", "eager"]
-        for backend in filter(lambda name: dispatch.has(name, op), dispatch.BACKENDS):
+        for backend in filter(lambda name: registry.backend(name).has(op), registry.BACKENDS):
             measured = backend in rows[0]
             assert measured != bool(re.search(rf"(?m)^{backend} left out of .*\b{op}\b.*  \w+", header))
             assert measured or backend not in ("reference", "cpu")

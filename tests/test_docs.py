@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sharpmask_kernels import dispatch
+from sharpmask_kernels import registry
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,10 +28,10 @@ def test_the_table_of_backends() -> None:
     lines = [
         line.strip("|").split("|") for line in (ROOT / "docs/backends.md").read_text().splitlines() if line[:1] == "|"
     ]
-    head, _, *rows = lines[: 2 + len(dispatch.OPS)]
+    head, _, *rows = lines[: 2 + len(registry.OPS)]
     names = [cell.strip(" `") for cell in head[1:]]
     marked = {
         (row[0].strip(" `"), name) for row in rows for name, cell in zip(names, row[1:], strict=True) if "✓" in cell
     }
-    assert set(names) == set(dispatch.BACKENDS)
-    assert marked == {(op, name) for op in dispatch.OPS for name in dispatch.BACKENDS if dispatch.has(name, op)}
+    assert set(names) == set(registry.BACKENDS)
+    assert marked == {(op, name) for op in registry.OPS for name in registry.BACKENDS if registry.backend(name).has(op)}

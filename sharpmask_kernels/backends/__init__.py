@@ -1,1 +1,1 @@
-"""One module per backend, the same function names in each."""
+"""One folder for each backend, the same names in each: ``device.py`` declares it, the others hold its kernels."""

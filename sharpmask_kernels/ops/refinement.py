@@ -1,76 +1,44 @@
-"""The ops as PyTorch knows them, ``torch.ops.sharpmask.*``: schema, fake, autograd.
-
-Each differentiable op is one forward and one ``_backward``. They are the same for every backend: the backend's name is
-the last argument, and :func:`_define` looks the function up when real tensors arrive. Schemas hold flat tensors and
-numbers only; :mod:`sharpmask_kernels.functional` has the arguments that people use, checks them and chooses the
-backend, so that a backward runs where its forward ran.
+"""The refinement module (section 3.2) as three ops: ``merge_upsample``, ``refine``, ``add_upsample``.
 
 What a backward keeps: the inputs, the skip S (few channels) and ``active``, one bit for every activation that ReLU let
-through, (B, Ko, H, ceil(W / 8)) uint8 packed along x, the first in the lowest bit. The forward makes these only if
-``save``. A backward returns only the gradients that ``needs`` asks for, in the order of the inputs, the maps'
-gradients in the memory format of the output.
+through, (B, Ko, H, ceil(W / 8)) uint8 packed along x, the first in the lowest bit. The forward makes the last two only
+if ``save``. A backward returns only the gradients that ``needs`` asks for, in the order of the inputs; the gradients of
+maps have the memory format of the output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import dispatch, layout
-from .backends import reference
-
-_library = torch.library.Library("sharpmask", "DEF")
-# The layout of the output follows from the layout of the maps: compilers must keep it.
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+from .. import checks, dispatch, layout
+from ..backends.reference import refinement as reference
+from . import calling
+from .library import Case, Op, define, differentiable
 
 
-def _define(name: str, schema: str, fake: Callable[..., Any], kernel: Callable[..., Any] | None = None) -> None:
-    def run(*arguments: Any) -> Any:
-        return getattr(dispatch.module(arguments[-1]), name)(*arguments[:-1])
-
-    _library.define(f"{name}{schema}", tags=_TAGS)
-    # A layer of its own below autograd, whatever the device: the cheapest registration there is.
-    _library.impl(name, kernel or run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"sharpmask::{name}", fake, lib=_library)
-
-
-def _differentiable(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-    torch.library.register_autograd(f"sharpmask::{name}", backward, setup_context=setup_context, lib=_library)
-    _refuse_gradient(f"{name}_backward", f"{name} has no second derivative")
-
-
-def _refuse_gradient(name: str, reason: str) -> None:
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise NotImplementedError(reason)
-
-    torch.library.register_autograd(f"sharpmask::{name}", backward, lib=_library)
-
-
-def _scatter(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """The gradients asked for at the places of their inputs, None at the others."""
-    found = iter(gradients)
-    return [next(found) if need else None for need in needs]
-
-
-def _keep_options(
-    ctx: Any, tensors: int, maps: tuple[Tensor, ...], upsample: str, padding_mode: str, backend: str
-) -> None:
-    """What a backward takes after its tensors."""
-    ctx.set_materialize_grads(False)  # the outputs that are not differentiable need no zeros
-    channels_last = layout.memory_format(*maps) == torch.channels_last
-    ctx.options = (upsample, padding_mode, channels_last, list(ctx.needs_input_grad[:tensors]), backend)
-
-
-def _backward(
-    ctx: Any, op: Callable[..., list[Tensor]], grad: Tensor | None, tensors: int
-) -> tuple[Tensor | None, ...]:
-    """The gradients of an op whose first ``tensors`` inputs are tensors and whose other four are not."""
-    needs = ctx.needs_input_grad[:tensors]
-    gradients = _scatter(op(grad, *ctx.saved_tensors, *ctx.options), needs) if grad is not None else [None] * tensors
-    return (*gradients, None, None, None, None)
+def _call(
+    op: Op,
+    inputs: tuple[Tensor | None, ...],
+    like: Tensor,
+    upsample: str,
+    padding_mode: str,
+    autocast: torch.dtype | None,
+    backend: str | None,
+) -> Tensor:
+    """The output of one of the three ops, which share their options and what they save."""
+    # A backward may come: the op has to keep something for it.
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    with calling.after_cast(like, autocast):
+        if calling.exporting():
+            out: Tensor = getattr(reference, op.name)(*inputs, upsample, padding_mode, False)[0]
+        else:
+            out = op(*inputs, upsample, padding_mode, save, dispatch.choose(op.name, like, backend))[0]
+    return out
 
 
 def _empty_up2(out_channels: int, *maps: Tensor) -> Tensor:
@@ -92,343 +60,198 @@ def _empty_gradients(inputs: Sequence[Tensor], channels_last: bool, needs: Seque
     ]
 
 
+def _bias_of(weight: Tensor) -> Tensor:
+    """A tensor like the bias that belongs to ``weight``."""
+    return weight[:, 0, 0, 0]
+
+
+def _derived(*maps: Tensor) -> dict[str, Any]:
+    """What a backward takes besides arguments and results of its forward."""
+    return {"channels_last": layout.memory_format(*maps) == torch.channels_last}
+
+
 # merge_upsample
 
 
-def _merge_upsample_fake(
+def merge_upsample(
     skip: Tensor,
     mask: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    upsample: str,
-    padding_mode: str,
-    save: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _empty_up2(weight.shape[0], skip, mask), _empty_active(weight.shape[0], skip, save)
+    *,
+    upsample: str = "bilinear",
+    padding_mode: str = "zeros",
+    backend: str | None = None,
+) -> Tensor:
+    """upsample2x(ReLU(Conv(Concat(S, M)))), the refinement module after its skip (section 3.2).
+
+    skip (B, Ks, H, W), mask (B, Km, H, W), weight (Ko, Ks + Km, 3, 3), bias (Ko) or None
+    -> (B, Ko, 2H, 2W). Differentiable in every tensor.
+    """
+    autocast = calling.autocast_dtype(skip)
+    skip, mask, weight, bias = calling.cast(autocast, skip, mask, weight, bias)
+    checks.modes(upsample, padding_mode)
+    checks.feature_map("skip", skip, "(B, Ks, H, W)")
+    checks.feature_map("mask", mask, "(B, Km, H, W)", like=skip)
+    checks.conv3x3("", weight, bias, skip.shape[1] + mask.shape[1], None, skip)
+    inputs = (skip, mask, weight, bias)
+    return _call(_MERGE_UPSAMPLE, inputs, skip, upsample, padding_mode, autocast, backend)
 
 
-def _merge_upsample_backward_fake(
-    grad: Tensor,
-    active: Tensor,
-    skip: Tensor,
-    mask: Tensor,
-    weight: Tensor,
-    upsample: str,
-    padding_mode: str,
-    channels_last: bool,
-    needs: Sequence[bool],
-    backend: str,
-) -> list[Tensor]:
-    return _empty_gradients([skip, mask, weight, weight[:, 0, 0, 0]], channels_last, needs)
-
-
-def _merge_upsample_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    skip, mask, weight, _, upsample, padding_mode, _, backend = inputs
-    _, active = output
-    ctx.mark_non_differentiable(active)
-    ctx.save_for_backward(active, skip, mask, weight)
-    _keep_options(ctx, 4, (skip, mask), upsample, padding_mode, backend)
-
-
-def _merge_upsample_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    return _backward(ctx, torch.ops.sharpmask.merge_upsample_backward, grad, 4)
-
-
-_define(
-    "merge_upsample",
-    "(Tensor skip, Tensor mask, Tensor weight, Tensor? bias, str upsample, str padding_mode, bool save, str backend)"
-    " -> (Tensor, Tensor)",
-    _merge_upsample_fake,
+_MERGE_UPSAMPLE = define(
+    reference.merge_upsample,
+    lambda a: (_empty_up2(a.weight.shape[0], a.skip, a.mask), _empty_active(a.weight.shape[0], a.skip, a.save)),
 )
-_define(
-    "merge_upsample_backward",
-    "(Tensor grad, Tensor active, Tensor skip, Tensor mask, Tensor weight, str upsample, str padding_mode,"
-    " bool channels_last, bool[] needs, str backend) -> Tensor[]",
-    _merge_upsample_backward_fake,
+differentiable(
+    _MERGE_UPSAMPLE,
+    define(
+        reference.merge_upsample_backward,
+        lambda a: _empty_gradients([a.skip, a.mask, a.weight, _bias_of(a.weight)], a.channels_last, a.needs),
+    ),
+    inputs=("skip", "mask", "weight", "bias"),
+    results=("out", "active"),
+    derived=lambda a: _derived(a.skip, a.mask),
 )
-_differentiable("merge_upsample", _merge_upsample_backward, _merge_upsample_setup)
 
 
 # refine
 
 
-def _refine_fake(
+def refine(
     feature: Tensor,
     mask: Tensor,
     skip_weight: Tensor,
     skip_bias: Tensor | None,
     merge_weight: Tensor,
     merge_bias: Tensor | None,
-    upsample: str,
-    padding_mode: str,
-    save: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, height, width = feature.shape
-    skip_shape = (batch, skip_weight.shape[0], height, width)
-    memory_format = layout.memory_format(feature, mask)
+    *,
+    upsample: str = "bilinear",
+    padding_mode: str = "zeros",
+    backend: str | None = None,
+) -> Tensor:
+    """The whole refinement module R(F, M) of section 3.2: S = ReLU(Conv(F)), then :func:`merge_upsample`.
+
+    feature (B, Kf, H, W), mask (B, Km, H, W), skip_weight (Ks, Kf, 3, 3), merge_weight (Ko, Ks + Km, 3, 3),
+    biases (Ks), (Ko) or None -> (B, Ko, 2H, 2W). Differentiable in every tensor.
+    """
+    autocast = calling.autocast_dtype(feature)
+    inputs = calling.cast(autocast, feature, mask, skip_weight, skip_bias, merge_weight, merge_bias)
+    feature, mask, skip_weight, skip_bias, merge_weight, merge_bias = inputs
+    checks.modes(upsample, padding_mode)
+    checks.feature_map("feature", feature, "(B, Kf, H, W)")
+    checks.feature_map("mask", mask, "(B, Km, H, W)", like=feature)
+    checks.conv3x3("skip_", skip_weight, skip_bias, feature.shape[1], None, feature)
+    checks.conv3x3("merge_", merge_weight, merge_bias, skip_weight.shape[0] + mask.shape[1], None, feature)
+    return _call(_REFINE, inputs, feature, upsample, padding_mode, autocast, backend)
+
+
+def _refine_fake(a: Any) -> tuple[Tensor, Tensor, Tensor]:
+    outputs, shape = a.merge_weight.shape[0], (a.feature.shape[0], a.skip_weight.shape[0], *a.feature.shape[2:])
     return (
-        _empty_up2(merge_weight.shape[0], feature, mask),
-        layout.empty(skip_shape, feature, memory_format) if save else feature.new_empty(0),
-        _empty_active(merge_weight.shape[0], feature, save),
+        _empty_up2(outputs, a.feature, a.mask),
+        layout.empty(shape, a.feature, layout.memory_format(a.feature, a.mask)) if a.save else a.feature.new_empty(0),
+        _empty_active(outputs, a.feature, a.save),
     )
 
 
-def _refine_backward_fake(
-    grad: Tensor,
-    active: Tensor,
-    skip: Tensor,
-    feature: Tensor,
-    mask: Tensor,
-    skip_weight: Tensor,
-    merge_weight: Tensor,
-    upsample: str,
-    padding_mode: str,
-    channels_last: bool,
-    needs: Sequence[bool],
-    backend: str,
-) -> list[Tensor]:
-    skip_bias, merge_bias = skip_weight[:, 0, 0, 0], merge_weight[:, 0, 0, 0]
-    inputs = [feature, mask, skip_weight, skip_bias, merge_weight, merge_bias]
-    return _empty_gradients(inputs, channels_last, needs)
+def _refine_backward_fake(a: Any) -> list[Tensor]:
+    convolutions = [a.skip_weight, _bias_of(a.skip_weight), a.merge_weight, _bias_of(a.merge_weight)]
+    return _empty_gradients([a.feature, a.mask, *convolutions], a.channels_last, a.needs)
 
 
-def _refine_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    feature, mask, skip_weight, _, merge_weight, _, upsample, padding_mode, _, backend = inputs
-    _, skip, active = output
-    ctx.mark_non_differentiable(skip, active)
-    ctx.save_for_backward(active, skip, feature, mask, skip_weight, merge_weight)
-    _keep_options(ctx, 6, (feature, mask), upsample, padding_mode, backend)
-
-
-def _refine_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    return _backward(ctx, torch.ops.sharpmask.refine_backward, grad, 6)
-
-
-_define(
-    "refine",
-    "(Tensor feature, Tensor mask, Tensor skip_weight, Tensor? skip_bias, Tensor merge_weight, Tensor? merge_bias,"
-    " str upsample, str padding_mode, bool save, str backend) -> (Tensor, Tensor, Tensor)",
-    _refine_fake,
+_REFINE = define(reference.refine, _refine_fake)
+differentiable(
+    _REFINE,
+    define(reference.refine_backward, _refine_backward_fake),
+    inputs=("feature", "mask", "skip_weight", "skip_bias", "merge_weight", "merge_bias"),
+    results=("out", "skip", "active"),
+    derived=lambda a: _derived(a.feature, a.mask),
 )
-_define(
-    "refine_backward",
-    "(Tensor grad, Tensor active, Tensor skip, Tensor feature, Tensor mask, Tensor skip_weight, Tensor merge_weight,"
-    " str upsample, str padding_mode, bool channels_last, bool[] needs, str backend) -> Tensor[]",
-    _refine_backward_fake,
-)
-_differentiable("refine", _refine_backward, _refine_setup)
 
 
 # add_upsample
 
 
-def _add_upsample_fake(
+def add_upsample(
     horizontal: Tensor,
     mask: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    upsample: str,
-    padding_mode: str,
-    save: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _empty_up2(weight.shape[0], horizontal, mask), _empty_active(weight.shape[0], mask, save)
-
-
-def _add_upsample_backward_fake(
-    grad: Tensor,
-    active: Tensor,
-    mask: Tensor,
-    weight: Tensor,
-    upsample: str,
-    padding_mode: str,
-    channels_last: bool,
-    needs: Sequence[bool],
-    backend: str,
-) -> list[Tensor]:
-    batch, _, height, width = mask.shape
-    horizontal = mask.new_empty(batch, weight.shape[0], height, width)
-    return _empty_gradients([horizontal, mask, weight, weight[:, 0, 0, 0]], channels_last, needs)
-
-
-def _add_upsample_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    horizontal, mask, weight, _, upsample, padding_mode, _, backend = inputs
-    _, active = output
-    ctx.mark_non_differentiable(active)
-    ctx.save_for_backward(active, mask, weight)
-    _keep_options(ctx, 4, (horizontal, mask), upsample, padding_mode, backend)
-
-
-def _add_upsample_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    return _backward(ctx, torch.ops.sharpmask.add_upsample_backward, grad, 4)
-
-
-_define(
-    "add_upsample",
-    "(Tensor horizontal, Tensor mask, Tensor weight, Tensor? bias, str upsample, str padding_mode, bool save,"
-    " str backend) -> (Tensor, Tensor)",
-    _add_upsample_fake,
-)
-_define(
-    "add_upsample_backward",
-    "(Tensor grad, Tensor active, Tensor mask, Tensor weight, str upsample, str padding_mode, bool channels_last,"
-    " bool[] needs, str backend) -> Tensor[]",
-    _add_upsample_backward_fake,
-)
-_differentiable("add_upsample", _add_upsample_backward, _add_upsample_setup)
-
-
-# gather_windows
-
-
-def _gather_windows_fake(
-    maps: Sequence[Tensor],
-    image: Tensor,
-    scale: Tensor,
-    row: Tensor,
-    col: Tensor,
-    size: int,
-    step: int,
-    backend: str,
+    *,
+    upsample: str = "bilinear",
+    padding_mode: str = "zeros",
+    backend: str | None = None,
 ) -> Tensor:
-    shape = (scale.shape[0], maps[0].shape[1], size, size)
-    return layout.empty(shape, maps[0], layout.memory_format(*maps))
+    """upsample2x(ReLU(horizontal + Conv(M))): :func:`merge_upsample` with its convolution split in two.
+
+    Conv(Concat(S, M)) = Conv_S(S) + Conv_M(M). The first half, ``horizontal`` (B, Ko, H, W), does not depend
+    on the window and is computed once per image (section 3.3); it carries the bias. Also the merge of the
+    released code. mask (B, Km, H, W), weight (Ko, Km, 3, 3), bias (Ko) or None -> (B, Ko, 2H, 2W).
+    Differentiable in every tensor.
+    """
+    autocast = calling.autocast_dtype(horizontal)
+    if autocast is not None:
+        autocast = torch.promote_types(autocast, horizontal.dtype)
+    horizontal, mask, weight, bias = inputs = calling.cast(autocast, horizontal, mask, weight, bias)
+    checks.modes(upsample, padding_mode)
+    checks.feature_map("horizontal", horizontal, "(B, Ko, H, W)")
+    checks.feature_map("mask", mask, "(B, Km, H, W)", like=horizontal)
+    checks.conv3x3("", weight, bias, mask.shape[1], horizontal.shape[1], horizontal)
+    return _call(_ADD_UPSAMPLE, inputs, horizontal, upsample, padding_mode, autocast, backend)
 
 
-def _gather_windows_backward_fake(
-    grad: Tensor,
-    image: Tensor,
-    scale: Tensor,
-    row: Tensor,
-    col: Tensor,
-    batch: int,
-    heights: Sequence[int],
-    widths: Sequence[int],
-    channels_last: bool,
-    needs: Sequence[bool],
-    step: int,
-    backend: str,
-) -> list[Tensor]:
-    shapes = [(batch, grad.shape[1], h, w) for h, w, need in zip(heights, widths, needs, strict=True) if need]
-    return [layout.empty(shape, grad, layout.chosen(channels_last)) for shape in shapes]
+def _add_upsample_backward_fake(a: Any) -> list[Tensor]:
+    batch, _, height, width = a.mask.shape
+    horizontal = a.mask.new_empty(batch, a.weight.shape[0], height, width)
+    return _empty_gradients([horizontal, a.mask, a.weight, _bias_of(a.weight)], a.channels_last, a.needs)
 
 
-def _gather_windows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    maps, image, scale, row, col, _, step, backend = inputs
-    ctx.save_for_backward(image, scale, row, col)
-    channels_last = layout.memory_format(*maps) == torch.channels_last
-    sizes = [m.shape[2] for m in maps], [m.shape[3] for m in maps]
-    ctx.options = (maps[0].shape[0], *sizes, channels_last)
-    ctx.choices = (step, backend)
-
-
-def _gather_windows_backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor | None] | None, ...]:
-    needs = ctx.needs_input_grad[0]  # one per map; known only here, not when the context is set up
-    arguments = (grad, *ctx.saved_tensors, *ctx.options, needs, *ctx.choices)
-    gradients = torch.ops.sharpmask.gather_windows_backward(*arguments)
-    return (_scatter(gradients, needs), None, None, None, None, None, None, None)
-
-
-_define(
-    "gather_windows",
-    "(Tensor[] maps, Tensor image, Tensor scale, Tensor row, Tensor col, SymInt size, SymInt step, str backend)"
-    " -> Tensor",
-    _gather_windows_fake,
+_ADD_UPSAMPLE = define(
+    reference.add_upsample,
+    lambda a: (_empty_up2(a.weight.shape[0], a.horizontal, a.mask), _empty_active(a.weight.shape[0], a.mask, a.save)),
 )
-_define(
-    "gather_windows_backward",
-    "(Tensor grad, Tensor image, Tensor scale, Tensor row, Tensor col, SymInt batch, SymInt[] heights,"
-    " SymInt[] widths, bool channels_last, bool[] needs, SymInt step, str backend) -> Tensor[]",
-    _gather_windows_backward_fake,
-)
-_differentiable("gather_windows", _gather_windows_backward, _gather_windows_setup)
-
-
-# Inference only: topk_windows, refine_windows, encode_windows
-
-
-def _topk_windows_fake(scores: Sequence[Tensor], n: int) -> tuple[Tensor, ...]:
-    cells = sum(s.shape[2] * s.shape[3] for s in scores)
-    count = scores[0].shape[0] * torch.sym_min(n, cells)
-    score = scores[0].new_empty(count, dtype=torch.float32)
-    return score, *(torch.empty_like(score, dtype=torch.int64) for _ in range(4))
-
-
-_define(
-    "topk_windows",
-    "(Tensor[] scores, SymInt n) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _topk_windows_fake,
-    kernel=reference.topk_windows,
-)
-
-_REFINE_WINDOWS = (
-    "Tensor encoding, Tensor[] horizontals, Tensor image, Tensor scale, Tensor row, Tensor col, Tensor[] weights,"
-    " Tensor?[] biases, int[] convs, str upsample, str padding_mode, float? threshold"
+differentiable(
+    _ADD_UPSAMPLE,
+    define(reference.add_upsample_backward, _add_upsample_backward_fake),
+    inputs=("horizontal", "mask", "weight", "bias"),
+    results=("out", "active"),
+    derived=lambda a: _derived(a.horizontal, a.mask),
 )
 
 
-def shape_of_windows(encoding: Tensor, stages: int, threshold: float | None) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of the result of refine_windows: logits, or bits if there is a ``threshold``."""
-    count, side = encoding.shape[0], encoding.shape[-1] * 2**stages
-    if threshold is not None:
-        return (count, side, (side + 7) // 8), torch.uint8
-    return (count, side, side), torch.float64 if encoding.dtype == torch.float64 else torch.float32
+# Self-check
 
-
-def empty_windows(encoding: Tensor, stages: int, threshold: float | None) -> Tensor:
-    """The uninitialised result of refine_windows."""
-    shape, dtype = shape_of_windows(encoding, stages, threshold)
-    return encoding.new_empty(shape, dtype=dtype)
-
-
-def _refine_windows(*arguments: Any) -> Tensor:
-    *given, backend = arguments
-    encoding, convs, threshold = given[0], given[8], given[11]
-    out = empty_windows(encoding, len(convs), threshold)
-    dispatch.module(backend).refine_windows(*given, out)
-    return out
-
-
-def _refine_windows_fake(*arguments: Any) -> Tensor:
-    return empty_windows(arguments[0], len(arguments[8]), arguments[11])
-
-
-def _refine_windows_out(*arguments: Any) -> None:
-    dispatch.module(arguments[-1]).refine_windows(*arguments[:-1])
-
-
-_define("refine_windows", f"({_REFINE_WINDOWS}, str backend) -> Tensor", _refine_windows_fake, kernel=_refine_windows)
-_refuse_gradient(
-    "refine_windows", "refine_windows is for inference only; gather_windows and add_upsample have gradients"
+_MODES = (
+    ("bilinear", "zeros", torch.contiguous_format),
+    ("bilinear", "replicate", torch.channels_last),
+    ("nearest", "zeros", torch.channels_last),
+    ("nearest", "replicate", torch.contiguous_format),
 )
-_define(
-    "refine_windows_out",
-    f"({_REFINE_WINDOWS}, Tensor(a!) out, str backend) -> ()",
-    lambda *_: None,
-    kernel=_refine_windows_out,
-)
+"""Any two of a mode's three parts meet. All eight modes would take twice as long, most of it for compiling."""
 
 
-def _encode_windows_fake(
-    logits: Tensor,
-    scale: Tensor,
-    row: Tensor,
-    col: Tensor,
-    image_size: Sequence[int],
-    scales: Sequence[float],
-    threshold: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    count = torch.library.get_ctx().new_dynamic_size()
-    counts = torch.empty(count, dtype=torch.uint8, device="cpu")
-    return counts, torch.empty(logits.shape[0] + 1, dtype=torch.int64, device="cpu")
+def _cases(
+    function: Callable[..., Tensor],
+    channels: Sequence[int],
+    weights: Sequence[tuple[int, ...]],
+    random: Callable[..., Tensor],
+    device: torch.device,
+) -> Iterator[tuple[str, Case]]:
+    """Cases of ``function`` for two maps of these channels and parameters of these shapes."""
+    for upsample, padding_mode, memory_format in _MODES:
+        maps = [random(2, c, 9, 21).contiguous(memory_format=memory_format) for c in channels]
+        # Positive: no activation near 0, where rounding decides what ReLU lets through. Small: sums fit into fp16.
+        inputs = [x.abs() / 4 for x in [*maps, *(random(*shape) for shape in weights)]]
+        options = {"upsample": upsample, "padding_mode": padding_mode}
+
+        def run(backend: str, *inputs: Tensor, options: dict[str, str] = options) -> Tensor:
+            return function(*inputs, **options, backend=backend)
+
+        yield f"{upsample}, {padding_mode}, {memory_format}", Case(inputs, run)
 
 
-_define(
-    "encode_windows",
-    "(Tensor logits, Tensor scale, Tensor row, Tensor col, SymInt[] image_size, float[] scales, float threshold,"
-    " str backend) -> (Tensor, Tensor)",
-    _encode_windows_fake,
-)
+CASES = {
+    "merge_upsample": functools.partial(_cases, merge_upsample, (20, 9), [(6, 29, 3, 3), (6,)]),
+    "refine": functools.partial(_cases, refine, (33, 9), [(20, 33, 3, 3), (20,), (6, 29, 3, 3), (6,)]),
+    "add_upsample": functools.partial(_cases, add_upsample, (6, 9), [(6, 9, 3, 3), (6,)]),
+}

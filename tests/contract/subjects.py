@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sharpmask_kernels as kernels
-from sharpmask_kernels import dispatch
+from sharpmask_kernels import registry
 
 REFINEMENT = ("merge_upsample", "refine", "add_upsample")
 # Asked for the GPU's tests where there is no GPU, pytest shows them as skipped; else they would only be in the way.
@@ -39,21 +39,21 @@ class Subject(NamedTuple):
         return self.backend in ("triton", "cuda") and self.device == "cpu"
 
     def takes(self, dtype: torch.dtype) -> bool:
-        return dispatch.module(self.backend).refusal(torch.device(self.device), dtype) is None
+        return registry.backend(self.backend).refusal(torch.device(self.device), dtype) is None
 
 
-def all_subjects(ops: Iterable[str] = dispatch.OPS) -> Iterator[Subject]:
+def all_subjects(ops: Iterable[str] = registry.OPS) -> Iterator[Subject]:
     """Every op on every backend that has it, on each device that backend takes."""
     for op in ops:
-        for backend in dispatch.BACKENDS:
+        for backend in registry.BACKENDS:
             for device in DEVICES:
                 subject = Subject(op, backend, device)
-                if dispatch.has(backend, op) and (subject.takes(torch.float32) or missing(backend)):
+                if registry.backend(backend).has(op) and (subject.takes(torch.float32) or missing(backend)):
                     yield subject
 
 
 def missing(backend: str) -> str | None:
-    return dispatch.module(backend).unavailable()
+    return registry.backend(backend).unavailable()
 
 
 def _parameter(subject: Subject, *values: Any, name: str) -> Any:
@@ -69,7 +69,7 @@ def _name(subject: Subject) -> str:
 
 def each(*ops: str, own: bool = False) -> Any:
     """Parametrises ``subject``; ``own`` leaves out the reference, which is PyTorch's kernels."""
-    subjects = [s for s in all_subjects(ops or dispatch.OPS) if not (own and s.backend == "reference")]
+    subjects = [s for s in all_subjects(ops or registry.OPS) if not (own and s.backend == "reference")]
     return pytest.mark.parametrize("subject", [_parameter(s, name=_name(s)) for s in subjects])
 
 
@@ -79,7 +79,7 @@ def each_dtype(*ops: str, dtypes: Iterable[torch.dtype] = tuple(NAMES)) -> Any:
         ("subject", "dtype"),
         [
             _parameter(s, dtype, name=f"{_name(s)}-{NAMES[dtype]}")
-            for s in all_subjects(ops or dispatch.OPS)
+            for s in all_subjects(ops or registry.OPS)
             for dtype in dtypes
             if s.takes(dtype) or missing(s.backend)
         ],

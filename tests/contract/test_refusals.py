@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sharpmask_kernels as kernels
-from sharpmask_kernels import Windows, dispatch
+from sharpmask_kernels import Windows, registry
 
 from .subjects import Subject, all_subjects, each, missing
 
@@ -332,7 +332,7 @@ def on_each_backend(cases: list[tuple[str, dict[str, Any], str]]) -> Any:
     """Parametrises ``call``, ``changed`` and ``message``; the call has its backend."""
     parameters = []
     for op, changed, message in cases:
-        subjects = [s for s in all_subjects([op]) if s.device == "cpu"] if op in dispatch.OPS else [None]
+        subjects = [s for s in all_subjects([op]) if s.device == "cpu"] if op in registry.OPS else [None]
         for subject in subjects:
             name = f"{op}-{subject.backend if subject else 'all'}-{message[:40]}"
             marks = (
@@ -369,19 +369,19 @@ def test_a_refused_out_is_not_written(subject: Subject) -> None:
     assert (out == 7).all()
 
 
-@pytest.mark.parametrize("op", dispatch.OPS)
+@pytest.mark.parametrize("op", registry.OPS)
 def test_a_backend_that_there_is_not(op: str) -> None:
-    names = ", ".join(map(repr, dispatch.BACKENDS))
+    names = ", ".join(map(repr, registry.BACKENDS))
     with pytest.raises(ValueError, match=re.escape(f"backend must be one of {names}, got 'none'")):
         getattr(kernels, op)(**VALID[op](), backend="none")
 
 
-LACKING = [(op, name) for op in dispatch.OPS for name in dispatch.BACKENDS if not dispatch.has(name, op)]
+LACKING = [(op, name) for op in registry.OPS for name in registry.BACKENDS if not registry.backend(name).has(op)]
 
 
 @pytest.mark.parametrize(("op", "backend"), LACKING)
 def test_a_backend_without_the_op(op: str, backend: str) -> None:
-    those = ", ".join(repr(name) for name in dispatch.BACKENDS if dispatch.has(name, op))
+    those = ", ".join(repr(name) for name in registry.BACKENDS if registry.backend(name).has(op))
     message = f"backend must be one that has {op} ({those}), got {backend!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
         getattr(kernels, op)(**VALID[op](), backend=backend)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import sharpmask_kernels as kernels
-from sharpmask_kernels import dispatch, self_check
+from sharpmask_kernels import dispatch, registry, self_check
 from sharpmask_kernels.backends import reference
 
 CPU = torch.device("cpu")
@@ -62,13 +62,13 @@ def choose(op: str, backend: str | None = None) -> str:
 
 
 def test_every_backend_is_ready_or_says_why_not() -> None:
-    assert set(kernels.available_backends()) == set(dispatch.BACKENDS)
+    assert set(kernels.available_backends()) == set(registry.BACKENDS)
     assert kernels.available_backends()["reference"] == "ready"
     assert all(kernels.available_backends().values())
 
 
 def test_the_reference_has_every_op() -> None:
-    assert all(dispatch.has("reference", op) for op in dispatch.OPS)
+    assert all(registry.backend("reference").has(op) for op in registry.OPS)
 
 
 def test_automatic_takes_the_first_that_has_the_op(made_up: dict[str, Backend]) -> None:
@@ -142,7 +142,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_environment_names_preferences() -> None:
-    code = "import torch; from sharpmask_kernels import dispatch as d; m = torch.ones(1, 1, 1, 1)\n"
+    code = "import torch; from sharpmask_kernels import dispatch, registry as d; m = torch.ones(1, 1, 1, 1)\n"
     code += "print(d._state.preferences, d.choose('gather_windows', m, None))"
     done = run(code, SHARPMASK_BACKEND="reference,cpu")
     assert done.stdout.strip() == "('reference', 'cpu') reference"
@@ -168,15 +168,15 @@ def test_the_backend_of_the_forward_runs_the_backward(made_up: dict[str, Backend
 # The self-check.
 
 
-@pytest.mark.parametrize("backend", dispatch.BACKENDS)
+@pytest.mark.parametrize("backend", registry.BACKENDS)
 def test_backends_pass(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU: kernels for GPUs are interpreted or emulated, and in one dtype only, as they are slow."""
-    if reason := dispatch.module(backend).unavailable():
+    if reason := registry.backend(backend).unavailable():
         pytest.skip(f"backend {backend}: {reason}")
     if backend in ("triton", "cuda"):
         monkeypatch.setattr(self_check, "TOLERANCE", {torch.float32: 1e-5})
     found = self_check.check(backend, CPU)
-    assert set(found) == {op for op in dispatch.OPS if dispatch.has(backend, op)}
+    assert set(found) == {op for op in registry.OPS if registry.backend(backend).has(op)}
     assert set(found.values()) == {"ok"}
 
 
@@ -230,7 +230,7 @@ def test_a_gpu_kernel_is_taken_only_after_its_check(
 
 
 def test_a_check_in_a_process_of_its_own() -> None:
-    assert self_check._check_apart("reference", CPU) == dict.fromkeys(dispatch.OPS, "ok")
+    assert self_check._check_apart("reference", CPU) == dict.fromkeys(registry.OPS, "ok")
 
 
 def test_a_check_that_crashes_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

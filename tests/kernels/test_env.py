@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sharpmask_kernels import dispatch, env, self_check
+from sharpmask_kernels import dispatch, env, registry, self_check
 from sharpmask_kernels.backends import cpu
 
 
@@ -21,9 +21,9 @@ def test_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     for name, state in dispatch.available_backends().items():
         assert rows[name].partition(" ")[2].strip() == state
     header = next(line.split() for line in lines if line.split()[:1] == ["op"])
-    assert header[1:] == list(dispatch.BACKENDS)
-    for op in dispatch.OPS:
-        assert rows[op].split()[1:] == ["yes" if dispatch.has(name, op) else "-" for name in dispatch.BACKENDS]
+    assert header[1:] == list(registry.BACKENDS)
+    for op in registry.OPS:
+        assert rows[op].split()[1:] == ["yes" if registry.backend(name).has(op) else "-" for name in registry.BACKENDS]
 
 
 def test_report_without_the_compiled_module(monkeypatch: pytest.MonkeyPatch) -> None:

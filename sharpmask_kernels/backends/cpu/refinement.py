@@ -1,43 +1,15 @@
-"""The C++ kernels of ``csrc/``, for tensors on the CPU.
-
-The compiled module ``sharpmask_kernels._cpu`` knows nothing of PyTorch: it takes addresses, sizes and strides, and the
-number of threads. It is loaded when first asked for.
-"""
+"""merge_upsample, add_upsample and refine on CPUs, forward and backward."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from .. import layout
-from ..windows import scaled_size
-from . import compiled
-from .reference import logit
-
-
-def _load() -> ModuleType | str:
-    return compiled.load("_cpu")
-
-
-def native() -> ModuleType:
-    """The compiled module. Raises ``RuntimeError`` where :func:`unavailable` gives a reason."""
-    return compiled.required(_load())
-
-
-def unavailable() -> str | None:
-    loaded = _load()
-    return loaded if isinstance(loaded, str) else None
-
-
-def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cpu":
-        return f"maps on {device}: the cpu backend takes tensors on the CPU"
-    if dtype not in compiled.DTYPES:
-        return f"maps of dtype {dtype}: the cpu backend takes " + ", ".join(map(str, compiled.DTYPES))
-    return None
+from ... import layout
+from .. import native
+from .device import module
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -49,7 +21,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _typed(x: Tensor | None) -> tuple[int, ...]:
-    return (0,) * 9 if x is None else (compiled.DTYPES[x.dtype], *compiled.map_of(x), x.shape[1])
+    return (0,) * 9 if x is None else (native.DTYPES[x.dtype], *native.map_of(x), x.shape[1])
 
 
 def _size(x: Tensor) -> tuple[int, int, int]:
@@ -86,7 +58,7 @@ def _up2(
     out = layout.empty((batch, outputs, 2 * height, 2 * width), inputs[0], memory_format)
     active = out.new_empty((batch, outputs, height, (width + 7) // 8) if save else (0,), dtype=torch.uint8)
     parameters = _parameters(weight, bias, out.dtype)
-    native().convolve(
+    module().convolve(
         (batch, height, width),
         [_typed(x) for x in inputs],
         _typed(addend),
@@ -107,7 +79,7 @@ def _before_relu(grad: Tensor, active: Tensor, upsample: str) -> Tensor:
     batch, outputs, height, width = grad.shape[0], grad.shape[1], grad.shape[2] // 2, grad.shape[3] // 2
     out = grad.new_empty((batch, outputs, height, width), dtype=_wide(grad.dtype))
     active = active.contiguous()
-    native().before_relu(
+    module().before_relu(
         _size(out), _typed(grad), active.data_ptr(), upsample == "nearest", _typed(out), torch.get_num_threads()
     )
     return out
@@ -121,7 +93,7 @@ def _input_gradient(
     parameters = _parameters(weight.flip(2, 3).transpose(0, 1), None, grad.dtype)
     zeros = padding_mode == "zeros"
     threads = torch.get_num_threads()
-    native().input_gradient(_size(grad), _typed(grad), _layer(*parameters), zeros, _typed(relu), _typed(out), threads)
+    module().input_gradient(_size(grad), _typed(grad), _layer(*parameters), zeros, _typed(relu), _typed(out), threads)
     return out
 
 
@@ -134,7 +106,7 @@ def _parameter_gradients(
     weight = grad.new_empty(shape, dtype=_wide(dtype)) if needs[0] else None
     bias = grad.new_empty(outputs, dtype=_wide(dtype)) if needs[1] else None
     if any(needs):
-        native().weight_gradient(
+        module().weight_gradient(
             _size(grad),
             _typed(grad),
             [_typed(x) for x in inputs],
@@ -224,7 +196,7 @@ def _skip(
     out = layout.empty((feature.shape[0], weight.shape[0], *feature.shape[2:]), feature, memory_format)
     parameters = _parameters(weight, bias, out.dtype)
     zeros, threads = padding_mode == "zeros", torch.get_num_threads()
-    native().convolve_feature(_size(feature), _typed(feature), _layer(*parameters), zeros, _typed(out), threads)
+    module().convolve_feature(_size(feature), _typed(feature), _layer(*parameters), zeros, _typed(out), threads)
     return out
 
 
@@ -282,96 +254,11 @@ def _skip_gradients(
         d_feature = layout.empty(feature.shape, feature, layout.chosen(channels_last))
         parameters = _parameters(weight, None, grad.dtype)
         zeros, threads = padding_mode == "zeros", torch.get_num_threads()
-        native().feature_gradient(_size(grad), _typed(grad), _layer(*parameters), zeros, _typed(d_feature), threads)
+        module().feature_gradient(_size(grad), _typed(grad), _layer(*parameters), zeros, _typed(d_feature), threads)
     return [d_feature, *_parameter_gradients(grad, (feature,), padding_mode, channels_last, needs[1:])]
 
 
 # gather_windows
 
 
-def gather_windows(
-    maps: Sequence[Tensor], image: Tensor, scale: Tensor, row: Tensor, col: Tensor, size: int, step: int
-) -> Tensor:
-    return compiled.gather_windows(native(), torch.get_num_threads(), maps, image, scale, row, col, size, step)
-
-
-def gather_windows_backward(
-    grad: Tensor,
-    image: Tensor,
-    scale: Tensor,
-    row: Tensor,
-    col: Tensor,
-    batch: int,
-    heights: Sequence[int],
-    widths: Sequence[int],
-    channels_last: bool,
-    needs: Sequence[bool],
-    step: int,
-) -> list[Tensor]:
-    places, sizes = (image, scale, row, col), (batch, heights, widths)
-    return compiled.gather_windows_backward(
-        native(), torch.get_num_threads(), grad, *places, *sizes, channels_last, needs, step
-    )
-
-
 # refine_windows, encode_windows
-
-
-def refine_windows(
-    encoding: Tensor,
-    horizontals: Sequence[Tensor],
-    image: Tensor,
-    scale: Tensor,
-    row: Tensor,
-    col: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    convs: Sequence[int],
-    upsample: str,
-    padding_mode: str,
-    threshold: float | None,
-    out: Tensor,
-) -> None:
-    windows = [x.contiguous() for x in (image, scale, row, col)]
-    dtype = encoding.dtype
-    layers = [(_dense(w, dtype), None if b is None else _dense(b, dtype)) for w, b in zip(weights, biases, strict=True)]
-    native().refine_windows(
-        compiled.DTYPES[dtype],
-        compiled.map_of(encoding),
-        [compiled.map_of(m) for m in horizontals],
-        horizontals[0].shape[0] if horizontals else 0,
-        compiled.windows_of(*windows),
-        [_layer(w, b) for w, b in layers],
-        list(convs),
-        upsample == "nearest",
-        padding_mode == "zeros",
-        None if threshold is None else logit(threshold),
-        out.data_ptr(),
-        out.stride(),
-        torch.get_num_threads(),
-    )
-
-
-def encode_windows(
-    logits: Tensor,
-    scale: Tensor,
-    row: Tensor,
-    col: Tensor,
-    image_size: Sequence[int],
-    scales: Sequence[float],
-    threshold: float,
-) -> tuple[Tensor, Tensor]:
-    height, width = image_size
-    ratios = [(h / height, w / width) for h, w in (scaled_size(height, width, s) for s in scales)]
-    windows = [x.contiguous() for x in (scale, row, col)]
-    counts, ends = native().encode_windows(
-        compiled.DTYPES[logits.dtype],
-        compiled.map_of(logits[:, None]),
-        (scale.shape[0], 0, *(x.data_ptr() for x in windows)),
-        (height, width),
-        [vertical for vertical, _ in ratios],
-        [horizontal for _, horizontal in ratios],
-        logit(threshold),
-        torch.get_num_threads(),
-    )
-    return torch.frombuffer(bytearray(counts or b"\0"), dtype=torch.uint8)[: len(counts)], torch.tensor([0, *ends])

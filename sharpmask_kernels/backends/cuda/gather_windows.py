@@ -1,0 +1,36 @@
+"""gather_windows on NVIDIA GPUs, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .. import native
+from .device import module, on_device
+
+
+@on_device
+def gather_windows(
+    maps: Sequence[Tensor], image: Tensor, scale: Tensor, row: Tensor, col: Tensor, size: int, step: int, stream: int
+) -> Tensor:
+    return native.gather_windows(module(), stream, maps, image, scale, row, col, size, step)
+
+
+@on_device
+def gather_windows_backward(
+    grad: Tensor,
+    image: Tensor,
+    scale: Tensor,
+    row: Tensor,
+    col: Tensor,
+    batch: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    channels_last: bool,
+    needs: Sequence[bool],
+    step: int,
+    stream: int,
+) -> list[Tensor]:
+    places, sizes = (image, scale, row, col), (batch, heights, widths)
+    return native.gather_windows_backward(module(), stream, grad, *places, *sizes, channels_last, needs, step)

@@ -1,0 +1,1 @@
+"""The reference: plain PyTorch and numpy."""

@@ -1,0 +1,38 @@
+"""What the public functions of the ops share: autocast, export, and the type of a convolution's parameters."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ConvParameters = tuple[Tensor, Tensor | None]
+"""Weight and bias of a convolution."""
+
+
+def exporting() -> bool:
+    """Whether the call becomes part of an exported graph, which must hold plain PyTorch operations only."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+
+
+def autocast_dtype(x: object) -> torch.dtype | None:
+    """The dtype that a convolution of ``x`` would have under autocast; None where autocast changes nothing."""
+    if not isinstance(x, Tensor) or x.dtype == torch.float64 or x.device.type == "meta":
+        return None
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def cast(dtype: torch.dtype | None, *inputs: Any) -> tuple[Any, ...]:
+    """The inputs with floating-point tensors in ``dtype``; fp64 and what is no such tensor stay as they are."""
+    if dtype is None:
+        return inputs
+    castable = (isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 for x in inputs)
+    return tuple(x.to(dtype) if yes else x for x, yes in zip(inputs, castable, strict=True))
+
+
+def after_cast(like: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Turns autocast off, because the inputs have been cast to ``dtype`` already; None: autocast was off."""
+    return nullcontext() if dtype is None else torch.autocast(like.device.type, enabled=False)

@@ -1,0 +1,77 @@
+"""``encode_windows``: masks pasted into their image and run-length encoded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks, dispatch
+from ..backends.reference import encode_windows as reference
+from ..windows import Windows
+from .library import Case, define, scattered_windows
+
+
+def encode_windows(
+    logits: Tensor,
+    windows: Windows,
+    image_size: tuple[int, int],
+    scales: Sequence[float],
+    *,
+    threshold: float = 0.2,
+    backend: str | None = None,
+) -> list[dict[str, Any]]:
+    """Paste every window's mask into its image and run-length encode it.
+
+    logits (N, S, S), S even. All windows are of ONE image of ``image_size`` (h, w); ``windows.image`` is
+    ignored. ``scales``: the pyramid's scales. An image pixel is foreground where it lies in the window and
+    the bilinear sample of the logits there exceeds log(t / (1 - t)) for the probability ``threshold`` t.
+
+    -> COCO RLE ``{"size": [h, w], "counts": bytes}`` per window. Ends on the host, so it waits for the device.
+    """
+    checks.probability("threshold", threshold)
+    shape = tuple(logits.shape)
+    if logits.ndim != 3 or shape[1] != shape[2] or shape[1] < 2 or shape[1] % 2:
+        raise checks.refusal("logits", "of shape (N, S, S) with S even", shape)
+    if not logits.is_floating_point():
+        raise checks.refusal("logits", "floating point", logits.dtype)
+    if min(image_size) < 1:
+        raise checks.refusal("image_size", "at least 1x1", tuple(image_size))
+    if image_size[0] * image_size[1] >= 1 << 32:  # COCO counts in 32 bits
+        raise checks.refusal("image_size", "of fewer than 2^32 pixels", tuple(image_size))
+    if not all(0 < scale < float("inf") for scale in scales):
+        raise checks.refusal("scales", "positive", list(scales))
+    checks.windows(windows, logits.device, len(scales), None)
+    checks.count(windows, shape[0], "mask")
+    chosen = dispatch.choose("encode_windows", logits, backend)
+    cells = (windows.scale, windows.row, windows.col)
+    counts, offsets = _ENCODE_WINDOWS(logits.detach(), *cells, list(image_size), list(scales), threshold, chosen)
+    data, ends = counts.numpy().tobytes(), offsets.tolist()
+    size = list(image_size)
+    return [{"size": size.copy(), "counts": data[a:b]} for a, b in itertools.pairwise(ends)]
+
+
+def _fake(a: Any) -> tuple[Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size()
+    counts = torch.empty(count, dtype=torch.uint8, device="cpu")
+    return counts, torch.empty(a.logits.shape[0] + 1, dtype=torch.int64, device="cpu")
+
+
+_ENCODE_WINDOWS = define(reference.encode_windows, _fake)
+
+
+def _cases(random: Callable[..., Tensor], device: torch.device) -> Iterator[tuple[str, Case]]:
+    windows = scattered_windows(device)
+
+    def run(backend: str, logits: Tensor) -> Tensor:
+        encoded = encode_windows(logits, windows, (45, 61), [0.5, 0.8], backend=backend)
+        # Each counts string ends with a byte that no string contains.
+        return torch.frombuffer(bytearray(b"".join(b"%b\0" % rle["counts"] for rle in encoded)), dtype=torch.uint8)
+
+    yield "logits", Case([10 * random(len(windows.row), 32, 32)], run)
+
+
+CASES = {"encode_windows": _cases}

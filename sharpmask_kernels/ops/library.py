@@ -1,0 +1,178 @@
+"""The ops as PyTorch knows them, ``torch.ops.sharpmask.*``: schema, fake, kernel, autograd.
+
+An op has one signature, that of its function in ``backends/reference``. :func:`define` infers the schema from it; the
+functions of the other backends have the same parameters (a test compares them). The schema has one argument more, which
+comes last: the name of the backend. The public function chooses it, so that a backward runs where its forward ran.
+Schemas hold flat tensors and numbers only.
+"""
+
+from __future__ import annotations
+
+import collections
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import registry
+from ..windows import Windows
+
+_library = torch.library.Library("sharpmask", "DEF")
+# The layout of an output follows from the layout of the maps: compilers must keep it.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of an op for the self-check: ``run(backend, *inputs)`` on float64 ``inputs``, rounded to a dtype first."""
+
+    inputs: Sequence[Tensor]
+    run: Callable[..., Tensor]
+
+
+def scattered_windows(device: torch.device) -> Windows:
+    """Windows for a self-check, of two images and two scales: inside, over each border, outside, overlapping."""
+    cells = [(0, 0, 0, 0), (0, 0, 1, 1), (1, 1, -2, 3), (0, 1, 4, -1), (1, 0, 90, 0), (1, 1, 2, 2), (1, 1, 2, 3)]
+    return Windows(torch.zeros(len(cells), device=device), *torch.tensor(cells, device=device).T.contiguous())
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op that :func:`define` has registered. A call takes positional arguments, as in the schema."""
+
+    name: str
+    parameters: dict[str, Any]
+    """The type of every argument, by name and in the schema's order."""
+    arguments: Callable[..., Any]
+    """Makes the named tuple of all arguments."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        return getattr(torch.ops.sharpmask, self.name)(*arguments)
+
+
+def define(
+    reference: Callable[..., Any],
+    fake: Callable[[Any], Any],
+    *,
+    name: str | None = None,
+    run: Callable[..., Any] | None = None,
+    backends: bool = True,
+    mutates: str | None = None,
+    constants: Sequence[str] = (),
+) -> Op:
+    """Register an op that has the signature of ``reference`` and, with ``backends``, the argument ``backend`` after it.
+
+    ``fake`` makes the uninitialised results from the named tuple of the arguments. ``name`` is by default the name of
+    ``reference``. ``run(*arguments)`` computes the op in place of the chosen backend's function of the same name.
+    ``mutates`` names the tensor that the op writes, ``constants`` the lists of integers that are the same in every
+    call, which a compiler need not treat as symbols.
+    """
+    name = name or reference.__name__
+    signature = inspect.signature(reference, eval_str=True)
+    if backends:
+        last = inspect.Parameter("backend", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
+        signature = signature.replace(parameters=[*signature.parameters.values(), last])
+    parameters = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
+    op = Op(name, parameters, collections.namedtuple(name, parameters))
+    _library.define(name + _schema(signature, mutates, constants), tags=_TAGS)
+    # A layer of its own below autograd, whatever the device: the cheapest registration there is.
+    _library.impl(name, run or _runner(reference), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sharpmask::{name}", lambda *given: fake(op.arguments(*given)), lib=_library)
+    return op
+
+
+def _runner(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls the function of the name and room of ``reference`` of the backend that the last argument names."""
+    name, room = reference.__name__, reference.__module__.rpartition(".")[2]
+
+    def run(*arguments: Any) -> Any:
+        return getattr(registry.room(arguments[-1], room), name)(*arguments[:-1])
+
+    return run
+
+
+def _schema(signature: inspect.Signature, mutates: str | None, constants: Sequence[str]) -> str:
+    def prototype() -> None: ...
+
+    prototype.__signature__ = signature  # type: ignore[attr-defined]
+    schema = torch.library.infer_schema(prototype, mutates_args=() if mutates is None else (mutates,))
+    for name in constants:
+        schema = schema.replace(f"SymInt[] {name}", f"int[] {name}")
+    return re.sub(r"\(a\d+!\)", "(a!)", schema)  # no op writes more than one tensor
+
+
+def differentiable(
+    op: Op,
+    backward: Op,
+    *,
+    inputs: Sequence[str],
+    results: Sequence[str],
+    derived: Callable[[Any], dict[str, Any]],
+) -> None:
+    """Give ``op`` the gradient that ``backward`` computes.
+
+    ``inputs`` are the arguments with a gradient, tensors or lists of them. ``results`` names the op's results: the
+    first has a gradient, the others are made for the backward. The arguments of ``backward`` are found by their names:
+    ``grad``, ``needs`` (whether the gradient of each input is asked for), arguments and results of the op, and what
+    ``derived`` makes of the op's arguments. It returns the gradients that ``needs`` asks for, in the order of
+    ``inputs``.
+    """
+    known = (*op.parameters, *results)
+    kept = [name for name in backward.parameters if name in known]
+    tensors = [name for name in kept if backward.parameters[name] is Tensor]
+    options = [name for name in kept if name not in tensors]
+    pick_tensors, pick_options = _picker(known, tensors), _picker(known, options)
+    pick_needs = _picker(tuple(op.parameters), inputs)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.set_materialize_grads(False)  # the results that are made for the backward need no gradients of zeros
+        values = (*inputs, *outputs)
+        ctx.save_for_backward(*pick_tensors(values))
+        ctx.options = {**dict(zip(options, pick_options(values), strict=True)), **derived(op.arguments(*inputs))}
+
+    def run(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * len(op.parameters)
+        needs = dict(zip(inputs, pick_needs(ctx.needs_input_grad), strict=True))
+        values = {**ctx.options, **dict(zip(tensors, ctx.saved_tensors, strict=True)), "grad": grad}
+        values["needs"] = [
+            need for each in needs.values() for need in (each if isinstance(each, (tuple, list)) else (each,))
+        ]
+        gradients = iter(backward(*(values[name] for name in backward.parameters)))
+        return tuple(_asked(needs.get(name, False), gradients) for name in op.parameters)
+
+    torch.library.register_autograd(f"sharpmask::{op.name}", run, setup_context=setup_context, lib=_library)
+    refuse_gradient(backward, f"{op.name} has no second derivative")
+
+
+def _as_list(need: Any) -> Sequence[bool]:
+    """What PyTorch tells of an input's need for a gradient: one bool, or one for each tensor of a list."""
+    return need if isinstance(need, (tuple, list)) else [need]
+
+
+def _asked(need: Any, gradients: Any) -> Any:
+    """The next gradient if it is needed; for a list of inputs a list."""
+    if isinstance(need, (tuple, list)):
+        return [_asked(each, gradients) for each in need]
+    return next(gradients) if need else None
+
+
+def _picker(names: Sequence[str], wanted: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Picks the ``wanted`` of values in the order of ``names``: as quick as by number."""
+    places = [names.index(name) for name in wanted]
+    return lambda values: tuple([values[place] for place in places])
+
+
+def refuse_gradient(op: Op, reason: str) -> None:
+    """Let ``op`` raise ``NotImplementedError`` where its gradient is asked for."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(reason)
+
+    torch.library.register_autograd(f"sharpmask::{op.name}", backward, lib=_library)
