@@ -255,7 +255,7 @@ class Code:
         ([1], "expected tensors by name, got list"),
         ({"state_dict": {"a": 1}}, "expected tensors by name"),
         ({"a": torch.zeros(1).expand(10**12)}, "the tensors are larger than the file"),
-        (Code(), "cannot be read as PyTorch weights"),
+        pytest.param(Code(), "cannot be read as PyTorch weights", id="code"),
     ],
     ids=str,
 )
