@@ -16,7 +16,6 @@ import os
 import torch
 
 from . import checks, registry, verdicts
-from .registry import BACKENDS
 
 log = logging.getLogger("sharpmask_kernels")
 
@@ -33,7 +32,7 @@ _state = _State()
 
 def available_backends() -> dict[str, str]:
     """Every backend, with "ready" or the reason why it cannot run here."""
-    return {name: registry.backend(name).unavailable() or "ready" for name in BACKENDS}
+    return {name: registry.backend(name).unavailable() or "ready" for name in registry.BACKENDS}
 
 
 class use_backend:
@@ -50,7 +49,7 @@ class use_backend:
 
     def __init__(self, *names: str) -> None:
         for name in names:
-            checks.choice("use_backend", name, BACKENDS)
+            checks.choice("use_backend", name, registry.BACKENDS)
         self._before = _state.preferences
         _state.preferences = names
 
@@ -87,14 +86,14 @@ def _chosen(
         _insist(backend, op, device, dtype)
         return backend
     for name in preferences:
-        checks.choice("SHARPMASK_BACKEND", name, BACKENDS)  # use_backend has checked its own
+        checks.choice("SHARPMASK_BACKEND", name, registry.BACKENDS)  # use_backend has checked its own
     if preferences:
         return _prefer(preferences, op, device, dtype)
     return _best(op, device, dtype)
 
 
 def _insist(name: str, op: str, device: torch.device, dtype: torch.dtype) -> None:
-    checks.choice("backend", name, BACKENDS)
+    checks.choice("backend", name, registry.BACKENDS)
     declared = registry.backend(name)
     if not declared.has(op):
         those = ", ".join(map(repr, registry.having(op)))

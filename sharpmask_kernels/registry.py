@@ -38,8 +38,8 @@ class Backend:
     """What a backend declares in its ``device.py``, under the name ``BACKEND``."""
 
     name: str
-    rooms: tuple[str, ...]
-    """The modules of its folder that hold kernels: the rooms of :data:`ROOMS`."""
+    ops: tuple[str, ...]
+    """The ops that it has, in the rooms of :data:`ROOMS`."""
     devices: tuple[str, ...] = ()
     """The device types of PyTorch that it takes, and for which it is chosen automatically; none: it takes all."""
     dtypes: tuple[torch.dtype, ...] = ()
@@ -65,7 +65,7 @@ class Backend:
         return str(checks.refusal("maps", f"{expected} on backend {self.name!r}", came))
 
     def has(self, op: str) -> bool:
-        return ROOMS[op] in self.rooms
+        return op in self.ops
 
 
 @functools.cache

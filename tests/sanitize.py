@@ -53,11 +53,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="the hostile arguments only")
     short = parser.parse_args().short
-    from sharpmask_kernels.backends import cpu
+    from sharpmask_kernels.backends.cpu import device as cpu
 
     from . import emulator
 
-    isas = cpu.native().build_info()["isas"].split(", ")
+    isas = cpu.module().build_info()["isas"].split(", ")
     environment = os.environ | emulator.sanitizers() | {VARIABLE: str(build()), "OMP_NUM_THREADS": "2"}
     # A tensor too large for the memory is an error of PyTorch's, not a fault.
     environment["ASAN_OPTIONS"] += ":allocator_may_return_null=1"

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from sharpmask_kernels import registry
-from sharpmask_kernels.backends import reference
+from sharpmask_kernels.backends.reference import refinement
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,8 +53,9 @@ def test_compare(bench: Callable[[str], ModuleType], tmp_path: Path, capsys: pyt
             assert len(cells) == len(rows[0]) - 1
             assert re.fullmatch(r"[\d.]+ ms", cells[0])
             assert all(re.fullmatch(r"\d+\.\d\d ± 0.00", cell) for cell in cells[1:])
-        with_gradients = sum(name.endswith(" training") for name, *_ in rows)
-        assert with_gradients == (len(rows) // 2 if hasattr(reference, f"{op}_backward") else 0)
+        trained = sum(name.endswith(" training") for name, *_ in rows)
+        has_gradient = hasattr(registry.room("reference", registry.ROOMS[op]), f"{op}_backward")
+        assert trained == (len(rows) // 2 if has_gradient else 0)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +100,8 @@ def test_headline_of_the_second_stage(bench: Callable[[str], ModuleType], monkey
     headline, measure = bench("headline"), bench("measure")
     options = Namespace(small=True, rounds=1)
     assert [len(row) for row in headline.training_table(options)] == [4, 4, 4]
-    right = reference.add_upsample_backward
-    monkeypatch.setattr(reference, "add_upsample_backward", lambda *given: [2 * g for g in right(*given)])
+    right = refinement.add_upsample_backward
+    monkeypatch.setattr(refinement, "add_upsample_backward", lambda *given: [2 * g for g in right(*given)])
     with pytest.raises(measure.WrongResult, match="losses of a whole step"):
         headline.training_table(options)
 
@@ -164,6 +165,7 @@ def test_wrong_results_are_not_timed(
     spoil: Callable[[Any], Any],
 ) -> None:
     compare = bench("compare")
+    reference = registry.room("reference", registry.ROOMS[function.removesuffix("_backward")])
     right = getattr(reference, function)
     monkeypatch.setattr(reference, function, lambda *arguments: spoil(right(*arguments)))
     timed: list[int] = []
@@ -174,7 +176,7 @@ def test_wrong_results_are_not_timed(
 
 
 FAULT = """
-from sharpmask_kernels.backends import reference
+from sharpmask_kernels.backends.reference import gather_windows as reference
 
 right = reference.gather_windows
 reference.gather_windows = lambda *arguments: right(*arguments).neg()

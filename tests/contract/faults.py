@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sharpmask_kernels import layout, ops
-from sharpmask_kernels.backends import reference
+from sharpmask_kernels import layout
+from sharpmask_kernels.backends.reference import gather_windows, refine_windows, refinement
 
 FOLDER = Path(__file__).parent
 
@@ -32,63 +32,63 @@ def wrong_padding(patch: pytest.MonkeyPatch) -> None:
     def reflect(x: Tensor) -> Tensor:
         return F.pad(x, (1, 1, 1, 1), mode="reflect") if min(x.shape[2:]) > 1 else F.pad(x, (1, 1, 1, 1))
 
-    patch.setattr(reference, "replicate", reflect)
+    patch.setattr(refinement, "replicate", reflect)
 
 
 def swapped_concatenation(patch: pytest.MonkeyPatch) -> None:
     """Puts the mask before the skip."""
-    original = reference.merge_upsample
+    original = refinement.merge_upsample
 
     def swapped(skip: Tensor, mask: Tensor, weight: Tensor, *rest: Any) -> Any:
         km = mask.shape[1]
         return original(skip, mask, torch.cat([weight[:, km:], weight[:, :km]], dim=1), *rest)
 
-    patch.setattr(reference, "merge_upsample", swapped)
+    patch.setattr(refinement, "merge_upsample", swapped)
 
 
 def missing_bias(patch: pytest.MonkeyPatch) -> None:
     """Forgets the bias of every convolution."""
-    original = reference.conv3x3
-    patch.setattr(reference, "conv3x3", lambda x, weight, bias, mode: original(x, weight, None, mode))
+    original = refinement.conv3x3
+    patch.setattr(refinement, "conv3x3", lambda x, weight, bias, mode: original(x, weight, None, mode))
 
 
 def shifted_phase(patch: pytest.MonkeyPatch) -> None:
     """Takes the corners, not the centres, of the cells as the places of the bilinear taps."""
-    original = reference.up2
+    original = refinement.up2
 
     def shifted(x: Tensor, mode: str) -> Tensor:
         if mode == "nearest":
             return original(x, mode)
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
-    patch.setattr(reference, "up2", shifted)
+    patch.setattr(refinement, "up2", shifted)
 
 
 def off_by_one_window(patch: pytest.MonkeyPatch) -> None:
     """Starts every window one cell too low."""
-    original = reference.first_cell
-    patch.setattr(reference, "first_cell", lambda cell, step: original(cell, step) + 1)
+    original = gather_windows.first_cell
+    patch.setattr(gather_windows, "first_cell", lambda cell, step: original(cell, step) + 1)
 
 
 def missing_relu_mask(patch: pytest.MonkeyPatch) -> None:
     """Sends gradients back through activations that ReLU stopped."""
-    original = reference.unpack_bits
-    patch.setattr(reference, "unpack_bits", lambda packed, width: torch.ones_like(original(packed, width)))
+    original = refinement.unpack_bits
+    patch.setattr(refinement, "unpack_bits", lambda packed, width: torch.ones_like(original(packed, width)))
 
 
 def wrong_strides(patch: pytest.MonkeyPatch) -> None:
     """Reads maps as if they were contiguous, whatever their strides."""
-    original = reference.gather_windows
+    original = gather_windows.gather_windows
 
     def contiguous(maps: Sequence[Tensor], *rest: Any) -> Tensor:
         return original([m.as_strided(m.shape, torch.empty(m.shape, device="meta").stride()) for m in maps], *rest)
 
-    patch.setattr(reference, "gather_windows", contiguous)
+    patch.setattr(gather_windows, "gather_windows", contiguous)
 
 
 def unwritten_output(patch: pytest.MonkeyPatch) -> None:
     """Leaves the last row of the last window as it was allocated."""
-    original = reference.refine_windows
+    original = refine_windows.refine_windows
 
     def unwritten(encoding: Tensor, *rest: Any) -> None:
         *given, out = rest
@@ -96,12 +96,12 @@ def unwritten_output(patch: pytest.MonkeyPatch) -> None:
         original(encoding, *given, whole)
         out.flatten(0, 1)[:-1] = whole.flatten(0, 1)[:-1]
 
-    patch.setattr(reference, "refine_windows", unwritten)
+    patch.setattr(refine_windows, "refine_windows", unwritten)
 
 
 def nondeterministic_sum(patch: pytest.MonkeyPatch) -> None:
     """Adds the gradients of overlapping windows in another order at every call."""
-    original = reference.gather_windows_backward
+    original = gather_windows.gather_windows_backward
     order = torch.Generator().manual_seed(0)
 
     def shuffled(grad: Tensor, *rest: Any) -> list[Tensor]:
@@ -109,7 +109,7 @@ def nondeterministic_sum(patch: pytest.MonkeyPatch) -> None:
         windows = [field[shuffle] for field in rest[:4]]
         return original(grad[shuffle], *windows, *rest[4:])
 
-    patch.setattr(reference, "gather_windows_backward", shuffled)
+    patch.setattr(gather_windows, "gather_windows_backward", shuffled)
 
 
 def wrong_fake(patch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def wrong_fake(patch: pytest.MonkeyPatch) -> None:
         fake = any(isinstance(m, torch._subclasses.FakeTensor) for m in maps)
         return torch.contiguous_format if fake else original(*maps)
 
-    patch.setattr(ops.layout, "memory_format", forgetful)
+    patch.setattr(layout, "memory_format", forgetful)
 
 
 FAULTS: dict[str, tuple[Plant, str]] = {

@@ -151,9 +151,9 @@ def map_loads() -> dict[int, int]:
 
 
 def _library() -> ctypes.CDLL:
-    from sharpmask_kernels.backends import cuda
+    from sharpmask_kernels.backends.cuda import device
 
-    return ctypes.CDLL(str(cuda.native().__file__))
+    return ctypes.CDLL(str(device.module().__file__))
 
 
 def _set(

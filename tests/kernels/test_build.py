@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sharpmask_kernels.backends import compiled, cpu
+from sharpmask_kernels.backends import native
+from sharpmask_kernels.backends.cpu import device as cpu
 
 
 def test_the_compiled_module_is_ready() -> None:
@@ -19,7 +20,7 @@ def test_the_compiled_module_is_ready() -> None:
 
 
 def test_it_says_how_it_was_built() -> None:
-    info = cpu.native().build_info()
+    info = cpu.module().build_info()
     assert "-std=c++17" in info["flags"]
     assert info["openmp"] == ("-fopenmp" in info["flags"])
     assert info["compiler"]
@@ -28,19 +29,19 @@ def test_it_says_how_it_was_built() -> None:
 @pytest.fixture
 def reload() -> Iterator[None]:
     """The module is looked for anew, in the test and after it."""
-    compiled.load.cache_clear()
+    native.load.cache_clear()
     yield
-    compiled.load.cache_clear()
+    native.load.cache_clear()
 
 
 @pytest.mark.usefixtures("reload")
 def test_the_installations_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "_cpu_missing.txt").write_text("no working C++17 compiler: false: exit status 1\n")
-    monkeypatch.setattr(compiled, "PACKAGE", tmp_path)
+    monkeypatch.setattr(native, "PACKAGE", tmp_path)
     monkeypatch.setitem(sys.modules, "sharpmask_kernels._cpu", None)
     assert cpu.unavailable() == "not compiled at installation: no working C++17 compiler: false: exit status 1"
     with pytest.raises(RuntimeError, match="not compiled at installation"):
-        cpu.native()
+        cpu.module()
 
 
 @pytest.mark.usefixtures("reload")

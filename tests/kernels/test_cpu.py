@@ -18,7 +18,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sharpmask_kernels.backends import compiled, cpu, reference
+from sharpmask_kernels.backends import native
+from sharpmask_kernels.backends.cpu import device, encode_windows, gather_windows, refinement
+from sharpmask_kernels.backends.reference import encode_windows as encode_reference
+from sharpmask_kernels.backends.reference import gather_windows as gather_reference
+from sharpmask_kernels.windows import logit
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 SIZES = [(9, 14), (31, 22), (5, 40)]
@@ -42,15 +46,18 @@ def both_ways(dtype: torch.dtype, memory_format: torch.memory_format) -> list[Te
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, 70, *size, generator=generator).to(dtype) for size in SIZES]
     windows = random_windows(300, generator)
-    out = cpu.gather_windows([m.contiguous(memory_format=memory_format) for m in maps], *windows, 8, 1)
+    out = gather_windows.gather_windows([m.contiguous(memory_format=memory_format) for m in maps], *windows, 8, 1)
     grad = torch.randn(out.shape, generator=generator).to(dtype).contiguous(memory_format=memory_format)
     heights, widths = zip(*SIZES, strict=True)
     last = memory_format == torch.channels_last
-    return [out, *cpu.gather_windows_backward(grad, *windows, 2, heights, widths, last, [True] * len(SIZES), 1)]
+    return [
+        out,
+        *gather_windows.gather_windows_backward(grad, *windows, 2, heights, widths, last, [True] * len(SIZES), 1),
+    ]
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-@pytest.mark.parametrize("dtype", compiled.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
 def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     torch.set_num_threads(1)
     expected = both_ways(dtype, memory_format)
@@ -131,9 +138,9 @@ def test_a_large_result_has_the_bits_of_small_ones(width: int, upsample: str) ->
     skip, mask, weight = (
         torch.randn(s, generator=generator) for s in ((9, 4, 100, width), (9, 3, 100, width), (2, 7, 3, 3))
     )
-    found, _ = cpu.merge_upsample(skip, mask, weight, None, upsample, "zeros", False)
+    found, _ = refinement.merge_upsample(skip, mask, weight, None, upsample, "zeros", False)
     for i in range(9):
-        alone, _ = cpu.merge_upsample(skip[i : i + 1], mask[i : i + 1], weight, None, upsample, "zeros", False)
+        alone, _ = refinement.merge_upsample(skip[i : i + 1], mask[i : i + 1], weight, None, upsample, "zeros", False)
         assert torch.equal(found[i : i + 1], alone)
 
 
@@ -163,14 +170,14 @@ def test_windows_of_any_value_read_nothing_outside(step: int) -> None:
     extremes = [-(2**63), -(2**40) - 1, -1, 0, 1, 2, 3, 2**40 + 1, 2**63 - 1]
     choice = torch.randint(0, len(extremes), (4, 4000), generator=generator)
     windows = list(torch.tensor(extremes)[choice])
-    found = cpu.gather_windows(maps, *windows, 4, step)
-    assert torch.equal(found, reference.gather_windows(maps, *windows, 4, step))
+    found = gather_windows.gather_windows(maps, *windows, 4, step)
+    assert torch.equal(found, gather_reference.gather_windows(maps, *windows, 4, step))
     assert found.any()
     arguments = (*windows, 2, *zip(*SIZES, strict=True), False, [True, False, True], step)
     grad = torch.ones_like(found)  # whose sums are exact
     for one, other in zip(
-        cpu.gather_windows_backward(grad, *arguments),
-        reference.gather_windows_backward(grad, *arguments),
+        gather_windows.gather_windows_backward(grad, *arguments),
+        gather_reference.gather_windows_backward(grad, *arguments),
         strict=True,
     ):
         assert torch.equal(one, other)
@@ -179,7 +186,7 @@ def test_windows_of_any_value_read_nothing_outside(step: int) -> None:
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_samples_within_rounding_of_the_limit_are_decided_as_in_fp64() -> None:
     generator = torch.Generator().manual_seed(2)
-    limit = torch.tensor(reference.logit(0.2))
+    limit = torch.tensor(logit(0.2))
     beside = [limit + i * torch.finfo(torch.float32).eps for i in range(-3, 4)]
     extremes = [-math.inf, -3e38, -20.0, 20.0, 3e38, math.inf, math.nan]
     values = torch.tensor([*beside * 3, *extremes])
@@ -187,27 +194,33 @@ def test_samples_within_rounding_of_the_limit_are_decided_as_in_fp64() -> None:
     logits[:20] = limit + (logits[:20] > limit) * 1e-6 - 5e-7  # and windows without extremes
     windows = [torch.randint(low, high, (40,), generator=generator) for low, high in ((0, 2), (-1, 8), (-1, 8))]
     arguments = (logits, *windows, (90, 130), [0.4, 1.1], 0.2)
-    for found, expected in zip(cpu.encode_windows(*arguments), reference.encode_windows(*arguments), strict=True):
+    for found, expected in zip(
+        encode_windows.encode_windows(*arguments), encode_reference.encode_windows(*arguments), strict=True
+    ):
         assert torch.equal(found, expected)
 
 
 def test_what_it_refuses() -> None:
-    assert cpu.refusal(torch.device("cpu"), torch.bfloat16) is None
-    assert "maps on cuda:0" in str(cpu.refusal(torch.device("cuda", 0), torch.float32))
-    assert "maps of dtype torch.float8_e5m2" in str(cpu.refusal(torch.device("cpu"), torch.float8_e5m2))
+    assert device.BACKEND.refusal(torch.device("cpu"), torch.bfloat16) is None
+    assert "maps must be on a cpu device on backend 'cpu', got cuda:0" in str(
+        device.BACKEND.refusal(torch.device("cuda", 0), torch.float32)
+    )
+    assert "on backend 'cpu', got torch.float8_e5m2" in str(
+        device.BACKEND.refusal(torch.device("cpu"), torch.float8_e5m2)
+    )
 
 
 # The choice of an instruction set. It is made once for a process.
 
 
 def isa_of(variable: str) -> subprocess.CompletedProcess[str]:
-    program = "from sharpmask_kernels.backends import cpu; print(cpu.native().isa())"
+    program = "from sharpmask_kernels.backends.cpu import device; print(device.module().isa())"
     environment = {**os.environ, "SHARPMASK_CPU_ISA": variable}
     return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
 
 
 def test_the_best_instruction_set_runs_unless_one_is_named() -> None:
-    usable = cpu.native().build_info()["isas"].split(", ")
+    usable = device.module().build_info()["isas"].split(", ")
     assert isa_of("").stdout.strip() == usable[-1]
     for isa in usable:
         assert isa_of(isa).stdout.strip() == isa
@@ -223,7 +236,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
 def test_no_inline_function_is_shared_by_instruction_sets() -> None:
     """The linker would keep one copy, perhaps one that this processor cannot run."""
-    listed = subprocess.run(["nm", "-C", cpu.native().__file__], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["nm", "-C", device.module().__file__], capture_output=True, text=True, check=True).stdout
     names = [line.split(maxsplit=2)[2] for line in listed.splitlines() if " W " in line]
     # Of the standard library and the shared headers, the files compiled once have copies of their own.
     suspects = [name for name in names if name.startswith("sharpmask::") or "void sharpmask::" in name]

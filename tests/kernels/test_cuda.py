@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sharpmask_kernels import ops
-from sharpmask_kernels.backends import cuda, reference
+from sharpmask_kernels.backends.cuda import device as cuda
+from sharpmask_kernels.backends.cuda import encode_windows, gather_windows, refine_windows
+from sharpmask_kernels.backends.reference import encode_windows as encode_reference
+from sharpmask_kernels.backends.reference import gather_windows as gather_reference
+from sharpmask_kernels.ops.refine_windows import empty_windows
 
 from .. import emulator
 from ..contract.inputs import (
@@ -57,7 +60,7 @@ def refined(cascade: Cascade, backend: Any, **options: Any) -> Tensor:
     convs = [len(stage) for stage in cascade.stages]
     weights, biases = zip(*itertools.chain(*cascade.stages, [cascade.head]), strict=True)
     maps = list(itertools.chain(*cascade.horizontals))
-    out = ops.empty_windows(cascade.encoding, len(convs), threshold).fill_(77)
+    out = empty_windows(cascade.encoding, len(convs), threshold).fill_(77)
     modes = (convs, upsample, padding_mode, threshold)
     backend.refine_windows(cascade.encoding, maps, *cascade.windows[1:], list(weights), list(biases), *modes, out)
     return out
@@ -74,11 +77,13 @@ def gathered() -> None:
         random = Random(torch.float32)
         maps = [layout(random(2, 4, 9, 40)), layout(random(2, 4, 21, 4))]
         windows = windows_at(*SCATTERED * 21)[1:]  # more than a block looks at at a time
-        out = cuda.gather_windows(maps, *windows, size, step)
-        assert torch.equal(out, reference.gather_windows(maps, *windows, size, step))
+        out = gather_windows.gather_windows(maps, *windows, size, step)
+        assert torch.equal(out, gather_reference.gather_windows(maps, *windows, size, step))
         backward = (random(*out.shape), *windows, 2, [9, 21], [40, 4], layout is channels_last, [True, True], step)
         for x, y in zip(
-            cuda.gather_windows_backward(*backward), reference.gather_windows_backward(*backward), strict=True
+            gather_windows.gather_windows_backward(*backward),
+            gather_reference.gather_windows_backward(*backward),
+            strict=True,
         ):
             torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-4)
 
@@ -99,7 +104,7 @@ def refined_small() -> None:
 def encoded() -> None:
     logits, windows = Random(torch.float32)(13, 16, 16), windows_at(*SCATTERED)[2:]
     given = (logits, *windows, [19, 33], [0.5, 1.3], 0.3)
-    for x, y in zip(cuda.encode_windows(*given), reference.encode_windows(*given), strict=True):
+    for x, y in zip(encode_windows.encode_windows(*given), encode_reference.encode_windows(*given), strict=True):
         assert torch.equal(x, y)
 
 
@@ -129,7 +134,7 @@ def footprint(shape: dict[str, Any], gpu: dict[str, int], upsample: str, padding
     widths, convs = shape["widths"], shape.get("convs", 1)
     outs = [k for before, after in itertools.pairwise(widths) for k in [before] * (convs - 1) + [after]]
     modes = (upsample == "nearest", padding_mode == "zeros")
-    native = cuda.native()
+    native = cuda.module()
     cascade = native.Cascade(shape["size"], widths[0], [convs] * (len(widths) - 1), [*outs, 1], *modes)
     found: dict[str, Any] = native.refine_windows_footprint(cascade, *gpu.values())
     return found
@@ -192,7 +197,7 @@ def test_what_fits_no_gpu_is_refused() -> None:
 # Loads and launches.
 
 
-@pytest.mark.parametrize("dtype", cuda.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", cuda.BACKEND.dtypes, ids=str)
 @pytest.mark.parametrize("widths", [(4, 16, 8), (3, 4, 2), (2, 6, 12)])
 @pytest.mark.parametrize("shift", [0, 1])
 def test_wide_loads_of_maps(dtype: torch.dtype, widths: tuple[int, ...], shift: int) -> None:
@@ -217,7 +222,7 @@ def test_wide_loads_of_maps(dtype: torch.dtype, widths: tuple[int, ...], shift: 
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("dtype", cuda.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", cuda.BACKEND.dtypes, ids=str)
 def test_how_many_bits_a_load_of_maps_has(dtype: torch.dtype) -> None:
     """128 in channels_last; but two channels of two neighbours, all that a thread has of a row, may be less."""
     sides, widths, element = (2, 4, 8, 16), (16, 8, 4, 2), dtype.itemsize
@@ -234,7 +239,7 @@ def test_how_many_bits_a_load_of_maps_has(dtype: torch.dtype) -> None:
         assert emulator.map_loads() == expected
     maps, windows = Random(dtype)(1, 8, 6, 6), windows_at((0, 0, 1, 1))[1:]
     for layout, size in [(channels_last, 16), (contiguous, element)]:
-        cuda.gather_windows([layout(maps)], *windows, 4, 1)
+        gather_windows.gather_windows([layout(maps)], *windows, 4, 1)
         assert emulator.map_loads() == {size: 4 * 4 * 8 * element // size}
 
 
@@ -259,7 +264,9 @@ def test_more_maps_than_one_launch_takes() -> None:
     maps = [random(2, 3, 4, 5) for _ in range(scales)]
     cells = [(n % 2, (7 * n) % (scales + 2) - 1, n % 4 - 1, n % 3) for n in range(90)]  # two scales that there are not
     windows = windows_at(*cells)[1:]
-    assert torch.equal(cuda.gather_windows(maps, *windows, 2, 1), reference.gather_windows(maps, *windows, 2, 1))
+    assert torch.equal(
+        gather_windows.gather_windows(maps, *windows, 2, 1), gather_reference.gather_windows(maps, *windows, 2, 1)
+    )
     cascade = Cascade(torch.float32, count=90, size=1, widths=(2, 3, 2))
     cascade.windows = windows_at(*cells)
     cascade.horizontals = [[random(2, 3, 4, 5), random(2, 2, 8, 10)] for _ in range(scales)]
@@ -271,7 +278,9 @@ def test_windows_of_any_value_read_nothing_outside() -> None:
     cells = list(itertools.product((0, 1), (0, -1, 2**62), extremes[::2], extremes))
     maps = Random(torch.float32)(2, 2, 3, 5)
     windows = windows_at(*cells)[1:]
-    assert torch.equal(cuda.gather_windows([maps], *windows, 3, 2), reference.gather_windows([maps], *windows, 3, 2))
+    assert torch.equal(
+        gather_windows.gather_windows([maps], *windows, 3, 2), gather_reference.gather_windows([maps], *windows, 3, 2)
+    )
     cascade = Cascade(torch.float32, count=len(cells), size=1, widths=(1, 2))
     cascade.windows = windows_at(*cells)
     assert_agree(cascade)
@@ -290,7 +299,7 @@ def test_weights_of_any_strides(change: Callable[[Tensor], Tensor]) -> None:
 
 def test_a_threshold_is_a_bound_on_the_double() -> None:
     for x in (-1.3862943611198906, 0.1, 1e-50, 0.0, 3.0):
-        below = cuda._float_below(x)
+        below = refine_windows._float_below(x)
         assert below <= x < float(torch.nextafter(torch.tensor(below), torch.tensor(float("inf"))))
 
 
@@ -308,7 +317,7 @@ def test_the_stream_is_the_current_one_of_the_tensors_device(monkeypatch: pytest
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=100 + current[-1]))
-    run = cuda._on_device(lambda maps, size, stream: (size, stream, current[-1]))
+    run = cuda.on_device(lambda maps, size, stream: (size, stream, current[-1]))
     assert run([SimpleNamespace(is_cuda=True, device=3)], 7) == (7, 103, 3)
     assert current == [0]
 
@@ -336,13 +345,13 @@ def test_of_pytorch_only_memory_is_asked() -> None:
 
     names: set[str] = set()
     cascade, windows = Cascade(torch.float32), windows_at(*SCATTERED)[1:]
-    maps, out = Random(torch.float32)(2, 3, 5, 7), ops.empty_windows(cascade.encoding, 2, None)
+    maps, out = Random(torch.float32)(2, 3, 5, 7), empty_windows(cascade.encoding, 2, None)
     parameters = [list(p) for p in zip(*itertools.chain(*cascade.stages, [cascade.head]), strict=True)]
     levels, modes = list(itertools.chain(*cascade.horizontals)), ([1, 1], "bilinear", "zeros", None)
     with Asked():
-        cuda.refine_windows(cascade.encoding, levels, *cascade.windows[1:], *parameters, *modes, out)
-        grad = cuda.gather_windows([maps, maps], *windows, 3, 1)
-        cuda.gather_windows_backward(grad, *windows, 2, [5, 5], [7, 7], False, [True, True], 1)
+        refine_windows.refine_windows(cascade.encoding, levels, *cascade.windows[1:], *parameters, *modes, out)
+        grad = gather_windows.gather_windows([maps, maps], *windows, 3, 1)
+        gather_windows.gather_windows_backward(grad, *windows, 2, [5, 5], [7, 7], False, [True, True], 1)
     assert "new_empty" in names
     assert names <= {"empty", "new_empty", "clone"}
 
@@ -362,11 +371,11 @@ def test_it_says_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda.unavailable.__wrapped__() == "PyTorch finds no CUDA device"
     device = torch.device("cpu")
-    assert cuda.refusal(device, torch.float32) == "maps must be on a CUDA device on backend 'cuda', got cpu"
+    assert cuda.BACKEND.refusal(device, torch.float32) == "maps must be on a cuda device on backend 'cuda', got cpu"
     monkeypatch.setattr(cuda, "_load", lambda: "not compiled at installation: no nvcc found")
     assert cuda.unavailable.__wrapped__() == "not compiled at installation: no nvcc found"
     with pytest.raises(RuntimeError, match="no nvcc found"):
-        cuda.native()
+        cuda.module()
 
 
 KERNELS = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sharpmask_kernels import encode_windows, gather_windows
-from sharpmask_kernels.backends import cuda
+from sharpmask_kernels.backends.cuda import device as cuda
 
 from ..contract.inputs import SCATTERED, Cascade, Random, windows_at
 

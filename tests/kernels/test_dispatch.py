@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import sharpmask_kernels as kernels
-from sharpmask_kernels import dispatch, registry, self_check
-from sharpmask_kernels.backends import reference
+from sharpmask_kernels import dispatch, registry, self_check, verdicts
+from sharpmask_kernels.backends.reference import gather_windows, refinement
 
 CPU = torch.device("cpu")
 MAP = torch.ones(1, 2, 4, 4)
@@ -28,32 +28,40 @@ MAP = torch.ones(1, 2, 4, 4)
 def forget() -> Iterator[None]:
     """Choices are remembered in the process: not from test to test."""
     dispatch._chosen.cache_clear()
-    self_check.verdict.cache_clear()
+    verdicts.verdict.cache_clear()
     yield
     dispatch._chosen.cache_clear()
-    self_check.verdict.cache_clear()
+    verdicts.verdict.cache_clear()
 
 
-class Backend(types.ModuleType):
-    """A backend made up for a test: the reference's ops, as far as named."""
+class MadeUp:
+    """Backends made up for a test, besides the reference: what they declare, and their kernels."""
 
-    def __init__(self, *ops: str, unavailable: str | None = None, refusal: str | None = None) -> None:
-        super().__init__("made_up")
-        self.unavailable = lambda: unavailable
-        self.refusal = lambda device, dtype: refusal
-        for op in ops:
-            setattr(self, op, getattr(reference, op))
+    def __init__(self) -> None:
+        self.declared = {"reference": registry.backend("reference")}
+        self.kernels = {"reference": types.SimpleNamespace(**REFERENCE)}
+        self.declare("first", "merge_upsample")
+        self.declare("second", "merge_upsample", "gather_windows")
+
+    def declare(self, name: str, *ops: str, unavailable: str | None = None, **options: Any) -> None:
+        """A backend that has the reference's kernels for the ops named."""
+        self.declared[name] = registry.Backend(
+            name, ops, **{"devices": ("cpu", "cuda"), "unavailable": lambda: unavailable, **options}
+        )
+        backward = [f"{op}_backward" for op in ops]
+        self.kernels[name] = types.SimpleNamespace(**{op: REFERENCE[op] for op in (*ops, *backward) if op in REFERENCE})
+
+
+REFERENCE = {**vars(refinement), **vars(gather_windows)}
 
 
 @pytest.fixture
-def made_up(monkeypatch: pytest.MonkeyPatch) -> dict[str, Backend]:
+def made_up(monkeypatch: pytest.MonkeyPatch) -> MadeUp:
     """Backends to be chosen from, by name, besides the reference."""
-    backends: dict[str, Any] = {"reference": reference}
-    monkeypatch.setattr(dispatch, "module", lambda name: backends[name])
-    monkeypatch.setattr(dispatch, "BACKENDS", ("reference", "first", "second"))
-    monkeypatch.setattr(dispatch, "AUTOMATIC", {"cpu": ("first", "second"), "cuda": ("first", "second")})
-    backends["first"] = Backend("merge_upsample")
-    backends["second"] = Backend("merge_upsample", "gather_windows")
+    backends = MadeUp()
+    monkeypatch.setattr(registry, "BACKENDS", ("reference", "first", "second"))
+    monkeypatch.setattr(registry, "backend", lambda name: backends.declared[name])
+    monkeypatch.setattr(registry, "room", lambda backend, name: backends.kernels[backend])
     return backends
 
 
@@ -71,33 +79,36 @@ def test_the_reference_has_every_op() -> None:
     assert all(registry.backend("reference").has(op) for op in registry.OPS)
 
 
-def test_automatic_takes_the_first_that_has_the_op(made_up: dict[str, Backend]) -> None:
+def test_automatic_takes_the_first_that_has_the_op(made_up: MadeUp) -> None:
     assert choose("merge_upsample") == "first"
     assert choose("gather_windows") == "second"
     assert choose("refine") == "reference"
 
 
-def test_automatic_passes_over_what_cannot_run(made_up: dict[str, Backend]) -> None:
-    made_up["first"] = Backend("merge_upsample", unavailable="no such chip")
-    made_up["second"] = Backend("merge_upsample", refusal="no such dtype")
+def test_automatic_passes_over_what_cannot_run(made_up: MadeUp) -> None:
+    made_up.declare("first", "merge_upsample", unavailable="no such chip")
+    made_up.declare("second", "merge_upsample", dtypes=(torch.float16, torch.bfloat16))
     assert choose("merge_upsample") == "reference"
 
 
-def test_a_backend_by_name_runs_or_says_why_not(made_up: dict[str, Backend]) -> None:
+def test_a_backend_by_name_runs_or_says_why_not(made_up: MadeUp) -> None:
     assert choose("merge_upsample", "second") == "second"
     with pytest.raises(ValueError, match=r"one that has gather_windows \('reference', 'second'\), got 'first'"):
         choose("gather_windows", "first")
     with pytest.raises(ValueError, match="one of 'reference', 'first', 'second', got 'third'"):
         choose("merge_upsample", "third")
-    made_up["first"] = Backend("refine", unavailable="no such chip")
+    made_up.declare("first", "refine", unavailable="no such chip")
     with pytest.raises(RuntimeError, match="backend 'first' is not available: no such chip"):
         choose("refine", "first")
-    made_up["second"] = Backend("refine", refusal="no such dtype")
-    with pytest.raises(ValueError, match="no such dtype"):
+    made_up.declare("second", "refine", dtypes=(torch.float16, torch.bfloat16))
+    with pytest.raises(
+        ValueError,
+        match="maps must be of dtype torch.float16 or torch.bfloat16 on backend",
+    ):
         choose("refine", "second")
 
 
-def test_preferences_hold_in_order_and_op_by_op(made_up: dict[str, Backend]) -> None:
+def test_preferences_hold_in_order_and_op_by_op(made_up: MadeUp) -> None:
     with kernels.use_backend("second", "first"):
         assert choose("merge_upsample") == "second"
         with kernels.use_backend("first"):
@@ -108,7 +119,7 @@ def test_preferences_hold_in_order_and_op_by_op(made_up: dict[str, Backend]) -> 
     assert choose("merge_upsample") == "first"
 
 
-def test_use_backend_as_a_setter(made_up: dict[str, Backend]) -> None:
+def test_use_backend_as_a_setter(made_up: MadeUp) -> None:
     kernels.use_backend("reference")
     try:
         assert choose("merge_upsample") == "reference"
@@ -123,9 +134,7 @@ def test_use_backend_refuses_unknown_names_and_stays_as_it_was() -> None:
     assert dispatch._state.preferences == ()
 
 
-def test_the_fall_back_to_the_reference_is_said_once(
-    made_up: dict[str, Backend], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_fall_back_to_the_reference_is_said_once(made_up: MadeUp, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sharpmask_kernels")
     with kernels.use_backend("first"):
         for _ in range(3):
@@ -142,7 +151,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_environment_names_preferences() -> None:
-    code = "import torch; from sharpmask_kernels import dispatch, registry as d; m = torch.ones(1, 1, 1, 1)\n"
+    code = "import torch; from sharpmask_kernels import dispatch as d; m = torch.ones(1, 1, 1, 1)\n"
     code += "print(d._state.preferences, d.choose('gather_windows', m, None))"
     done = run(code, SHARPMASK_BACKEND="reference,cpu")
     assert done.stdout.strip() == "('reference', 'cpu') reference"
@@ -150,14 +159,14 @@ def test_the_environment_names_preferences() -> None:
     assert "SHARPMASK_BACKEND must be one of 'reference'" in done.stderr.splitlines()[-1]
 
 
-def test_the_backend_of_the_forward_runs_the_backward(made_up: dict[str, Backend]) -> None:
+def test_the_backend_of_the_forward_runs_the_backward(made_up: MadeUp) -> None:
     ran = []
 
     def backward(*arguments: Any) -> list[Tensor]:
         ran.append(True)
-        return reference.merge_upsample_backward(*arguments)
+        return refinement.merge_upsample_backward(*arguments)
 
-    made_up["second"].merge_upsample_backward = backward
+    made_up.kernels["second"].merge_upsample_backward = backward
     skip = torch.ones(1, 1, 2, 2, requires_grad=True)
     with kernels.use_backend("second"):
         out = kernels.merge_upsample(skip, skip, torch.ones(1, 2, 3, 3), None)
@@ -173,52 +182,54 @@ def test_backends_pass(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU: kernels for GPUs are interpreted or emulated, and in one dtype only, as they are slow."""
     if reason := registry.backend(backend).unavailable():
         pytest.skip(f"backend {backend}: {reason}")
-    if backend in ("triton", "cuda"):
+    if registry.backend(backend).simulated():
         monkeypatch.setattr(self_check, "TOLERANCE", {torch.float32: 1e-5})
     found = self_check.check(backend, CPU)
     assert set(found) == {op for op in registry.OPS if registry.backend(backend).has(op)}
     assert set(found.values()) == {"ok"}
 
 
-def test_what_differs_is_found(made_up: dict[str, Backend]) -> None:
+def test_what_differs_is_found(made_up: MadeUp) -> None:
     def off(*arguments: Any) -> Any:
-        out, active = reference.merge_upsample(*arguments)
+        out, active = refinement.merge_upsample(*arguments)
         return out * 1.01, active
 
-    made_up["first"].merge_upsample = off
-    made_up["first"].merge_upsample_backward = reference.merge_upsample_backward
+    made_up.kernels["first"].merge_upsample = off
+    made_up.kernels["first"].merge_upsample_backward = refinement.merge_upsample_backward
     found = self_check.check("first", CPU)
     assert found["merge_upsample"].startswith("bilinear, zeros, torch.contiguous_format, torch.float32: off by 1.0e-02")
 
 
-def test_a_wrong_gradient_is_found(made_up: dict[str, Backend]) -> None:
+def test_a_wrong_gradient_is_found(made_up: MadeUp) -> None:
     def flipped(*arguments: Any) -> list[Tensor]:
-        return [-gradient for gradient in reference.merge_upsample_backward(*arguments)]
+        return [-gradient for gradient in refinement.merge_upsample_backward(*arguments)]
 
-    made_up["first"].merge_upsample_backward = flipped
+    made_up.kernels["first"].merge_upsample_backward = flipped
     assert "off by 2.0e+00" in self_check.check("first", CPU)["merge_upsample"]
 
 
-def test_not_a_number_is_no_agreement(made_up: dict[str, Backend]) -> None:
-    made_up["second"].gather_windows = lambda *a: reference.gather_windows(*a) * float("nan")
-    made_up["second"].gather_windows_backward = reference.gather_windows_backward
+def test_not_a_number_is_no_agreement(made_up: MadeUp) -> None:
+    made_up.kernels["second"].gather_windows = lambda *a: gather_windows.gather_windows(*a) * float("nan")
+    made_up.kernels["second"].gather_windows_backward = gather_windows.gather_windows_backward
     assert "off by inf" in self_check.check("second", CPU)["gather_windows"]
 
 
-def test_a_kernel_that_raises_is_found(made_up: dict[str, Backend]) -> None:
+def test_a_kernel_that_raises_is_found(made_up: MadeUp) -> None:
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("illegal instruction")
 
-    made_up["first"].merge_upsample = broken
+    made_up.kernels["first"].merge_upsample = broken
     assert "RuntimeError: illegal instruction" in self_check.check("first", CPU)["merge_upsample"]
 
 
 def test_a_gpu_kernel_is_taken_only_after_its_check(
-    made_up: dict[str, Backend], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of two backends the first fails for one op; automatic then takes the second, or the reference, and warns."""
-    verdicts = {"first": {"merge_upsample": "off by 1"}, "second": {"merge_upsample": "ok", "gather_windows": "off"}}
-    monkeypatch.setattr(self_check, "verdict", lambda name, device: verdicts[name])
+    found = {"first": {"merge_upsample": "off by 1"}, "second": {"merge_upsample": "ok", "gather_windows": "off"}}
+    monkeypatch.setattr(verdicts, "verdict", lambda name, device: found[name])
+    for name in ("first", "second"):
+        made_up.declare(name, *made_up.declared[name].ops, self_checked=True)
     gpu = torch.device("cuda", 0)
     for _ in range(2):
         assert dispatch._chosen("merge_upsample", gpu, torch.float32, None, ()) == "second"
@@ -230,16 +241,16 @@ def test_a_gpu_kernel_is_taken_only_after_its_check(
 
 
 def test_a_check_in_a_process_of_its_own() -> None:
-    assert self_check._check_apart("reference", CPU) == dict.fromkeys(registry.OPS, "ok")
+    assert verdicts._check_apart("reference", CPU) == dict.fromkeys(registry.OPS, "ok")
 
 
 def test_a_check_that_crashes_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_check, "__name__", "sharpmask_kernels.no_such_module")
-    assert "the check ended early: " in self_check._check_apart("reference", CPU)["refine"]
+    monkeypatch.setattr(verdicts, "SELF_CHECK", "sharpmask_kernels.no_such_module")
+    assert "the check ended early: " in verdicts._check_apart("reference", CPU)["refine"]
 
 
 def test_verdicts_are_kept_for_the_next_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_up: dict[str, Backend]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_up: MadeUp
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
@@ -248,25 +259,25 @@ def test_verdicts_are_kept_for_the_next_process(
         calls.append(backend)
         return {"merge_upsample": "ok"}
 
-    monkeypatch.setattr(self_check, "_check_apart", apart)
+    monkeypatch.setattr(verdicts, "_check_apart", apart)
     for _ in range(2):
-        self_check.verdict.cache_clear()  # as in a new process
-        assert self_check.verdict("first", CPU) == {"merge_upsample": "ok"}
+        verdicts.verdict.cache_clear()  # as in a new process
+        assert verdicts.verdict("first", CPU) == {"merge_upsample": "ok"}
     assert calls == ["first"]
     # Another version of the kernels is checked anew; a spoilt file is no verdict.
-    monkeypatch.setattr(self_check, "_sources", lambda: "changed")
-    self_check.verdict.cache_clear()
-    self_check.verdict("first", CPU)
-    assert len(json.loads(self_check._cache_file().read_text())) == 2
+    monkeypatch.setattr(verdicts, "_sources", lambda: "changed")
+    verdicts.verdict.cache_clear()
+    verdicts.verdict("first", CPU)
+    assert len(json.loads(verdicts._cache_file().read_text())) == 2
     for spoilt in ("{", "[1]", '{"a": 1}'):
-        self_check._cache_file().write_text(spoilt)
-        self_check.verdict.cache_clear()
-        self_check.verdict("first", CPU)
+        verdicts._cache_file().write_text(spoilt)
+        verdicts.verdict.cache_clear()
+        verdicts.verdict("first", CPU)
     assert len(calls) == 5
 
 
 def test_a_home_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(self_check, "_check_apart", lambda backend, device: {"refine": "ok"})
-    assert self_check.verdict("reference", CPU) == {"refine": "ok"}
+    monkeypatch.setattr(verdicts, "_check_apart", lambda backend, device: {"refine": "ok"})
+    assert verdicts.verdict("reference", CPU) == {"refine": "ok"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sharpmask_kernels import dispatch, env, registry, self_check
-from sharpmask_kernels.backends import cpu
+from sharpmask_kernels.backends.cpu import device as cpu
 
 
 def test_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,7 +15,7 @@ def test_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     lines = capsys.readouterr().out.splitlines()
     rows = {line.partition("  ")[0]: line for line in lines}
     assert torch.__version__ in rows["torch"]
-    assert cpu.native().__file__ in rows["compiled module"]
+    assert cpu.module().__file__ in rows["compiled module"]
     assert "-O3" in rows["compiled by"]
     assert rows["SHARPMASK_NATIVE"].split()[1] == "1"
     for name, state in dispatch.available_backends().items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sharpmask_kernels.backends import cpu
+from sharpmask_kernels.backends.cpu import device as cpu
 
 DTYPES = [torch.float16, torch.bfloat16]
 

@@ -9,7 +9,7 @@ import torch
 
 from bench import headline, memory
 from bench.workloads import LEVELS, refinement
-from sharpmask_kernels.backends import cpu
+from sharpmask_kernels.backends.cpu import device as cpu
 
 PHOTO = (480, 640)
 

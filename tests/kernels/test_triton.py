@@ -19,10 +19,11 @@ from torch import Tensor
 
 import sharpmask_kernels as kernels
 from sharpmask_kernels import Windows
-from sharpmask_kernels.backends import triton as backend
+from sharpmask_kernels.backends.triton import convolutions, device, gather_windows
+from sharpmask_kernels.backends.triton.gather_windows import GatherTile
 from tests import interpreter
 
-INTERPRETED = backend.INTERPRETED and backend.unavailable() is None
+INTERPRETED = device.INTERPRETED and device.unavailable() is None
 
 needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 is not set, or there is no triton")
 CHANNELS_LAST = torch.channels_last
@@ -64,7 +65,7 @@ def tile(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
         monkeypatch.setattr(kernel, "configs", [triton.Config({"PIXELS": pixels})])
     # At least three rows of 17 activations: two of corners.
     monkeypatch.setattr(upsample.forward, "configs", [triton.Config({"PIXELS": max(pixels, 64)})])
-    monkeypatch.setattr(backend, "PIXELS", pixels)
+    monkeypatch.setattr(convolutions, "PIXELS", pixels)
 
 
 @needs_interpreter
@@ -82,15 +83,15 @@ def test_tiles_of_refinement(
 
 
 @needs_interpreter
-@pytest.mark.parametrize("shape", [backend.GatherTile(4, 4), backend.GatherTile(64, 4), backend.GatherTile(4096, 64)])
+@pytest.mark.parametrize("shape", [GatherTile(4, 4), GatherTile(64, 4), GatherTile(4096, 64)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, CHANNELS_LAST])
 def test_tiles_of_gathering(
-    shape: backend.GatherTile,
+    shape: GatherTile,
     memory_format: torch.memory_format,
     monkeypatch: pytest.MonkeyPatch,
     seen: Callable[[], int],
 ) -> None:
-    monkeypatch.setattr(backend, "GATHER_TILE", shape)
+    monkeypatch.setattr(gather_windows, "GATHER_TILE", shape)
     cells = torch.tensor([(0, 0, 0), (1, -2, 3), (1, 1, 1), (0, 4, -1), (1, 1, 2)]).T
     windows = Windows(torch.zeros(5), cells[0].contiguous(), torch.zeros(5, dtype=torch.int64), *cells[1:])
     maps = random(2, 3, 5, 6).contiguous(memory_format=memory_format)
@@ -195,7 +196,7 @@ print("sharpmask_kernels.triton_kernels" in sys.modules)
 
 @needs_interpreter
 def test_more_pixels_than_32_bits_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "MOST_PIXELS", 59)
+    monkeypatch.setattr(convolutions, "MOST_PIXELS", 59)
     maps, weight = random(2, 1, 5, 6), random(1, 2, 3, 3)
     with pytest.raises(ValueError, match="maps must be of at most 59 pixels in all on backend 'triton', got 60"):
         kernels.merge_upsample(maps, maps, weight, None, backend="triton")
@@ -204,7 +205,7 @@ def test_more_pixels_than_32_bits_count_are_refused(monkeypatch: pytest.MonkeyPa
 
 def test_a_refusal_names_what_came() -> None:
     cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
-    assert backend.refusal(cuda, torch.float16) is None
-    assert (backend.refusal(cpu, torch.float16) is None) == backend.INTERPRETED
+    assert device.BACKEND.refusal(cuda, torch.float16) is None
+    assert (device.BACKEND.refusal(cpu, torch.float16) is None) == device.INTERPRETED
     wanted = "torch.float32, torch.float16 or torch.bfloat16 on backend 'triton', got torch.float64"
-    assert backend.refusal(cuda, torch.float64) == f"maps must be of dtype {wanted}"
+    assert device.BACKEND.refusal(cuda, torch.float64) == f"maps must be of dtype {wanted}"

@@ -17,7 +17,7 @@ from sharpmask.checkpoint import load_model
 from sharpmask.training import TrainConfig, stage_defaults, train
 from sharpmask.training.loop import CHECKPOINT, Run
 from sharpmask_kernels import dispatch, use_backend
-from sharpmask_kernels.backends import cpu
+from sharpmask_kernels.backends.cpu import device as cpu
 
 QUIET = Console(quiet=True)
 

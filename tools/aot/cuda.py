@@ -104,9 +104,9 @@ def _run(*command: str) -> str:
 @functools.cache
 def plan(arch: int) -> dict[str, Any]:
     """How the paper's cascade lies in shared memory, with padding_mode="replicate"."""
-    from sharpmask_kernels.backends import cuda
+    from sharpmask_kernels.backends.cuda import device
 
-    native = cuda.native()
+    native = device.module()
     found: dict[str, Any] = native.refine_windows_footprint(native.Cascade(*PAPER, False, False), *SHARED[arch])
     return found
 

@@ -48,13 +48,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
-from sharpmask_kernels.backends import cuda as cuda_backend
-from sharpmask_kernels.backends import triton as backend
+from sharpmask_kernels.backends.cuda import device as cuda_device
+from sharpmask_kernels.backends.triton import device, gather_windows, refinement
 
 from . import cuda, roofline
 from .roofline import LEVELS, Level
 
-KERNELS = Path(backend.__file__).parents[1] / "triton_kernels"
+KERNELS = Path(device.__file__).parents[2] / "triton_kernels"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
 
 
-def refinement(level: Level, dtype: torch.dtype, upsample: str, padding_mode: str) -> None:
+def compile_refinement(level: Level, dtype: torch.dtype, upsample: str, padding_mode: str) -> None:
     """All launches of the refinement ops at one level, forward and backward."""
     skip, mask, feature = maps(level, dtype, level.skip, level.mask, level.feature)
     out, horizontal = maps(level, dtype, level.out, scale=2) + maps(level, dtype, level.out)
@@ -102,19 +102,19 @@ def refinement(level: Level, dtype: torch.dtype, upsample: str, padding_mode: st
     half = _meta(dtype, level.out, level.mask, 3, 3)
     active = torch.empty((32, level.out, level.side, -(-level.side // 8)), dtype=torch.uint8, device="meta")
     modes = (upsample, padding_mode)
-    backend.refine(feature, mask, skip_weight, skip_bias, weight, bias, *modes, True)
-    backend.add_upsample(horizontal, mask, half, bias, *modes, True)
-    backend.refine_backward(out, active, skip, feature, mask, skip_weight, weight, *modes, True, [True] * 6)
-    backend.add_upsample_backward(out, active, mask, half, *modes, True, [True] * 4)
+    refinement.refine(feature, mask, skip_weight, skip_bias, weight, bias, *modes, True)
+    refinement.add_upsample(horizontal, mask, half, bias, *modes, True)
+    refinement.refine_backward(out, active, skip, feature, mask, skip_weight, weight, *modes, True, [True] * 6)
+    refinement.add_upsample_backward(out, active, mask, half, *modes, True, [True] * 4)
 
 
-def gathering(level: Level, dtype: torch.dtype) -> None:
+def compile_gathering(level: Level, dtype: torch.dtype) -> None:
     (horizontal,) = maps(level, dtype, level.out)
     index = torch.empty(1000, dtype=torch.int64, device="meta")
     side = level.side
-    windows = backend.gather_windows([horizontal], index, index, index, index, side, side // 10)
+    windows = gather_windows.gather_windows([horizontal], index, index, index, index, side, side // 10)
     places = (index, index, index, index)
-    backend.gather_windows_backward(windows, *places, 32, [side], [side], True, [True], side // 10)
+    gather_windows.gather_windows_backward(windows, *places, 32, [side], [side], True, [True], side // 10)
 
 
 Case = tuple[str, int, str, str, str]  # target, level, dtype, upsample, padding_mode
@@ -220,8 +220,8 @@ def compile_case(case: Case) -> list[Compiled]:
         mock.patch.object(Autotuner, "run", tune),
         mock.patch.object(torch.version, "hip", hip),
     ):
-        refinement(LEVELS[level], DTYPES[dtype], upsample, padding_mode)
-        gathering(LEVELS[level], DTYPES[dtype])
+        compile_refinement(LEVELS[level], DTYPES[dtype], upsample, padding_mode)
+        compile_gathering(LEVELS[level], DTYPES[dtype])
     return list(found.values())
 
 
@@ -402,12 +402,12 @@ def main() -> int:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, help="all, or two of them with --quick")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile")
     options = parser.parse_args()
-    if backend.INTERPRETED:
+    if device.INTERPRETED:
         parser.error("TRITON_INTERPRET=1 is set: there is nothing to compile")
     with_cuda = shutil.which("nvcc") and not options.quick
     if with_cuda:
         try:
-            cuda_backend.native()
+            cuda_device.module()
         except RuntimeError as error:
             parser.error(f"there is nvcc, so the kernels of csrc/cuda are due, too, but: {error}")
     targets = options.targets or list(QUICK_TARGETS if options.quick else TARGETS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from ...registry import Backend
+from ...registry import OPS, Backend
 from .. import native
 
 
@@ -28,7 +28,7 @@ def unavailable() -> str | None:
 
 BACKEND = Backend(
     "cpu",
-    rooms=("refinement", "gather_windows", "refine_windows", "encode_windows"),
+    ops=OPS,
     devices=("cpu",),
     dtypes=tuple(native.DTYPES),
     unavailable=unavailable,

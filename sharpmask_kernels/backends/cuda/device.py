@@ -49,7 +49,7 @@ def unavailable() -> str | None:
 
 BACKEND = Backend(
     "cuda",
-    rooms=("gather_windows", "refine_windows", "encode_windows"),
+    ops=("gather_windows", "refine_windows", "encode_windows"),
     devices=("cuda",),
     dtypes=(torch.float32, torch.float16, torch.bfloat16),
     self_checked=True,

@@ -8,6 +8,6 @@ the ops save.
 
 from __future__ import annotations
 
-from ...registry import Backend
+from ...registry import OPS, Backend
 
-BACKEND = Backend("reference", rooms=("refinement", "gather_windows", "refine_windows", "encode_windows"))
+BACKEND = Backend("reference", ops=OPS)

@@ -31,7 +31,7 @@ def unavailable() -> str | None:
 
 BACKEND = Backend(
     "triton",
-    rooms=("refinement", "gather_windows"),
+    ops=("merge_upsample", "refine", "add_upsample", "gather_windows"),
     devices=("cuda",),  # of PyTorch for ROCm, too
     dtypes=(torch.float32, torch.float16, torch.bfloat16),
     self_checked=True,
