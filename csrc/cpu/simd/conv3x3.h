@@ -12,7 +12,7 @@
 #include <cstring>
 #include <new>
 
-#include "simd.h"
+#include "vector.h"
 
 namespace sharpmask::SHARPMASK_ISA {
 

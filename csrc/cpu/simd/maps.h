@@ -7,7 +7,7 @@
 
 #include "../../common/half.h"
 #include "../../common/maps.h"
-#include "simd.h"
+#include "vector.h"
 
 namespace sharpmask::SHARPMASK_ISA {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "maps.h"
-#include "simd.h"
+#include "vector.h"
 
 namespace sharpmask::SHARPMASK_ISA {
 

@@ -1,8 +1,7 @@
-#include "../refinement.h"
-
 #include <memory>
 
 #include "../parallel.h"
+#include "../refinement.h"
 #include "conv3x3.h"
 #include "maps.h"
 
@@ -649,7 +648,7 @@ void before_relu(const BeforeRelu& arguments) { run_in(arguments.out.dtype, argu
 
 void input_gradient(const InputGradient& arguments) { run_in(arguments.out.dtype, arguments); }
 
-void feature_weight_gradient(const WeightGradient& arguments);  // of feature.cpp
+void feature_weight_gradient(const WeightGradient& arguments);  // of feature_gradients.cpp
 
 void weight_gradient(const WeightGradient& arguments) {
     int64_t inputs = 0;
