@@ -21,7 +21,7 @@
 
 #include "device.cuh"
 #include "maps.h"
-#include "refine_windows_plan.h"
+#include "refine_windows/plan.h"
 
 namespace sharpmask::cuda {
 

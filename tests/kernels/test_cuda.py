@@ -324,7 +324,7 @@ def test_the_stream_is_the_current_one_of_the_tensors_device(monkeypatch: pytest
 
 def test_kernels_are_not_waited_for() -> None:
     """Nor is memory allocated or freed, all of which a graph that is being captured would not allow."""
-    sources = "".join(path.read_text() for path in (emulator.CSRC / "cuda").iterdir())
+    sources = "".join(path.read_text() for path in (emulator.CSRC / "cuda").rglob("*.*"))
     assert set(re.findall(r"\b(cuda[A-Z]\w*)\(", sources)) == {
         "cudaGetDevice",
         "cudaDeviceGetAttribute",

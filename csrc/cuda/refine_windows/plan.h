@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "arithmetic.h"
-#include "refine_windows.h"
+#include "../arithmetic.h"
+#include "../refine_windows.h"
 
 namespace sharpmask::cuda {
 
