@@ -54,10 +54,10 @@ int log2_ceil(int64_t count, int most) {
     return log;
 }
 
-Tile tile_for(int64_t channels, int64_t height, int64_t width, bool channels_last) {
+MapTile tile_for(int64_t channels, int64_t height, int64_t width, bool channels_last) {
     constexpr int cells = 11;  // gather_threads * sums_per_thread
     static_assert(1 << cells == gather_threads * sums_per_thread);
-    Tile tile{};
+    MapTile tile{};
     if (channels_last) {
         tile.channels = log2_ceil(channels, 6);
         tile.cols = log2_ceil(width, (cells - tile.channels + 1) / 2);
@@ -73,18 +73,16 @@ Tile tile_for(int64_t channels, int64_t height, int64_t width, bool channels_las
 template <class T, bool channels_last>
 void scatter(const T* grad, const Strides& strides, const Windows& windows, int64_t batch, const Cut& cut,
              const std::vector<MapGradient>& gradients, Stream stream) {
-    constexpr std::size_t shared =
-        gather_threads * (sizeof(int64_t) + 2 * sizeof(int)) + gather_threads / 32 * sizeof(int);
     for (std::size_t scale = 0; scale < gradients.size(); ++scale) {
         const MapGradient& map = gradients[scale];
         if (map.data == nullptr) continue;
-        const Tile tile = tile_for(cut.channels, map.height, map.width, channels_last);
+        const MapTile tile = tile_for(cut.channels, map.height, map.width, channels_last);
         const int64_t tiles = batch * ceil_div(cut.channels, int64_t{1} << tile.channels) *
                               ceil_div(map.height, int64_t{1} << tile.rows) *
                               ceil_div(map.width, int64_t{1} << tile.cols);
-        launch(gather_backward_kernel<T, channels_last>, dim3(blocks(tiles)), gather_threads, shared, stream,
-               grad, strides, windows, static_cast<int64_t>(scale), cut, map.height, map.width, tile,
-               static_cast<T*>(map.data));
+        launch(gather_backward_kernel<T, channels_last>, dim3(blocks(tiles)), gather_threads,
+               sizeof(FoundWindows), stream, grad, strides, windows, static_cast<int64_t>(scale), cut,
+               map.height, map.width, tile, static_cast<T*>(map.data));
     }
 }
 

@@ -8,14 +8,13 @@ namespace sharpmask::cuda {
 
 constexpr int gather_threads = 256;
 
-// What windows are cut into or summed from, (windows, channels, size, size).
+// The values of the windows, (windows, channels, size, size), with `step` map cells per grid cell.
 struct Cut {
     std::int64_t channels, size, step;
 };
 
-// Forward. blockIdx.x: the window; the blocks of a column (blockIdx.y) share its elements. A Word is an
-// element, or 16 bytes of channels that lie side by side in the maps and in `out`: all sizes are in Words
-// then.
+// Forward. blockIdx.x is the window, whose elements the blocks of a column (blockIdx.y) share. A Word is an
+// element, or 16 bytes of channels that are adjacent in the maps and in `out`; then all sizes are in Words.
 template <class Word, bool channels_last>
 __global__ void __launch_bounds__(gather_threads)
     gather_kernel(MapTable table, int first_scale, int count, int scales, Windows windows, std::int64_t batch,
@@ -52,9 +51,27 @@ __global__ void __launch_bounds__(gather_threads)
     }
 }
 
-// How the backward kernel cuts a map into tiles, a block each: powers of two, as logarithms.
-struct Tile {
+// How the backward kernel cuts a map into tiles, one for each block: powers of two, as logarithms.
+struct MapTile {
     int rows, cols, channels;
+};
+
+// Where a block's tile begins.
+struct Origin {
+    std::int64_t image, channel, row, col;
+
+    __device__ Origin(std::int64_t block, const MapTile& tile, const Cut& cut, std::int64_t height,
+                      std::int64_t width) {
+        const std::int64_t tiles_x = ceil_div(width, std::int64_t{1} << tile.cols);
+        const std::int64_t tiles_y = ceil_div(height, std::int64_t{1} << tile.rows);
+        const std::int64_t tiles_c = ceil_div(cut.channels, std::int64_t{1} << tile.channels);
+        col = block % tiles_x << tile.cols;
+        block /= tiles_x;
+        row = block % tiles_y << tile.rows;
+        block /= tiles_y;
+        channel = block % tiles_c << tile.channels;
+        image = block / tiles_c;
+    }
 };
 
 constexpr int sums_per_thread = 8;
@@ -66,7 +83,7 @@ struct Cell {
 };
 
 template <bool channels_last>
-__device__ Cell cell_of(int s, const Tile& tile) {
+__device__ Cell cell_of(int s, const MapTile& tile) {
     const int e = s * gather_threads + static_cast<int>(threadIdx.x);
     const auto low = [](int value, int bits) { return value & ((1 << bits) - 1); };
     if (channels_last) {
@@ -77,78 +94,85 @@ __device__ Cell cell_of(int s, const Tile& tile) {
     return {rest >> tile.rows, low(rest, tile.rows), low(e, tile.cols)};
 }
 
-// Backward, of one map. Each block looks through all windows for those that cover its tile and keeps them, in
-// their order, in shared memory, `gather_threads` windows at a time; then each thread adds up what they have
-// for its cells. No atomics: a cell's sum is one thread's, in the order of the windows.
+// A window, placed relative to the tile.
+struct Found {
+    std::int64_t index;
+    int top, left;
+};
+
+constexpr int gather_warps = gather_threads / 32;
+
+// What a block shares: windows that cover its tile, and how many each warp has found.
+struct FoundWindows {
+    Found windows[gather_threads];
+    int by_warp[gather_warps];
+};
+
+// Keeps those of the `gather_threads` windows from `begin` on that cover the tile, in their order, and
+// returns how many there are.
+__device__ __forceinline__ int find_windows(FoundWindows& found, std::int64_t begin, const Windows& windows,
+                                            std::int64_t scale, const Cut& cut, const MapTile& tile,
+                                            const Origin& origin) {
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const std::int64_t i = begin + threadIdx.x;
+    Found mine{i, 0, 0};
+    bool covers = false;
+    if (i < windows.count && windows.scale[i] == scale && windows.image[i] == origin.image) {
+        const std::int64_t y = window_start(windows.row[i], cut.step) - origin.row;
+        const std::int64_t x = window_start(windows.col[i], cut.step) - origin.col;
+        covers = y < 1 << tile.rows && y + cut.size > 0 && x < 1 << tile.cols && x + cut.size > 0;
+        // If it covers the tile, both are within a window's side of it, so they fit.
+        mine.top = static_cast<int>(y);
+        mine.left = static_cast<int>(x);
+    }
+    const unsigned votes = __ballot_sync(0xffffffffu, covers);
+    // Since the last barrier nobody reads the last counts. Nobody reads the last windows after the next
+    // barrier.
+    if (lane == 0) found.by_warp[warp] = __popc(votes);
+    __syncthreads();
+    int place = __popc(votes & ((1u << lane) - 1)), count = 0;
+    for (unsigned w = 0; w < gather_warps; ++w) {
+        place += w < warp ? found.by_warp[w] : 0;
+        count += found.by_warp[w];
+    }
+    if (covers) found.windows[place] = mine;
+    __syncthreads();
+    return count;
+}
+
+// Backward, of one map. Each block looks through all windows for those that cover its tile, `gather_threads`
+// windows at a time; then each thread adds up what they have for its cells. There are no atomics: a cell's
+// sum is one thread's, in the order of the windows.
 template <class T, bool channels_last>
 __global__ void __launch_bounds__(gather_threads)
     gather_backward_kernel(const T* grad, Strides strides, Windows windows, std::int64_t scale, Cut cut,
-                           std::int64_t height, std::int64_t width, Tile tile, T* out) {
-    struct Found {  // a window, placed relative to the tile
-        std::int64_t index;
-        int top, left;
-    };
-    auto* found = shared_memory<Found>();
-    auto* found_by_warp = reinterpret_cast<int*>(found + gather_threads);
-    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-
-    const std::int64_t tiles_x = ceil_div(width, std::int64_t{1} << tile.cols);
-    const std::int64_t tiles_y = ceil_div(height, std::int64_t{1} << tile.rows);
-    const std::int64_t tiles_c = ceil_div(cut.channels, std::int64_t{1} << tile.channels);
-    std::int64_t b = blockIdx.x;
-    const std::int64_t left = b % tiles_x << tile.cols;
-    b /= tiles_x;
-    const std::int64_t top = b % tiles_y << tile.rows;
-    b /= tiles_y;
-    const std::int64_t first_channel = b % tiles_c << tile.channels, image = b / tiles_c;
-
+                           std::int64_t height, std::int64_t width, MapTile tile, T* out) {
+    auto& found = *shared_memory<FoundWindows>();
+    const Origin origin(blockIdx.x, tile, cut, height, width);
     float sums[sums_per_thread] = {};
     for (std::int64_t begin = 0; begin < windows.count; begin += gather_threads) {
-        const std::int64_t i = begin + threadIdx.x;
-        Found mine{i, 0, 0};
-        bool covers = false;
-        if (i < windows.count && windows.scale[i] == scale && windows.image[i] == image) {
-            const std::int64_t y = window_start(windows.row[i], cut.step) - top;
-            const std::int64_t x = window_start(windows.col[i], cut.step) - left;
-            covers = y < 1 << tile.rows && y + cut.size > 0 && x < 1 << tile.cols && x + cut.size > 0;
-            // Where it does, both are within a window's side of the tile.
-            mine.top = static_cast<int>(y);
-            mine.left = static_cast<int>(x);
-        }
-        const unsigned votes = __ballot_sync(0xffffffffu, covers);
-        // Nobody reads these of the last round any more, and nobody will read its `found` beyond the next
-        // barrier.
-        if (lane == 0) found_by_warp[warp] = __popc(votes);
-        __syncthreads();
-        int place = __popc(votes & ((1u << lane) - 1)), count = 0;
-        for (unsigned w = 0; w < gather_threads / 32; ++w) {
-            place += w < warp ? found_by_warp[w] : 0;
-            count += found_by_warp[w];
-        }
-        if (covers) found[place] = mine;
-        __syncthreads();
+        const int count = find_windows(found, begin, windows, scale, cut, tile, origin);
         for (int k = 0; k < count; ++k) {
-            const Found window = found[k];
-            const T* values = grad + window.index * strides.batch + first_channel * strides.channel;
+            const Found window = found.windows[k];
+            const T* values = grad + window.index * strides.batch + origin.channel * strides.channel;
 #pragma unroll
             for (int s = 0; s < sums_per_thread; ++s) {
                 const Cell cell = cell_of<channels_last>(s, tile);
                 const int y = cell.row - window.top, x = cell.col - window.left;
                 if (x >= 0 && x < cut.size && y >= 0 && y < cut.size &&
-                    first_channel + cell.channel < cut.channels) {
+                    origin.channel + cell.channel < cut.channels) {
                     sums[s] +=
                         to_float(values[cell.channel * strides.channel + y * strides.row + x * strides.col]);
                 }
             }
         }
     }
-
 #pragma unroll
     for (int s = 0; s < sums_per_thread; ++s) {
         const Cell cell = cell_of<channels_last>(s, tile);
         if (cell.channel >= 1 << tile.channels || cell.row >= 1 << tile.rows) continue;
-        const std::int64_t channel = first_channel + cell.channel, row = top + cell.row,
-                           col = left + cell.col;
+        const std::int64_t image = origin.image, channel = origin.channel + cell.channel,
+                           row = origin.row + cell.row, col = origin.col + cell.col;
         if (channel >= cut.channels || row >= height || col >= width) continue;
         const std::int64_t at = channels_last
                                     ? ((image * height + row) * width + col) * cut.channels + channel

@@ -4,33 +4,36 @@
 
 #include "refine_windows.cuh"
 #include "refine_windows.h"
+#include "refine_windows/plan.h"
+#include "refine_windows/weights.cuh"
 
 namespace sharpmask::cuda {
 namespace {
 
 using std::int64_t;
 
-int64_t table_floats(const Plan& plan) {
+int64_t layer_floats(std::size_t layers) {
     static_assert(sizeof(Layer) % sizeof(float) == 0);
-    return static_cast<int64_t>(plan.layers.size() * sizeof(Layer) / sizeof(float));
+    return static_cast<int64_t>(layers * sizeof(Layer) / sizeof(float));
 }
 
-// The plan for the current device. Making one takes as long as a launch; models ask for the same ones again.
-Plan plan_here(const Cascade& cascade) {
+// The plan for the current device. Making one takes as long as a launch, and models ask for the same ones
+// again.
+Plan plan_here(const TopDownPass& top_down_pass) {
     static std::mutex mutex;
     static std::map<std::vector<int64_t>, Plan> plans;
     const auto per_block = static_cast<int64_t>(shared_per_block());
     const auto per_multiprocessor = static_cast<int64_t>(shared_per_multiprocessor());
-    std::vector<int64_t> key{cascade.size,  cascade.channels, cascade.nearest,
-                             cascade.zeros, per_block,        per_multiprocessor};
-    key.insert(key.end(), cascade.convs.begin(), cascade.convs.end());
-    key.push_back(0);  // no stage has no convolution
-    key.insert(key.end(), cascade.out_channels.begin(), cascade.out_channels.end());
+    const auto& p = top_down_pass;
+    std::vector<int64_t> key{p.size, p.channels, p.nearest, p.zeros, per_block, per_multiprocessor};
+    key.insert(key.end(), p.convs.begin(), p.convs.end());
+    key.push_back(0);  // ends the stages: every stage has at least one convolution
+    key.insert(key.end(), p.out_channels.begin(), p.out_channels.end());
     const std::lock_guard lock(mutex);
     const auto known = plans.find(key);
     if (known != plans.end()) return known->second;
     if (plans.size() >= 1000) plans.clear();
-    return plans[key] = plan_cascade(cascade, per_block, per_multiprocessor);
+    return plans[key] = plan_for(top_down_pass, per_block, per_multiprocessor);
 }
 
 template <class T>
@@ -40,20 +43,15 @@ void prepare(const Plan& plan, bool nearest, const std::vector<Convolution>& con
     for (int first = 0; first < count; first += layers_per_launch) {
         const int layers = std::min(layers_per_launch, count - first);
         LayerTable table{};
-        for (int i = 0; i < layers; ++i) {
-            const Convolution& c = convolutions[first + i];
-            table.layers[i] = plan.layers[first + i];
-            table.parameters[i] = {
-                c.weight, {c.strides[0], c.strides[1], c.strides[2], c.strides[3]}, c.bias, c.bias_stride};
-        }
+        std::copy_n(plan.layers.begin() + first, layers, table.layers);
+        std::copy_n(convolutions.begin() + first, layers, table.convolutions);
         launch(prepare_kernel<T>, dim3(16, static_cast<unsigned>(layers)), refine_threads, 0, stream, table,
                first, count, nearest, workspace);
     }
 }
 
 template <class T>
-void refine(const Plan& plan, CascadeArguments arguments, const std::vector<Map>& horizontals,
-            Stream stream) {
+void refine(const Plan& plan, RefineArguments arguments, const std::vector<Map>& horizontals, Stream stream) {
     const auto shared = static_cast<std::size_t>(plan.shared_bytes);
     const std::size_t resident =
         std::max<std::size_t>(1, resident_blocks(refine_kernel<T>, refine_threads, shared));
@@ -73,45 +71,42 @@ void refine(const Plan& plan, CascadeArguments arguments, const std::vector<Map>
 
 }  // namespace
 
-int64_t refine_windows_workspace(const Cascade& cascade) {
-    Plan plan;
-    plan.layers = layers_of(cascade);
-    return static_cast<int64_t>(sizeof(float)) * (table_floats(plan) + weights_floats(plan));
+int64_t refine_windows_workspace(const TopDownPass& top_down_pass) {
+    const std::vector<Layer> layers = layers_of(top_down_pass);
+    return static_cast<int64_t>(sizeof(float)) * (layer_floats(layers.size()) + weights_floats(layers));
 }
 
-Footprint refine_windows_footprint(const Cascade& cascade, int64_t per_block, int64_t per_multiprocessor) {
-    const Plan plan = plan_cascade(cascade, per_block, per_multiprocessor);
-    return {plan.shared_bytes, plan.passes, static_cast<int64_t>(plan.layers.size()) - plan.first_banded,
-            plan.band_rows, plan.instructions};
+Footprint refine_windows_footprint(const TopDownPass& top_down_pass, int64_t per_block,
+                                   int64_t per_multiprocessor) {
+    const Plan plan = plan_for(top_down_pass, per_block, per_multiprocessor);
+    return {plan.shared_bytes, plan.rounds, static_cast<int64_t>(plan.layers.size()) - plan.bands.first_layer,
+            plan.bands.rows, plan.instructions};
 }
 
-void refine_windows(const void* encoding, const Strides& strides, DType dtype, const Cascade& cascade,
-                    const std::vector<Map>& horizontals, const Windows& windows, int64_t batch,
-                    const std::vector<Convolution>& convolutions, bool bits, float limit, void* out,
-                    void* workspace, void* stream) {
-    if (windows.count == 0) return;
+void refine_windows(const TopDownPass& top_down_pass, const RefineInputs& inputs, bool bits, float limit,
+                    void* out, void* workspace, void* stream) {
+    if (inputs.windows.count == 0) return;
     if (!bits && reinterpret_cast<std::uintptr_t>(out) % sizeof(float2) != 0)
         throw std::invalid_argument("out must be aligned to 8 bytes");
-    const Plan plan = plan_here(cascade);
-    CascadeArguments arguments{};
+    const Plan plan = plan_here(top_down_pass);
+    RefineArguments arguments{};
     arguments.workspace = static_cast<const float*>(workspace);
     arguments.layers = static_cast<int>(plan.layers.size());
-    arguments.first_banded = plan.first_banded;
-    arguments.band_rows = plan.band_rows;
-    arguments.resident = plan.passes == 0;
-    arguments.encoding = encoding;
-    arguments.strides = strides;
-    arguments.windows = windows;
-    arguments.batch = batch;
-    arguments.stages = static_cast<int>(cascade.convs.size());
-    arguments.all_scales = static_cast<int>(horizontals.size()) / arguments.stages;
+    arguments.bands = plan.bands;
+    arguments.resident = plan.rounds == 0;
+    arguments.encoding = inputs.encoding;
+    arguments.strides = inputs.strides;
+    arguments.windows = inputs.windows;
+    arguments.batch = inputs.batch;
+    arguments.stages = static_cast<int>(top_down_pass.convs.size());
+    arguments.all_scales = static_cast<int>(inputs.horizontals.size()) / arguments.stages;
     arguments.bits = bits;
     arguments.limit = limit;
     arguments.out = out;
-    with_type(dtype, [&](auto zero) {
+    with_type(inputs.dtype, [&](auto zero) {
         using T = decltype(zero);
-        prepare<T>(plan, cascade.nearest, convolutions, static_cast<float*>(workspace), stream);
-        refine<T>(plan, arguments, horizontals, stream);
+        prepare<T>(plan, top_down_pass.nearest, inputs.convolutions, static_cast<float*>(workspace), stream);
+        refine<T>(plan, arguments, inputs.horizontals, stream);
     });
 }
 

@@ -39,28 +39,35 @@ void gather_backward(Address grad, const StridesArgument& strides, int dtype, co
                             channels_last, pointer<void>(stream));
 }
 
-Cascade cascade_from(int64_t size, int64_t channels, const std::vector<int64_t>& convs,
-                     const std::vector<int64_t>& out_channels, bool nearest, bool zeros) {
+TopDownPass top_down_pass_from(int64_t size, int64_t channels, const std::vector<int64_t>& convs,
+                               const std::vector<int64_t>& out_channels, bool nearest, bool zeros) {
     return {size, channels, convs, out_channels, nearest, zeros};
 }
 
-void refine(const Cascade& cascade, Address encoding, const StridesArgument& strides, int dtype,
+void refine(const TopDownPass& top_down_pass, Address encoding, const StridesArgument& strides, int dtype,
             const std::vector<MapArgument>& horizontals, const WindowsArgument& windows, int64_t batch,
             const std::vector<ConvolutionArgument>& convolutions, bool bits, float limit, Address out,
             Address workspace, Address stream) {
     std::vector<Convolution> typed;
     for (const auto& c : convolutions)
         typed.push_back(
-            {c[0], pointer<const void>(c[1]), {c[2], c[3], c[4], c[5]}, pointer<const void>(c[6]), c[7]});
-    refine_windows(pointer<const void>(encoding), strides_from(strides), static_cast<DType>(dtype), cascade,
-                   maps_from(horizontals), windows_from(windows), batch, typed, bits, limit,
-                   pointer<void>(out), pointer<void>(workspace), pointer<void>(stream));
+            {pointer<const void>(c[1]), {c[2], c[3], c[4], c[5]}, pointer<const void>(c[6]), c[7]});
+    const RefineInputs inputs{pointer<const void>(encoding),
+                              strides_from(strides),
+                              static_cast<DType>(dtype),
+                              maps_from(horizontals),
+                              batch,
+                              windows_from(windows),
+                              typed};
+    refine_windows(top_down_pass, inputs, bits, limit, pointer<void>(out), pointer<void>(workspace),
+                   pointer<void>(stream));
 }
 
-py::dict footprint(const Cascade& cascade, int64_t shared_per_block, int64_t shared_per_multiprocessor) {
+py::dict footprint(const TopDownPass& top_down_pass, int64_t shared_per_block,
+                   int64_t shared_per_multiprocessor) {
     using namespace py::literals;
-    const Footprint f = refine_windows_footprint(cascade, shared_per_block, shared_per_multiprocessor);
-    return py::dict("shared_bytes"_a = f.shared_bytes, "passes"_a = f.passes,
+    const Footprint f = refine_windows_footprint(top_down_pass, shared_per_block, shared_per_multiprocessor);
+    return py::dict("shared_bytes"_a = f.shared_bytes, "rounds"_a = f.rounds,
                     "banded_layers"_a = f.banded_layers, "band_rows"_a = f.band_rows,
                     "instructions"_a = f.instructions);
 }
@@ -95,7 +102,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_cuda, m) {
     using release_gil = py::call_guard<py::gil_scoped_release>;
-    py::class_<Cascade>(m, "Cascade").def(py::init(&cascade_from));
+    py::class_<TopDownPass>(m, "Cascade").def(py::init(&top_down_pass_from));
     m.def("gather_windows", gather_forward, release_gil());
     m.def("gather_windows_backward", gather_backward, release_gil());
     m.def("refine_windows", refine, release_gil());

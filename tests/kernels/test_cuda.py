@@ -135,8 +135,8 @@ def footprint(shape: dict[str, Any], gpu: dict[str, int], upsample: str, padding
     outs = [k for before, after in itertools.pairwise(widths) for k in [before] * (convs - 1) + [after]]
     modes = (upsample == "nearest", padding_mode == "zeros")
     native = cuda.module()
-    cascade = native.Cascade(shape["size"], widths[0], [convs] * (len(widths) - 1), [*outs, 1], *modes)
-    found: dict[str, Any] = native.refine_windows_footprint(cascade, *gpu.values())
+    top_down_pass = native.Cascade(shape["size"], widths[0], [convs] * (len(widths) - 1), [*outs, 1], *modes)
+    found: dict[str, Any] = native.refine_windows_footprint(top_down_pass, *gpu.values())
     return found
 
 
@@ -159,7 +159,7 @@ def test_the_shapes_of_models(capability: int, shape: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("shape", "shared"), [(shape, n) for shape, sizes in SMALL for n in sizes])
 def test_any_plan_gives_the_same(shape: dict[str, Any], shared: int) -> None:
-    """Bands of different heights, weights that stay, that come layer by layer and in several passes."""
+    """Bands of different heights, weights that stay, that come layer by layer and in several rounds."""
     for upsample, padding_mode in MODES[::3]:
         cascade, modes = Cascade(torch.float32, count=3, **shape), {"upsample": upsample, "padding_mode": padding_mode}
         expected = refined(cascade, cuda, **modes)
@@ -171,7 +171,7 @@ def test_any_plan_gives_the_same(shape: dict[str, Any], shared: int) -> None:
 def test_plans_differ() -> None:
     """The tests above have something to compare."""
     found = [footprint(shape, gpu(n), "bilinear", "replicate") for shape, sizes in SMALL for n in sizes]
-    assert {f["passes"] for f in found} == {0, 1, 2, 4}
+    assert {f["rounds"] for f in found} == {0, 1, 2, 4}
     assert {f["banded_layers"] for f in found} == {1, 2, 5}
     assert {f["band_rows"] for f in found} >= {8, 16, 24}
 
