@@ -22,6 +22,7 @@ from sharpmask_kernels.backends import native
 from sharpmask_kernels.backends.cpu import device, encode_windows, gather_windows, refinement
 from sharpmask_kernels.backends.reference import encode_windows as encode_reference
 from sharpmask_kernels.backends.reference import gather_windows as gather_reference
+from sharpmask_kernels.backends.reference import refinement as refine_reference
 from sharpmask_kernels.windows import logit
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -113,9 +114,9 @@ def refined(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", FEATURES, ids=str)
 def test_features_of_any_size(shape: tuple[int, ...], layout: Callable[[Tensor], Tensor], padding: str) -> None:
-    expected = refined(reference, shape, torch.float64, layout, padding)
+    expected = refined(refine_reference, shape, torch.float64, layout, padding)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
-        for found, right in zip(refined(cpu, shape, dtype, layout, padding), expected, strict=True):
+        for found, right in zip(refined(refinement, shape, dtype, layout, padding), expected, strict=True):
             assert found.dtype == dtype
             assert (found - right).norm() <= tolerance * right.norm()
 
@@ -123,10 +124,10 @@ def test_features_of_any_size(shape: tuple[int, ...], layout: Callable[[Tensor],
 @pytest.mark.parametrize("shape", FEATURES[:3], ids=str)
 def test_same_bits_of_a_feature_for_any_number_of_threads(shape: tuple[int, ...]) -> None:
     torch.set_num_threads(1)
-    expected = refined(cpu, shape, torch.float32)
+    expected = refined(refinement, shape, torch.float32)
     for count in (2, 5):
         torch.set_num_threads(count)
-        for found, same in zip(refined(cpu, shape, torch.float32), expected, strict=True):
+        for found, same in zip(refined(refinement, shape, torch.float32), expected, strict=True):
             assert torch.equal(found, same)
 
 

@@ -21,6 +21,7 @@ from sharpmask_kernels.backends.cuda import device as cuda
 from sharpmask_kernels.backends.cuda import encode_windows, gather_windows, refine_windows
 from sharpmask_kernels.backends.reference import encode_windows as encode_reference
 from sharpmask_kernels.backends.reference import gather_windows as gather_reference
+from sharpmask_kernels.backends.reference import refine_windows as refine_reference
 from sharpmask_kernels.ops.refine_windows import empty_windows
 
 from .. import emulator
@@ -67,7 +68,7 @@ def refined(cascade: Cascade, backend: Any, **options: Any) -> Tensor:
 
 
 def assert_agree(cascade: Cascade, **options: Any) -> None:
-    found, expected = refined(cascade, cuda, **options), refined(cascade, reference, **options)
+    found, expected = refined(cascade, refine_windows, **options), refined(cascade, refine_reference, **options)
     limit = 4 * TOLERANCE[cascade.encoding.dtype]  # both round
     torch.testing.assert_close(found, expected, rtol=0, atol=limit * float(expected.abs().max()))
 
@@ -162,9 +163,9 @@ def test_any_plan_gives_the_same(shape: dict[str, Any], shared: int) -> None:
     """Bands of different heights, weights that stay, that come layer by layer and in several rounds."""
     for upsample, padding_mode in MODES[::3]:
         cascade, modes = Cascade(torch.float32, count=3, **shape), {"upsample": upsample, "padding_mode": padding_mode}
-        expected = refined(cascade, cuda, **modes)
+        expected = refined(cascade, refine_windows, **modes)
         with emulator.machine(**gpu(shared + 2 * (upsample == "nearest"))):
-            found = refined(cascade, cuda, **modes)
+            found = refined(cascade, refine_windows, **modes)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -191,7 +192,7 @@ def test_what_does_not_fit_a_gpu_is_refused(capability: int) -> None:
 
 def test_what_fits_no_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="side of windows must be at most 1024 on backend 'cuda', got 1200"):
-        refined(Cascade(torch.float32, count=1, size=600, widths=(1, 1)), cuda)
+        refined(Cascade(torch.float32, count=1, size=600, widths=(1, 1)), refine_windows)
 
 
 # Loads and launches.
@@ -213,12 +214,12 @@ def test_wide_loads_of_maps(dtype: torch.dtype, widths: tuple[int, ...], shift: 
         cascade.horizontals = [[shifted(m) for m in levels] for levels in cascade.horizontals]
         cascade.horizontals = [[m[..., :-1] for m in levels] for levels in cascade.horizontals]  # odd widths
         options = {"upsample": upsample, "padding_mode": padding_mode}
-        found = refined(cascade, cuda, **options)
+        found = refined(cascade, refine_windows, **options)
         exact = Cascade(torch.float32, count=5, size=2, widths=widths)
         exact.encoding, exact.head = cascade.encoding.float(), _widened(cascade.head)
         exact.stages = [[_widened(conv) for conv in stage] for stage in cascade.stages]
         exact.horizontals = [[m.float() for m in levels] for levels in cascade.horizontals]
-        expected = refined(exact, reference, **options)
+        expected = refined(exact, refine_reference, **options)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -232,7 +233,7 @@ def test_how_many_bits_a_load_of_maps_has(dtype: torch.dtype) -> None:
     for layout, bytes_of_stages in [(channels_last, [16, 16, 16, min(16, 4 * element)]), (contiguous, [element] * 4)]:
         cascade.horizontals = [[layout(m) for m in levels] for levels in cascade.horizontals]
         emulator.map_loads()
-        refined(cascade, cuda)
+        refined(cascade, refine_windows)
         expected: collections.Counter[int] = collections.Counter()
         for count, size in zip(values, bytes_of_stages, strict=True):
             expected[size] += count * element // size
@@ -252,7 +253,7 @@ def _widened(conv: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]
 def test_out_may_begin_anywhere(threshold: float | None) -> None:
     """Logits are written two at a time."""
     cascade = Cascade(torch.float32)
-    expected = refined(cascade, cuda, threshold=threshold)
+    expected = refined(cascade, refine_windows, threshold=threshold)
     out = expected.new_zeros(expected.numel() + 1)[1:].view_as(expected)
     cascade(out=out, threshold=threshold, backend="cuda", padding_mode="replicate")
     assert torch.equal(out, expected)

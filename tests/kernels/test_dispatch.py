@@ -103,7 +103,7 @@ def test_a_backend_by_name_runs_or_says_why_not(made_up: MadeUp) -> None:
     made_up.declare("second", "refine", dtypes=(torch.float16, torch.bfloat16))
     with pytest.raises(
         ValueError,
-        match="maps must be of dtype torch.float16 or torch.bfloat16 on backend",
+        match=r"maps must be of dtype torch.float16 or torch.bfloat16 on backend",
     ):
         choose("refine", "second")
 
