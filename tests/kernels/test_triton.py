@@ -59,7 +59,7 @@ def assert_agrees(name: str, inputs: list[Tensor], **options: Any) -> None:
 def tile(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
     import triton
 
-    from sharpmask_kernels.triton_kernels import conv3x3, upsample
+    from sharpmask_kernels.backends.triton.kernels import conv3x3, upsample
 
     for kernel in (conv3x3.conv_relu, conv3x3.input_gradient):
         monkeypatch.setattr(kernel, "configs", [triton.Config({"PIXELS": pixels})])
@@ -114,7 +114,7 @@ def test_an_address_out_of_bounds_is_caught() -> None:
     """Planted: a kernel that is told of one more row than there is."""
     from triton.runtime.interpreter import InterpreterError
 
-    from sharpmask_kernels.triton_kernels import gather_windows
+    from sharpmask_kernels.backends.triton.kernels import gather_windows
 
     maps, out = torch.zeros(1, 1, 2, 2), torch.empty(1, 1, 4, 4)
     zero = torch.zeros(1, dtype=torch.int64)
@@ -188,7 +188,7 @@ def test_without_a_gpu_it_says_so_and_its_kernels_are_not_loaded() -> None:
         """
 import sys, sharpmask_kernels as kernels
 print(kernels.available_backends()["triton"])
-print("sharpmask_kernels.triton_kernels" in sys.modules)
+print("sharpmask_kernels.backends.triton.kernels" in sys.modules)
 """
     )
     assert told.splitlines() == ["PyTorch finds no CUDA or ROCm device, and TRITON_INTERPRET=1 is not set", "False"]

@@ -54,7 +54,7 @@ from sharpmask_kernels.backends.triton import device, gather_windows, refinement
 from . import cuda, roofline
 from .roofline import LEVELS, Level
 
-KERNELS = Path(device.__file__).parents[2] / "triton_kernels"
+KERNELS = Path(device.__file__).parent / "kernels"
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def up2(
     memory_format: torch.memory_format,
 ) -> tuple[Tensor, Tensor]:
     """up2(ReLU(conv of the joined ``maps``, one or two, + addend)) and the bits of the activations."""
-    from ...triton_kernels import upsample as kernels
+    from .kernels import upsample as kernels
 
     pixels = _pixels(maps[0])
     batch, _, height, width = maps[0].shape
@@ -131,7 +131,7 @@ def up2(
 
 def before_relu(grad: Tensor, active: Tensor, upsample: str) -> Tensor:
     """The gradient before the ReLU, (batch, outputs, height, width) in channels_last."""
-    from ...triton_kernels import upsample as kernels
+    from .kernels import upsample as kernels
 
     batch, outputs, height, width = grad.shape[0], grad.shape[1], grad.shape[2] // 2, grad.shape[3] // 2
     out = layout.empty((batch, outputs, height, width), grad, torch.channels_last)
@@ -170,7 +170,7 @@ def input_gradients(
     relu: Tensor | None = None,
 ) -> list[Tensor | None]:
     """The gradients of a convolution's inputs: one, or two that were joined. ``relu``: the first was made by a ReLU."""
-    from ...triton_kernels import conv3x3 as kernels
+    from .kernels import conv3x3 as kernels
 
     batch, outputs, height, width = grad.shape
     gradients = [
@@ -231,7 +231,7 @@ STEPS = 1 if INTERPRETED else 4
 
 def weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, channels_last: bool) -> Tensor:
     """Shares of the pixels summed side by side, then the shares in their order."""
-    from ...triton_kernels import conv3x3 as kernels
+    from .kernels import conv3x3 as kernels
 
     batch, outputs, height, width = grad.shape
     channels = sum(m.shape[1] for m in maps)
@@ -286,7 +286,7 @@ def bias_gradient(grad: Tensor) -> Tensor:
 
 def conv_relu(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str) -> Tensor:
     """In channels_last."""
-    from ...triton_kernels import conv3x3 as kernels
+    from .kernels import conv3x3 as kernels
 
     pixels = _pixels(x)
     batch, channels, height, width = x.shape

@@ -39,7 +39,7 @@ the edges of tiles. Tests set others."""
 def gather_windows(
     maps: Sequence[Tensor], image: Tensor, scale: Tensor, row: Tensor, col: Tensor, size: int, step: int
 ) -> Tensor:
-    from ...triton_kernels import gather_windows as kernels
+    from .kernels import gather_windows as kernels
 
     batch, channels = maps[0].shape[:2]
     memory_format = layout.memory_format(*maps)
@@ -93,7 +93,7 @@ def gather_windows_backward(
     needs: Sequence[bool],
     step: int,
 ) -> list[Tensor]:
-    from ...triton_kernels import gather_windows as kernels
+    from .kernels import gather_windows as kernels
 
     channels, size = grad.shape[1:3]
     bounds, *windows = _by_segment(image, scale, row, col, batch, len(needs), step)

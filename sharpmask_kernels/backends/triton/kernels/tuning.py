@@ -15,7 +15,7 @@ import os
 
 import triton
 
-from ..backends.triton.device import INTERPRETED
+from ..device import INTERPRETED
 
 
 def candidates(*choices: tuple[int, int, int], interpreted: int) -> list[triton.Config]:
