@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import layout
+from ..needs import AddNeeds, ConvNeeds, MergeNeeds, RefineNeeds
 
 
 def unavailable() -> None:
@@ -36,7 +37,7 @@ def replicate(x: Tensor) -> Tensor:
 
 
 def conv3x3_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, padding_mode: str, needs: Sequence[bool]
+    grad: Tensor, x: Tensor, weight: Tensor, padding_mode: str, needs: ConvNeeds
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias, of those that ``needs`` asks for (the others are None)."""
     zeros = padding_mode == "zeros"
@@ -57,7 +58,7 @@ def conv3x3_backward(
 
 
 def replicate_backward(grad: Tensor) -> Tensor:
-    """Adds what the border received to the cells it was copied from. PyTorch's own uses atomics on a GPU."""
+    """Adds the border's gradient to the cells that the border was copied from. PyTorch's own uses atomics on a GPU."""
     for dim in (-2, -1):
         length = grad.shape[dim]
         inner = grad.narrow(dim, 1, length - 2).clone()
@@ -75,9 +76,9 @@ def up2(x: Tensor, mode: str) -> Tensor:
 
 
 def up2_backward(grad: Tensor, mode: str) -> Tensor:
-    """Gathers, for every cell, from the at most four rows and columns it was spread to. fp32 at least.
+    """The gradient of :func:`up2`, in fp32 or fp64: each cell sums the at most four rows and columns that it went into.
 
-    PyTorch's own scatters, on a GPU with atomics, whose order and so whose bits differ from run to run.
+    PyTorch's own adds with atomics on a GPU, in an order that differs from run to run, and so do the result's bits.
     """
     grad = grad if grad.dtype == torch.float64 else grad.float()
     for dim in (-2, -1):
@@ -96,7 +97,7 @@ def up2_backward(grad: Tensor, mode: str) -> Tensor:
 
 
 def relu_up2(x: Tensor, upsample: str, memory_format: torch.memory_format, save: bool) -> tuple[Tensor, Tensor]:
-    """up2(ReLU(x)), and where ReLU let through, packed as the backward takes it (empty if not ``save``)."""
+    """up2(ReLU(x)), and the bits of the values that ReLU let through (none if not ``save``)."""
     active = pack_bits(~(x <= 0)) if save else x.new_empty(0, dtype=torch.uint8)
     return up2(F.relu(x), upsample).contiguous(memory_format=memory_format), active
 
@@ -119,12 +120,12 @@ def unpack_bits(packed: Tensor, width: int) -> Tensor:
 
 
 def apart(x: Tensor, sizes: list[int], dim: int) -> list[Tensor]:
-    """The parts of ``x``, copied: no output of an op may share memory with another."""
+    """The parts of ``x``, copied, because no output of an op may share memory with another."""
     return [part.clone() for part in x.split(sizes, dim)]
 
 
 def asked(gradients: Sequence[Tensor | None], needs: Sequence[bool], channels_last: bool) -> list[Tensor]:
-    """The gradients that ``needs`` asks for, maps and weights in their formats."""
+    """The gradients that ``needs`` asks for, those of maps and weights in the format chosen."""
     chosen = [g for g, need in zip(gradients, needs, strict=True) if need and g is not None]
     return [g.contiguous(memory_format=layout.chosen(channels_last and g.ndim == 4)) for g in chosen]
 
@@ -150,11 +151,12 @@ def merge_upsample_backward(
     channels_last: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
+    asked_for = MergeNeeds(*needs)
     grad = relu_up2_backward(grad, active, upsample)
     joined = torch.cat([skip, mask], dim=1)
-    wanted = [needs[0] or needs[1], needs[2], needs[3]]
+    wanted = ConvNeeds(asked_for.skip or asked_for.mask, asked_for.weight, asked_for.bias)
     d_joined, d_weight, d_bias = conv3x3_backward(grad, joined, weight, padding_mode, wanted)
-    d_skip, d_mask = apart(d_joined, [skip.shape[1], mask.shape[1]], dim=1) if wanted[0] else (None, None)
+    d_skip, d_mask = apart(d_joined, [skip.shape[1], mask.shape[1]], dim=1) if wanted.input else (None, None)
     return asked([d_skip, d_mask, d_weight, d_bias], needs, channels_last)
 
 
@@ -188,8 +190,8 @@ def refine_backward(
     channels_last: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    below = any(needs[i] for i in (0, 2, 3))  # feature, skip_weight, skip_bias: all behind the skip
-    wanted = [below, *(needs[i] for i in (1, 4, 5))]
+    asked_for = RefineNeeds(*needs)
+    wanted = asked_for.merge
     merged = iter(
         merge_upsample_backward(grad, active, skip, mask, merge_weight, upsample, padding_mode, channels_last, wanted)
     )
@@ -198,7 +200,7 @@ def refine_backward(
     if d_skip is not None:
         d_skip = torch.where(skip <= 0, 0, d_skip)
         d_feature, d_skip_weight, d_skip_bias = conv3x3_backward(
-            d_skip, feature, skip_weight, padding_mode, [needs[i] for i in (0, 2, 3)]
+            d_skip, feature, skip_weight, padding_mode, asked_for.convolution
         )
     gradients = [d_feature, d_mask, d_skip_weight, d_skip_bias, d_merge_weight, d_merge_bias]
     return asked(gradients, needs, channels_last)
@@ -222,5 +224,5 @@ def add_upsample_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     grad = relu_up2_backward(grad, active, upsample)
-    gradients = [grad, *conv3x3_backward(grad, mask, weight, padding_mode, needs[1:])]
+    gradients = [grad, *conv3x3_backward(grad, mask, weight, padding_mode, AddNeeds(*needs).convolution)]
     return asked(gradients, needs, channels_last)
