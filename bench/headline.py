@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharpmask.models import SharpMask, from_config
-from sharpmask.training.loop import make_optimizer
-from sharpmask.training.stages import TrainConfig, freeze, mask_loss, patch_losses, stage_defaults, total_loss
+from sharpmask.training.losses import mask_loss, patch_losses, total_loss
+from sharpmask.training.stages import TrainConfig, freeze, make_optimizer, stage_defaults
 from sharpmask_kernels import use_backend
 
 from . import memory

@@ -1,59 +1,48 @@
-"""The training loop: batches in, checkpoints and a log out, resumable to the bit.
+"""The training loop: batches in, checkpoints and a log out.
 
-Everything random is a function of (seed, step, rank), so a run that was stopped and resumed sees the same
-batches and the same dropout as one that was not.
+All randomness is a function of (seed, step, rank). A run that was stopped and resumed therefore sees the same
+batches and the same dropout as one that was not, and ends with the same bits.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import load_model, save_model, save_tensors
 from ..data.coco import CocoFolder
-from ..data.sampling import PatchBatches, PatchSampler
-from ..data.tiles import TileBatch, TileBatches
+from ..data.tiles import TileBatch
 from ..errors import DataError
-from ..evaluation.validator import Validator
+from ..evaluation import Validator
 from ..files import write_text
 from ..models import DeepMask, from_config
 from ..plain import to_plain
-from .stages import (
-    TERMS,
-    TrainConfig,
-    freeze,
-    learning_rate,
-    parameter_groups,
-    patch_losses,
-    tile_losses,
-    total_loss,
-)
+from .batches import load_batches, make_batches
+from .log import Log, make_progress
+from .losses import patch_losses, tile_losses, total_loss
+from .processes import average_gradients, own_device, process_group
+from .stages import TrainConfig, freeze, learning_rate, make_optimizer
 
 CHECKPOINT, BEST, STATE = "checkpoint.safetensors", "best.safetensors", "state.safetensors"
-SETTINGS, LOG, CURVES = "config.yaml", "log.csv", "curves.png"
+SETTINGS = "config.yaml"
 
 
 def train(config: TrainConfig, console: Console | None = None) -> Path:
-    """Train as ``config`` says; gives the last checkpoint's path.
+    """Train as ``config`` says and return the path of the last checkpoint.
 
-    Under torchrun every process takes its share. Raises ``DataError`` for unusable data or a run folder that
-    is already in use.
+    Under torchrun every process takes its share of the batches. Progress goes to ``console``, by default stderr.
+    Raises ``DataError`` for unusable data, or for a folder that holds a run already.
     """
     with process_group() as rank:
         run = Run(config, rank, Console(quiet=True) if rank else console or Console(stderr=True))
@@ -61,22 +50,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     return config.out / CHECKPOINT
 
 
-class process_group:
-    """The processes that torchrun started, if it did; gives this one's rank."""
-
-    def __enter__(self) -> int:
-        self.started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
-        if self.started:
-            dist.init_process_group()
-        return dist.get_rank() if dist.is_initialized() else 0
-
-    def __exit__(self, *error: object) -> None:
-        if self.started:
-            dist.destroy_process_group()
-
-
 class Run:
-    """One training run and everything it carries from step to step."""
+    """One training run and all that it carries from step to step."""
 
     def __init__(self, config: TrainConfig, rank: int, console: Console) -> None:
         self.rank, self.console = rank, console
@@ -85,14 +60,14 @@ class Run:
         torch.manual_seed(config.seed)
         self.device = own_device(config.device)
         self.model = initial_model(config).to(self.device).to(memory_format=torch.channels_last).train()
-        # A checkpoint to start from decides the model, and batches must fit that one.
+        # The checkpoint to start from decides the model's sizes, and batches must fit them.
         self.config = config = replace(config, model=self.model.config)
         freeze(self.model, config)
         self.learning = [p for p in self.model.parameters() if p.requires_grad]
         self.average: list[Tensor] = [p.detach().clone() for p in self.learning] if config.ema else []
         self.optimizer = make_optimizer(self.model, config)
         self.step, self.best = 0, -1.0
-        self.sums: dict[str, list[float]] = {}
+        self.sums: dict[str, list[float]] = {}  # each term's losses since the last line of the log
         if config.resume:
             self._load_state()
         elif (config.out / STATE).exists():
@@ -112,33 +87,48 @@ class Run:
             self.log = Log(config.out, self.step)
 
     def loop(self) -> None:
-        """Train to the end, saving, measuring and logging on the way."""
-        config, sums = self.config, self.sums
+        """Train to the last step. Log, validate and save on the way."""
+        config = self.config
+        steps = range(self.step, config.steps)
+        batches = load_batches(self.folder, self.batches, steps, workers=config.workers, device=self.device)
         with make_progress(self.console) as progress:
             task = progress.add_task(config.stage, total=config.steps, completed=self.step, loss="")
-            for batch in self._batches():
+            for batch in batches:
                 for name, value in self._train_step(batch).items():
-                    sums.setdefault(name, []).append(value)
+                    self.sums.setdefault(name, []).append(value)
                 self.step += 1
-                last = self.step == config.steps
                 row: dict[str, float] = {}
-                if self.step % config.log_every == 0 or last:
-                    row = {f"loss_{k}": sum(v) / len(v) for k, v in sums.items()}
+                if self._due(config.log_every):
+                    row = self._mean_losses()
+                    progress.update(task, loss=" ".join(f"{k} {v:.3f}" for k, v in row.items()))
                     row["lr"] = learning_rate(config, self.step - 1)
-                    progress.update(task, loss=" ".join(f"{k} {v:.3f}" for k, v in row.items() if k != "lr"))
-                    sums.clear()
                 if self.rank == 0:
-                    if self.validator is not None and (self.step % config.validate_every == 0 or last):
-                        row |= self._validate()
-                    if row:
-                        self.log.write(self.step, row)
-                    if self.step % config.save_every == 0 or last:
-                        self._save()
+                    self._record(row)
                 progress.update(task, completed=self.step)
         if self.rank == 0:
             self._finish()
 
+    def _due(self, every: int) -> bool:
+        """Whether something is due that happens every so many steps and after the last one."""
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _mean_losses(self) -> dict[str, float]:
+        """The mean of each loss since the last call."""
+        row = {f"loss_{k}": sum(v) / len(v) for k, v in self.sums.items()}
+        self.sums.clear()
+        return row
+
+    def _record(self, row: dict[str, float]) -> None:
+        """Validate and save if due; log ``row`` and what validation measured."""
+        if self.validator is not None and self._due(self.config.validate_every):
+            row |= self._validate(self.validator)
+        if row:
+            self.log.write(self.step, row)
+        if self._due(self.config.save_every):
+            self._save()
+
     def _train_step(self, batch: Any) -> dict[str, float]:
+        """One step on a batch. Returns the losses by term; raises ``DataError`` if one is not finite."""
         config = self.config
         torch.manual_seed(hash((config.seed, self.step, self.rank)))
         for group in self.optimizer.param_groups:
@@ -148,12 +138,12 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         if losses:
             total_loss(losses, config).backward()
-        self._share_gradients()
+        average_gradients(self.learning, self.device)
         if config.clip:
             torch.nn.utils.clip_grad_norm_(self.learning, config.clip)
         self.optimizer.step()
         if config.ema:
-            # Early on, when the weights still travel, the average follows closely.
+            # Early on the weights change fast, so the average follows them closely.
             decay = min(config.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.learning], 1 - decay)
         values = {name: value.item() for name, value in losses.items()}
@@ -162,60 +152,44 @@ class Run:
                 raise DataError(f"training: the {name} loss became {value} at step {self.step}; try a smaller lr")
         return values
 
-    def _share_gradients(self) -> None:
-        """Average the gradients over all processes.
-
-        What one process's batch did not touch counts as zero; what no batch touched has no gradient and rests,
-        as it does in a single process.
-        """
-        if not dist.is_initialized():
-            return
-        touched = torch.tensor([float(p.grad is not None) for p in self.learning], device=self.device)
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.learning]
-        flat = torch.cat([touched, *(g.flatten() for g in grads)])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        touched, *shared = flat.split([len(grads), *(g.numel() for g in grads)])
-        for p, t, g in zip(self.learning, touched.tolist(), shared, strict=True):
-            p.grad = g.view(p.shape) if t else None
-
-    def _batches(self) -> Iterator[Any]:
-        # Workers never touch the kernels, and each has one thread.
-        loader = DataLoader(
-            Fetching(self.folder, self.batches),
-            batch_size=None,
-            sampler=range(self.step, self.config.steps),
-            num_workers=self.config.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        skipped = self.folder.skipped
-        for batch, lines in loader:
-            skipped += [line for line in lines if line not in skipped]
-            if isinstance(batch, DataError):
-                raise batch
-            yield to_device(batch, self.device)
-
-    def _validate(self) -> dict[str, float]:
-        assert self.validator is not None
-        with Averaged(self):
-            row = self.validator(self.model)
+    def _validate(self, validator: Validator) -> dict[str, float]:
+        """Measure the averaged model and keep it if it is the best so far."""
+        with self._averaged():
+            row = validator(self.model)
         self.console.print(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
         found = row.get("refined_share_70", row.get("coarse_share_70", -1.0))
         if found > self.best:
             self.best = found
-            with Averaged(self):
-                save_model(self.model, self.config.out / BEST, training=self._record())
+            self._save_averaged(BEST)
         return row
 
-    def _record(self) -> dict[str, Any]:
-        """How the model was made; without paths, which are nobody else's business."""
-        inputs = ("dataset", "annotations", "validation", "validation_annotations", "start_from", "trunk_weights")
-        settings = {k: v for k, v in to_plain(self.config).items() if k not in (*inputs, "out")}
-        return {"step": self.step, **settings}
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model in evaluation mode with its averaged weights, inside the block."""
+        self._swap_average()
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
+            self._swap_average()
+
+    def _swap_average(self) -> None:
+        if self.config.ema:
+            for p, a in zip(self.learning, self.average, strict=True):
+                p.data, a.data = a.data, p.data
+
+    def _save_averaged(self, name: str) -> None:
+        """Write a checkpoint of the averaged model, with a record of how it was made."""
+        # Paths are left out: a checkpoint is passed on, and they concern this machine alone.
+        paths = ("dataset", "annotations", "validation", "validation_annotations", "start_from", "trunk_weights", "out")
+        settings = {k: v for k, v in to_plain(self.config).items() if k not in paths}
+        with self._averaged():
+            save_model(self.model, self.config.out / name, training={"step": self.step, **settings})
 
     def _save(self) -> None:
-        with Averaged(self):
-            save_model(self.model, self.config.out / CHECKPOINT, training=self._record())
+        """Write the checkpoint, and the state that a resumed run needs."""
+        self._save_averaged(CHECKPOINT)
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if self.config.ema:
             tensors |= {f"average.{i}": v for i, v in enumerate(self.average)}
@@ -233,24 +207,26 @@ class Run:
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
             self.step, self.best = int(metadata["step"]), float(metadata["best"])
-            # Losses since the last line of the log.
             self.sums = json.loads(metadata["sums"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise DataError(f"{path}: not the state of a run: {str(error).splitlines()[0]}") from error
-        model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         try:
-            self.model.load_state_dict(model)
-            slots: dict[int, dict[str, Tensor]] = {}
-            for name, value in tensors.items():
-                if name.startswith("optimizer."):
-                    _, i, slot = name.split(".")
-                    slots.setdefault(int(i), {})[slot] = value
-            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
-            if self.config.ema:
-                for i, average in enumerate(self.average):
-                    average.copy_(tensors[f"average.{i}"])
+            self._restore(tensors)
         except (RuntimeError, ValueError, KeyError) as error:
             raise DataError(f"{path}: does not fit these settings: {str(error).splitlines()[0]}") from error
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        """Set model, optimizer and average to the tensors that :meth:`_save` wrote."""
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, i, slot = name.split(".")
+                slots.setdefault(int(i), {})[slot] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
+        if self.config.ema:
+            for number, average in enumerate(self.average):
+                average.copy_(tensors[f"average.{number}"])
 
     def _finish(self) -> None:
         skipped = len(self.folder.skipped)
@@ -263,89 +239,8 @@ class Run:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-class Averaged:
-    """The model in evaluation mode with its averaged weights, for as long as the block lasts."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def _swap(self) -> None:
-        if self.run.config.ema:
-            for p, a in zip(self.run.learning, self.run.average, strict=True):
-                p.data, a.data = a.data, p.data
-
-    def __enter__(self) -> None:
-        self._swap()
-        self.run.model.eval()
-
-    def __exit__(self, *error: object) -> None:
-        self.run.model.train()
-        self._swap()
-
-
-class Log:
-    """log.csv, TensorBoard events and a plot of the curves, kept up to date."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        self.folder = folder
-        self.rows: list[dict[str, str]] = []
-        if step and (folder / LOG).exists():
-            with open(folder / LOG, newline="") as file:
-                self.rows = [r for r in csv.DictReader(file) if int(r["step"]) <= step]
-        self.board = self._board(step)
-
-    def _board(self, step: int) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # an extra: pip install 'sharpmask[train]'
-            return None
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
-
-    def write(self, step: int, row: dict[str, float]) -> None:
-        self.rows.append({"step": str(step), **{k: repr(v) for k, v in row.items()}})
-        names = list(dict.fromkeys(name for r in self.rows for name in r))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.folder / LOG, text.getvalue())
-        if self.board is not None:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
-        try:
-            from ..visualize import plot_training
-
-            plot_training(self.folder / LOG, self.folder / CURVES)
-        except ImportError:  # matplotlib is an extra as well
-            pass
-
-
-class Fetched(NamedTuple):
-    """A batch, or why there is none, and what its process has left out so far."""
-
-    batch: Any
-    skipped: list[str]
-
-
-class Fetching(Dataset[Fetched]):
-    """Batches in a form in which errors and counts survive the way out of a worker process."""
-
-    def __init__(self, folder: CocoFolder, batches: Dataset[Any]) -> None:
-        self.folder, self.batches = folder, batches
-
-    def __getitem__(self, step: int) -> Fetched:
-        try:
-            return Fetched(self.batches[step], self.folder.skipped)
-        except DataError as error:
-            return Fetched(error, self.folder.skipped)
-
-
 def initial_model(config: TrainConfig) -> DeepMask:
-    """The model that training starts with: fresh, or from a checkpoint whose shared parts it takes over."""
+    """The model that training starts with: a fresh one, or one with the tensors of the ``start_from`` checkpoint."""
     if config.start_from is None:
         if config.stage == "sharpmask" and config.trained == "stage":
             raise DataError(
@@ -369,64 +264,3 @@ def initial_model(config: TrainConfig) -> DeepMask:
     if any(name.startswith(("trunk.", "encode.", "score.")) for name in missing):
         raise DataError(f"{config.start_from}: tensor {missing[0]} is missing")
     return model
-
-
-def make_optimizer(model: DeepMask, config: TrainConfig) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, config)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-
-
-def make_batches(folder: CocoFolder, config: TrainConfig, rank: int) -> Dataset[Any]:
-    """The run's batches by step."""
-    model = config.model
-    if config.sampling == "dense":
-        return TileBatches(folder, config.tiles, window=model.window, seed=config.seed, rank=rank)
-    shape: dict[str, Any] = {
-        "window": model.window,
-        "context": model.context,
-        "rule": config.rule,
-        "seed": config.seed,
-    }
-    # The released code judges coarse masks at 112 of a window's 160 pixels, refined ones at all of them.
-    side = model.window if "refined" in TERMS[config.stage] else round(model.window * 0.7)
-    return PatchBatches(
-        PatchSampler(folder, head="mask", mask_size=side, **shape),
-        PatchSampler(folder, head="score", **shape),
-        batch_size=config.batch_size,
-        score_share=config.score_share if "score" in TERMS[config.stage] else 0.0,
-        seed=config.seed,
-        rank=rank,
-        world_size=dist.get_world_size() if dist.is_initialized() else 1,
-    )
-
-
-def own_device(name: str) -> torch.device:
-    """The device of this process: of several processes, each has the GPU of its own number."""
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is None and dist.is_initialized():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
-
-
-def make_progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-        console=console,
-    )
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with all its tensors on ``device``."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {k: to_device(v, device) for k, v in batch.items()}
-    if isinstance(batch, tuple):
-        return type(batch)(*(to_device(v, device) for v in batch))
-    return batch

@@ -30,18 +30,12 @@ from sharpmask.errors import DataError
 from sharpmask.evaluation import Validator, mask_iou
 from sharpmask.models import DeepMask, ModelConfig, SharpMask, from_config
 from sharpmask.plain import to_plain
-from sharpmask.training import TrainConfig, loop, stage_defaults, train
-from sharpmask.training.loop import BEST, CHECKPOINT, LOG, SETTINGS, STATE, Run
-from sharpmask.training.stages import (
-    StageName,
-    freeze,
-    learning_rate,
-    mask_loss,
-    patch_losses,
-    quality,
-    tile_losses,
-    total_loss,
-)
+from sharpmask.training import TrainConfig, stage_defaults, train
+from sharpmask.training.batches import make_batches
+from sharpmask.training.log import LOG
+from sharpmask.training.loop import BEST, CHECKPOINT, SETTINGS, STATE, Run
+from sharpmask.training.losses import mask_loss, patch_losses, quality, tile_losses, total_loss
+from sharpmask.training.stages import StageName, freeze, learning_rate
 
 QUIET = Console(quiet=True)
 TILES = TileConfig(side=80, tiles=2, pasted=2)
@@ -249,7 +243,7 @@ def test_stage_two_starts_with_stage_one_s_tensors_and_settings(settings: Factor
 
 def test_batches_fit_the_model_of_the_checkpoint(settings: Factory, tiny_checkpoint: Path) -> None:
     config = settings("fit", "sharpmask", start_from=tiny_checkpoint, model=ModelConfig())
-    batch = next(Run(config, 0, QUIET)._batches())
+    batch = Run(config, 0, QUIET).batches[0]
     assert batch["image"].shape == (2, 3, 80, 80) and batch["target"].shape == (2, 48, 48)
 
 
@@ -308,7 +302,7 @@ def soft_margin(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 def patches(run: Run, kind: str) -> dict[str, Any]:
-    return next(b for b in (loop.make_batches(run.folder, run.config, 0)[i] for i in range(20)) if b["kind"] == kind)
+    return next(b for b in (make_batches(run.folder, run.config, 0)[i] for i in range(20)) if b["kind"] == kind)
 
 
 def test_losses_of_patches_are_the_papers(settings: Factory, tiny_sharpmask: SharpMask) -> None:
@@ -347,7 +341,7 @@ def test_each_stage_has_its_own_terms(settings: Factory, tiny_sharpmask: SharpMa
         config = settings(stage, stage, sampling="patches")
         run = Run(config, 0, QUIET)
         assert set(patch_losses(tiny_sharpmask, patches(run, "mask"), config)) == names
-        kinds = {batch["kind"] for batch in (loop.make_batches(run.folder, config, 0)[i] for i in range(12))}
+        kinds = {batch["kind"] for batch in (make_batches(run.folder, config, 0)[i] for i in range(12))}
         assert kinds == ({"mask"} if stage == "sharpmask" else {"mask", "score"})
 
 
@@ -476,7 +470,7 @@ train(from_plain(TrainConfig, yaml.safe_load(Path({str(tmp_path / "c.yaml")!r}).
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     expected = average_by_hand(config)
-    kinds = [batch["kind"] for batch in (loop.make_batches(CocoFolder(config.dataset), config, 0)[i] for i in range(4))]
+    kinds = [batch["kind"] for batch in (make_batches(CocoFolder(config.dataset), config, 0)[i] for i in range(4))]
     assert set(kinds) == {"mask", "score"} and "mask" in kinds[:-1] and "score" in kinds[:-1]
     for step in range(4):
         states = [load_file(tmp_path / f"{rank}-{step}") for rank in range(2)]
@@ -497,7 +491,7 @@ def average_by_hand(config: TrainConfig) -> dict[str, Tensor]:
     """Weights after one step on the mean gradient of both processes' batches."""
     torch.manual_seed(config.seed)
     model = from_config(config.model)
-    sampler = loop.make_batches(CocoFolder(config.dataset), config, 0)
+    sampler = make_batches(CocoFolder(config.dataset), config, 0)
     sampler.world_size = 2  # type: ignore[attr-defined]
     for rank in range(2):
         sampler.rank = rank  # type: ignore[attr-defined]
