@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sharpmask.errors import DataError
-from sharpmask.geometry import GREY_BYTE
+from ..errors import DataError
+from ..geometry import GREY_BYTE
 
 # Pillow also opens formats that start other programs (EPS runs Ghostscript); photos need only these.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")

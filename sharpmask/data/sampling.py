@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sharpmask.data.coco import CocoFolder, Instance, Photo
-from sharpmask.errors import DataError
+from ..errors import DataError
+from .coco import CocoFolder, Instance, Photo
 
 Head = Literal["mask", "score"]
 Rule = Literal["paper", "released"]

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
-from sharpmask.data.images import load_image
-from sharpmask.errors import DataError
+from ..errors import DataError
+from .images import load_image
 
 FAMILIES = ("blob", "polygon", "ellipse", "star", "bar")
 """Shape families; the category id is the position plus one."""

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from pycocotools.coco import COCO
 
-from ..data.coco import decode_counts
+from ..data.annotations import decode_counts
 from ..errors import DataError
 
 GroundTruth: TypeAlias = Mapping[str, Any] | COCO
