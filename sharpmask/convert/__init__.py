@@ -1,5 +1,30 @@
 """The authors' released models, and those of the public PyTorch port, as models of this package."""
 
-from .released import Converted, convert
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import DataError
+from .converted import Converted
+from .port import from_port, read_port
+from .released import Released
+from .torch7 import load
 
 __all__ = ["Converted", "convert"]
+
+
+def convert(path: str | Path) -> Converted:
+    """The model in a file: a released DeepMask or SharpMask (Torch 7), or a state_dict of the PyTorch port of
+    DeepMask (read without running pickled code).
+
+    Its ``search`` has the released geometry. Raises ``DataError`` naming what does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"weights: no file {path}")
+    with path.open("rb") as file:
+        start = file.read(4)
+    # A zip archive or a pickle is PyTorch's; a Torch 7 file starts with a small integer.
+    if start[:2] in (b"PK", b"\x80\x02"):
+        return from_port(read_port(path), str(path))
+    return Released(load(path), path).convert()
