@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file with a model's tensors and, as JSON in its header, how to rebuild and use it.
+"""Checkpoints: a safetensors file with a model's tensors and, as JSON in its header, its configuration.
 
-Nothing is ever unpickled, and a file's settings are compared with its tensors before any memory is taken.
+Nothing is unpickled, and a file's configuration is compared with its tensors before any memory is taken.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .models.weights import load_tensors
 from .plain import from_plain, to_plain
 
 FORMAT = "sharpmask-1"
+"""Name and version of the format, in every checkpoint's header."""
 DEFAULT = "sharpmask_lite0_112.safetensors"
 """The checkpoint that comes with the package."""
 
@@ -31,7 +32,7 @@ DEFAULT = "sharpmask_lite0_112.safetensors"
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
     """Write a safetensors file atomically: a reader sees the old file or the whole new one."""
     with atomic(path) as part:
-        # Not save_file: that makes files which only their owner may read.
+        # Files of save_file could be read by their owner alone.
         part.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata)))
 
 
@@ -42,9 +43,10 @@ def save_model(
     training: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write ``model`` with its configuration; ``training`` is kept as a record of how it was made.
+    """Write ``model`` with its configuration.
 
-    ``dtype`` torch.float16 halves the file; weights are fp32 again once loaded.
+    ``training``: a record of how the model was made, kept in the header. ``dtype``: of the tensors in the file;
+    torch.float16 halves its size, and loading converts the weights back to fp32.
     """
     header = {
         "format": FORMAT,
@@ -84,7 +86,7 @@ def read_training(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A checkpoint's file and header; what is wrong with the file becomes a ``DataError``."""
+    """A checkpoint's file and header. Errors of reading become ``DataError``."""
     if not path.is_file():
         raise DataError(f"checkpoint: no file {path}")
     try:
@@ -105,7 +107,7 @@ def _json(header: Mapping[str, str], key: str, path: Path) -> Any:
 
 
 def _check_shapes(config: ModelConfig, shapes: Mapping[str, list[int]], path: Path) -> None:
-    """Refuse settings that do not match the tensors before a hostile width takes memory."""
+    """Refuse a configuration that does not match the tensors, before a hostile width takes memory."""
     try:
         with torch.device("meta"):
             own = {k: list(v.shape) for k, v in from_config(config).state_dict().items()}

@@ -1,4 +1,4 @@
-"""Pictures: masks drawn over a photo, one mask growing through the refinement modules, training curves."""
+"""Pictures: masks drawn over a photo, a mask growing through the refinement modules, training curves."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-# Of many starts and orders these keep the first 6, 10 and 20 colours farthest apart to the eye (in OKLab).
+# Chosen by search: with these the first 6, 10 and 20 colours are farthest apart to the eye (in OKLab).
 FIRST_HUE = 0.86
 STYLES = ((0.95, 0.75), (0.85, 1.0), (0.55, 1.0))  # saturation, value
 FILL_OPACITY = 0.5
 EDGE_OPACITY = 0.55  # of the thin dark line around a contour
 LABEL_BACKGROUND = (20, 20, 24)
-# A dark-to-light ramp of rising lightness, so that it also reads in greyscale print.
+# Position, then red, green and blue. Lightness rises all the way, so the ramp also reads in greyscale print.
 RAMP = ((0, 7, 6, 20), (0.25, 65, 22, 106), (0.5, 158, 47, 105), (0.75, 236, 105, 66), (1, 252, 240, 176))
 
 
 def distinct_colours(n: int) -> np.ndarray:
-    """`n` colours, (n, 3) uint8 RGB: each hue is a golden-ratio turn after the last, the most even spread for
-    any `n`; brightness and saturation change as well, so that near hues met again later still differ."""
+    """`n` colours, (n, 3) uint8 RGB.
+
+    Each hue is a golden-ratio turn after the one before, which spreads any number of hues evenly. Brightness and
+    saturation change as well, so that colours of similar hue differ.
+    """
     rows = [colorsys.hsv_to_rgb((FIRST_HUE + i * GOLDEN_RATIO) % 1, *STYLES[i % 3]) for i in range(n)]
     return np.round(np.array(rows).reshape(n, 3) * 255).astype(np.uint8)
 
@@ -47,15 +50,16 @@ def overlay(
     limit: int | None = 20,
     fill: float = FILL_OPACITY,
 ) -> np.ndarray:
-    """`image` with every mask in its own colour, filled and outlined; larger masks lie under smaller ones.
+    """`image` with masks drawn over it, each filled and outlined in its own colour; smaller masks lie on top.
 
-    image: (h, w, 3) uint8 RGB. masks: boolean (h, w) arrays or compressed COCO RLE dicts, best first; an
-    iterator is fine, only one mask at a time is held uncompressed. scores: written beside each mask where
-    there is room; with scores the `limit` best are drawn, without them the first `limit`. boxes: one
-    (x, y, width, height) in pixels per mask, drawn as rectangles. fill: opacity of the inside, 0 to 1.
+    image: (h, w, 3) uint8 RGB. masks: boolean (h, w) arrays or compressed COCO RLE dicts, best first; may be
+    an iterator, because only one mask at a time is held uncompressed. scores: written beside each mask where
+    there is room. limit: the number of masks drawn, those with the best scores, or the first ones without
+    scores. boxes: one (x, y, width, height) in pixels per mask, drawn as rectangles. fill: opacity of the
+    inside, 0 to 1.
 
-    Returns a new (h, w, 3) uint8 array. Raises ValueError for another shape or dtype, or for lengths that
-    differ.
+    Returns a new (h, w, 3) uint8 array. Raises ValueError for another shape or dtype, or for fewer scores or
+    boxes than masks.
     """
     _check_image("image", image)
     height, width = image.shape[:2]
@@ -64,7 +68,7 @@ def overlay(
     rles = [_as_rle(mask, height, width) for mask in masks]
     for name, values in (("scores", scores), ("boxes", boxes)):
         if values is not None and len(values) < len(rles):
-            raise ValueError(f"{name}: expected one per mask ({len(rles)}), got {len(values)}")
+            raise ValueError(f"{name} must be one per mask ({len(rles)}), got {len(values)}")
     ranked = list(range(len(rles)))
     if scores is not None:
         ranked = sorted(ranked, key=lambda i: -scores[i])[:limit]
@@ -94,13 +98,13 @@ def film_strip(
     threshold: float = 0.5,
     panel: int | None = None,
 ) -> np.ndarray:
-    """One mask growing through the refinement modules: the window, every stage, the mask over the window.
+    """A mask growing through the refinement modules, in a row of panels: window, stages, mask over the window.
 
-    image_crop: (S, S, 3) uint8, the window. stages: 2-D float arrays of rising size, (10, 10), (20, 20), ...
-    in the usual case; the last one is the mask's probability, thresholded at `threshold` for the last panel.
-    A stage with values outside [0, 1] (an activation) is stretched from its own minimum to its maximum.
-    labels: one text for each of the len(stages) + 2 panels. panel: side of a panel in pixels, by default the
-    smallest multiple of the last stage's side from 200 up, so that every stage's cells are squares of equal
+    image_crop: (S, S, 3) uint8, the window. stages: 2-D float arrays of rising size, usually (10, 10),
+    (20, 20), ...; the last one is the mask's probability, which the last panel cuts at `threshold`. A stage
+    with values outside [0, 1] (an activation) is scaled so that its minimum is 0 and its maximum 1. labels: one
+    text for each of the len(stages) + 2 panels. panel: side of a panel in pixels. The default is the smallest
+    multiple of the last stage's side that is at least 200, so that the cells of a stage are squares of equal
     size.
 
     Returns (height, width, 3) uint8. Raises ValueError naming the argument that does not fit.
@@ -108,14 +112,14 @@ def film_strip(
     _check_image("image_crop", image_crop)
     grids = [np.asarray(stage, dtype=np.float64) for stage in stages]
     if not grids or any(grid.ndim != 2 or 0 in grid.shape for grid in grids):
-        raise ValueError(f"stages: expected at least one non-empty 2-D array, got shapes {[g.shape for g in grids]}")
+        raise ValueError(f"stages must be at least one non-empty 2-D array, got shapes {[g.shape for g in grids]}")
     if labels is None:
         labels = ["window", *(f"{g.shape[0]} x {g.shape[1]}" for g in grids), "mask"]
     if len(labels) != len(grids) + 2:
-        raise ValueError(f"labels: expected {len(grids) + 2} (window, stages, mask), got {len(labels)}")
+        raise ValueError(f"labels must be {len(grids) + 2} (window, stages, mask), got {len(labels)}")
     side = panel or math.ceil(200 / max(grids[-1].shape)) * max(grids[-1].shape)
     window = np.asarray(Image.fromarray(image_crop).resize((side, side), Image.Resampling.BICUBIC))
-    # The last panel's outline follows the mask at the panel's resolution: probability is resized, then cut.
+    # Probability is resized first and cut then, so that the outline has the panel's resolution.
     final = _resize_grid(grids[-1], side, Image.Resampling.BILINEAR) > threshold
     result = (window * 0.5).astype(np.uint8)
     _draw_mask(result, window, _as_rle(final, side, side), np.array(RAMP[3][1:]), 0.35, max(1, side // 120))
@@ -128,10 +132,10 @@ def film_strip(
 
 
 def plot_training(csv_path: Path | str, png_path: Path | str) -> None:
-    """Draws the curves of a training log: losses in one panel, other metrics (IoU, accuracy) in the other.
+    """Write a PNG of a training log's curves: losses in one panel, other metrics (IoU, accuracy) in the other.
 
-    The CSV has a `step` column and any number of metric columns; empty cells are steps without that metric.
-    Learning rates and times are left out. Columns logged often are drawn faintly with a running mean on top.
+    The CSV has a `step` column and any number of metric columns; a cell is empty where a step has no such metric.
+    Learning rates and times are left out. Curves of many points are drawn faintly, with a running mean on top.
     Raises DataError for a file that is missing or not such a table, ImportError without matplotlib.
     """
     curves = _read_curves(Path(csv_path))
@@ -153,7 +157,7 @@ def plot_training(csv_path: Path | str, png_path: Path | str) -> None:
 
 
 def save_png(array: np.ndarray, path: Path | str) -> None:
-    """Writes an (h, w, 3) or (h, w) uint8 array as PNG, atomically: readers see the old file or the new one.
+    """Write an (h, w, 3) or (h, w) uint8 array as PNG, atomically: readers see the old file or the new one.
 
     Missing folders are made. Raises OSError where `path` cannot be written.
     """
@@ -163,7 +167,10 @@ def save_png(array: np.ndarray, path: Path | str) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty matplotlib figure of `width` x `height` inches that needs no display and no global state."""
+    """An empty matplotlib figure of `width` x `height` inches; it needs no display and has no global state.
+
+    Raises ImportError without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -179,20 +186,20 @@ def style_axes(axes: Any) -> None:
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:
-    """Writes a figure as PNG, atomically as `save_png` does."""
+    """Write a figure as PNG, atomically as `save_png` does."""
     with atomic(Path(path)) as part:
         figure.savefig(part, format="png")
 
 
 def _check_image(name: str, image: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"{name}: expected uint8 of shape (h, w, 3), got {image.dtype} {tuple(image.shape)}")
+        raise ValueError(f"{name} must be uint8 (h, w, 3), got {image.dtype} {tuple(image.shape)}")
 
 
 def _as_rle(mask: np.ndarray | Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
     size = tuple(mask["size"]) if isinstance(mask, Mapping) else np.shape(mask)
     if size != (height, width):
-        raise ValueError(f"masks: expected the image's size {(height, width)}, got {size}")
+        raise ValueError(f"masks must be of the image's size {(height, width)}, got {size}")
     if isinstance(mask, Mapping):
         return dict(mask)
     return dict(coco_mask.encode(np.asfortranarray(np.asarray(mask, dtype=bool), dtype=np.uint8)))
@@ -206,12 +213,15 @@ def _draw_mask(
     fill: float,
     thickness: int,
 ) -> None:
-    """Paints one mask into `canvas`. The inside is mixed with the photo, not with masks below, so that
-    colours stay true however many masks overlap."""
+    """Paint one mask into `canvas`.
+
+    Its colour is mixed with that of the photo `image`, not with masks below, so it is the same however many masks
+    overlap. fill: opacity of the inside. thickness: of the contour, in pixels.
+    """
     x, y, w, h = (int(v) for v in coco_mask.toBbox(rle))
     if w == 0 or h == 0:
         return
-    # Room for the contour on every side. The crop ends where the image does: no contour runs along its edge.
+    # The contour needs room on every side. At the image's edge there is none, so no contour runs along it.
     pad = 3 * thickness
     top, left = max(0, y - pad), max(0, x - pad)
     area = (slice(top, y + h + pad), slice(left, x + w + pad))
@@ -220,7 +230,7 @@ def _draw_mask(
     tint = colour.astype(np.float32)
     painted = target.astype(np.float32)
     painted[mask] = (photo + fill * (tint - photo))[mask]
-    # Blurred, the mask is 1/2 on its border, 0 outside and 1 inside: a light line inside, a dark one outside.
+    # The blurred mask is 1/2 on its border. The contour is there: light inside the mask, dark outside.
     line = np.clip(2.4 * (1 - np.abs(2 * _blur(mask, 0.75 * thickness) - 1)), 0, 1)[..., None]
     edge = np.where(mask[..., None], tint + 0.3 * (255 - tint), (1 - EDGE_OPACITY) * painted)
     target[...] = np.round(painted + line * (edge - painted)).astype(np.uint8)
@@ -239,7 +249,7 @@ def _draw_box(picture: Image.Image, box: Sequence[float], colour: tuple[int, ...
 
 
 def _draw_scores(picture: Image.Image, items: Sequence[tuple[dict[str, Any], float, np.ndarray]]) -> None:
-    """Writes scores best first, each inside its mask; one that would cover an earlier one is left out."""
+    """Write scores, best first, each inside its mask. A score that would cover an earlier one is left out."""
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(max(10, round(min(picture.size) / 36)))
     taken: list[tuple[float, float, float, float]] = []
@@ -248,7 +258,7 @@ def _draw_scores(picture: Image.Image, items: Sequence[tuple[dict[str, Any], flo
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         half_w, half_h = (right - left) / 2 + 3, (bottom - top) / 2 + 3
         x, y = _label_point(coco_mask.decode(rle))
-        if 4 * half_w * half_h > coco_mask.area(rle) / 3:  # would hide the object: write above it
+        if 4 * half_w * half_h > coco_mask.area(rle) / 3:  # it would hide the object, so write it above
             y = float(coco_mask.toBbox(rle)[1]) - half_h - 2
         x = min(max(x, half_w), max(half_w, picture.width - half_w))
         y = min(max(y, half_h), max(half_h, picture.height - half_h))
@@ -261,7 +271,7 @@ def _draw_scores(picture: Image.Image, items: Sequence[tuple[dict[str, Any], flo
 
 
 def _label_point(mask: np.ndarray) -> tuple[float, float]:
-    """(x, y) of the mask's pixel nearest to its centre of mass: always on the object, also on a ring."""
+    """(x, y) of the mask's pixel nearest to its centre of mass, which need not be on the mask itself (a ring)."""
     ys, xs = np.nonzero(mask)
     nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
     return float(xs[nearest]), float(ys[nearest])

@@ -1,11 +1,11 @@
-"""Reader of files that Torch 7 wrote with ``torch.save`` in its binary format, made for files of unknown origin.
+"""Reader of files that Torch 7 wrote with ``torch.save`` in its binary format; safe for files of unknown origin.
 
 A file is one object. An object starts with its type: nil, number, string, boolean, table, function or instance
-of a class; the last three carry a number by which later occurrences refer to the first. Numbers are 64-bit
-floats; counts and types are 32-bit integers, sizes and strides 64-bit ones, all little-endian.
+of a class. The last three carry an index, by which later occurrences refer to the first. Numbers are 64-bit
+floats; counts and types are 32-bit integers, sizes and strides 64-bit integers, all little-endian.
 
 Nothing in a file is run: functions are skipped, and classes other than tensors and storages become plain data.
-Tensors are views of the mapped file. All else is limited by ``MAX_VALUES`` and the file's own size.
+Tensors are views of the mapped file. ``MAX_VALUES`` and the file's size limit everything else.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import numpy.typing as npt
 from ..errors import DataError
 
 MAX_DEPTH = 100
-"""Of objects in objects; the released models have 25."""
+"""Levels of objects in objects; the released models have 25."""
 MAX_VALUES = 1 << 20
-"""In one file; the released models have some ten thousand."""
+"""Values in one file; the released models have some ten thousand."""
 MAX_NAME = 256
-"""Bytes of a class name."""
+"""Bytes of a class's name."""
 MAX_DIMENSIONS = 32
 
 NIL, NUMBER, STRING, TABLE, INSTANCE, BOOLEAN, FUNCTION, OLD_CLOSURE, CLOSURE = range(9)
@@ -47,21 +47,21 @@ DTYPES = {
     for device in ("", "Cuda")
     for name, code in (ELEMENTS | ({"": "f4"} if device else {})).items()
 }
-"""By class name, without its ending "Storage" or "Tensor"."""
+"""Data type by class name, without its ending "Storage" or "Tensor"."""
 
 Source: TypeAlias = "bytes | mmap.mmap"
 
 
 @dataclass(eq=False)
 class Table:
-    """A Lua table. Whole numbers are ``int`` keys; tables and instances are keys by identity."""
+    """A Lua table. Keys that are whole numbers are ``int``; tables and instances as keys compare by identity."""
 
     values: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
 class Instance:
-    """Something of a class: its name as Torch knows it, and what was saved of it, usually a :class:`Table`."""
+    """An instance of a class: the class's name in Torch, and the instance's data, usually a :class:`Table`."""
 
     name: str
     data: Any = None
@@ -69,7 +69,7 @@ class Instance:
 
 @dataclass(eq=False)
 class Array:
-    """A tensor or a storage: a read-only view of the file, and the elements of the storage it lies in."""
+    """A tensor or a storage: a read-only view of the file, and the number of elements in its storage."""
 
     name: str
     values: npt.NDArray[Any]
@@ -77,11 +77,11 @@ class Array:
 
 
 def load(path: str | Path) -> Any:
-    """The object in a file: None, float, bool, str (one character a byte), :class:`Table`, :class:`Instance` or
+    """The object in a file: None, float, bool, str (one character per byte), :class:`Table`, :class:`Instance` or
     :class:`Array`.
 
-    Objects may contain one another in circles. Raises ``DataError`` for a missing file, and for one that is
-    damaged, too deep, too long, of text or of a class with a layout of its own.
+    Objects may contain one another in circles. Raises ``DataError`` for a missing file, for one that is damaged,
+    too deep or too long, for the text format, and for a class that is stored in a layout of its own.
     """
     path = Path(path)
     try:
@@ -107,7 +107,7 @@ class _Reader:
         return DataError(f"{self.name}: not a Torch 7 file that can be read: {what} at byte {self.at}")
 
     def skip(self, size: int) -> int:
-        """Step over ``size`` bytes that must be there; gives where they start."""
+        """Step over ``size`` bytes, which must be there; returns where they start."""
         start = self.at
         if not 0 <= size <= len(self.source) - start:
             raise self.error(f"expected {size} more bytes, got {len(self.source) - start}")
@@ -157,7 +157,7 @@ class _Reader:
         return self.function(self.remember(index, Instance("function")), depth)
 
     def remember(self, index: int, value: Any) -> Any:
-        """Known before its content is read, which may refer back to it."""
+        """Register an object before its content is read, because the content may refer to it."""
         self.known[index] = value
         return value
 

@@ -1,7 +1,7 @@
-"""DeepMask: from the window of an image to a coarse mask and a score.
+"""DeepMask: from a window of an image to a coarse mask and a score.
 
-The feed-forward network of SharpMask (section 4), W160-P4-D39-F128 with head C, and the original of 2015.
-Images are RGB in [0, 1]; normalisation is part of the model.
+Both the feed-forward network of SharpMask (section 4), W160-P4-D39-F128 with head C, and the original of 2015.
+Images are RGB in [0, 1]; the model normalises them.
 """
 
 from __future__ import annotations
@@ -23,27 +23,29 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class DenseMaps(NamedTuple):
-    """What one image gives at one scale: everything that its windows share."""
+    """The maps of an image at one scale, which its windows share."""
 
     taps: list[Tensor]
     """Trunk maps at strides 16, 8, 4, 2."""
     code: Tensor
     """(B, code, rows, cols): the code of every window."""
     score: Tensor
-    """(B, 1, rows, cols): its objectness logit."""
+    """(B, 1, rows, cols): the objectness logit of every window."""
 
 
 class DeepMask(nn.Module):
     """Trunk, window code, coarse mask, score.
 
     ``window`` S: side in pixels, a multiple of 16. ``context``: pixels of image seen around a training patch,
-    half on each side, a multiple of 32. ``features``: width of the 1x1 convolution before the code.
+    half on each side, a multiple of 32. ``features``: width of the 1x1 convolution before the code. ``code``: length
+    of the code. ``mask_side``: side of the coarse mask. ``score_hidden``: hidden units of the score head. Raises
+    ``ValueError`` for a window or a context that is no such multiple.
     """
 
     mean: Tensor
     std: Tensor
     config: ModelConfig
-    """What this model was built from."""
+    """The configuration that this model was built from."""
     search: SearchConfig
     """How its windows are searched over full images."""
 
@@ -77,14 +79,14 @@ class DeepMask(nn.Module):
         return self.trunk((image - self.mean) / self.std)
 
     def dense(self, image: Tensor) -> DenseMaps:
-        """All windows of padded images (B, 3, h + S, w + S): the convolutional form of the heads."""
+        """The maps of padded images (B, 3, h + S, w + S), by the heads in their convolutional form."""
         taps = self.taps(image)
         kernel = self.encode.weight.unflatten(1, (-1, self.cells, self.cells))
         code = F.conv2d(F.relu(self.reduce(taps[0])), kernel, self.encode.bias)
         return DenseMaps(taps, code, self.score(code.movedim(1, -1))[:, None])
 
     def window_codes(self, taps: list[Tensor], windows: Windows) -> Tensor:
-        """Codes (N, code) of some windows only; equal to ``dense`` at their grid cells. For training."""
+        """Codes (N, code) of some windows only, equal to those of ``dense`` at their grid cells; for training."""
         features = F.relu(self.reduce(taps[0]))
         return self.encode(gather_windows(features, windows, self.cells).flatten(1))
 
@@ -115,8 +117,8 @@ class DeepMask(nn.Module):
 class OriginalDeepMask(DeepMask):
     """DeepMask of 2015: VGG-A, 224-pixel windows, separate mask and score branches, about 75M parameters.
 
-    Here ``code`` is the mask branch's 512-vector. The score branch pools by two, so its convolutional form
-    reads every other cell (pooling with stride 1, then a dilated layer), which restores stride 16.
+    Its ``code`` is the 512-vector of the mask branch. The score branch pools by two. To keep stride 16, its
+    convolutional form pools with stride 1, and the layer after it is dilated, so that it reads every other cell.
     """
 
     def __init__(self, trunk: Trunk, *, window: int = 224, context: int = 0, mask_side: int = 56) -> None:
@@ -142,7 +144,7 @@ class OriginalDeepMask(DeepMask):
         kernel = first.weight.unflatten(1, (-1, self.pooled, self.pooled))
         hidden = F.conv2d(F.max_pool2d(taps[0], 2, stride=1), kernel, first.bias, dilation=2)
         score = nn.Sequential(*rest)(hidden.movedim(1, -1)).movedim(-1, 1)
-        # A window with an odd number of cells leaves its last cell to the mask branch alone.
+        # The score branch ignores the last cell of a window with an odd number of cells, so its map may be larger.
         return DenseMaps(taps, code, score[:, :, : code.shape[2], : code.shape[3]])
 
     def forward(self, patch: Tensor) -> tuple[Tensor, Tensor]:

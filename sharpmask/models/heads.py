@@ -1,4 +1,4 @@
-"""What turns a window's code into a coarse mask and a score."""
+"""The heads: from a window's code to a coarse mask and to a score."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ class MaskHead(nn.Linear):
 
 
 class ScoreHead(nn.Sequential):
-    """Code (..., code) -> objectness logit (...): "head C", which shares the mask's code (SharpMask, section 4)."""
+    """Code (..., code) -> objectness logit (...): "head C" of SharpMask, section 4.
+
+    The mask has the same code.
+    """
 
     def __init__(self, code: int, hidden: int) -> None:
         super().__init__(

@@ -13,7 +13,7 @@ from sharpmask_kernels import add_upsample, refine
 ConvParameters: TypeAlias = tuple[Tensor, Tensor | None]
 
 PADDING: Final = "replicate"
-"""The released code pads symmetrically, which for one cell is this; so no border of zeros enters a mask."""
+"""The released code pads symmetrically, which for one cell is the same. No border of zeros enters a mask."""
 
 
 def conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
@@ -23,11 +23,12 @@ def conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
 class RefinementModule(nn.Module):
     """One stage: feature F and mask encoding M -> mask encoding of twice the size.
 
-    Both forms split into a horizontal half, of F alone and so computed once per image, and a vertical half
-    of M, computed per window: M' = up2(ReLU(horizontal(F) + vertical(M))).
+    Both forms are M' = up2(ReLU(horizontal(F) + vertical(M))). The horizontal half depends on F alone, so it is
+    computed once per image; the vertical half is computed per window.
     """
 
     upsample: str
+    """"bilinear" or "nearest"."""
 
     def horizontal(self, feature: Tensor) -> Tensor:
         """feature (B, Kf, H, W) -> (B, Ko, H, W)."""
@@ -38,11 +39,11 @@ class RefinementModule(nn.Module):
         raise NotImplementedError
 
     def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
-        """The module as it is written down: feature (B, Kf, H, W), mask (B, Km, H, W) -> (B, Ko, 2H, 2W)."""
+        """The whole module: feature (B, Kf, H, W), mask (B, Km, H, W) -> (B, Ko, 2H, 2W)."""
         return self.add(self.horizontal(feature), mask)
 
     def add(self, horizontal: Tensor, mask: Tensor) -> Tensor:
-        """The vertical half: horizontal (B, Ko, H, W), mask (B, Km, H, W) -> (B, Ko, 2H, 2W)."""
+        """The vertical half and the sum: horizontal (B, Ko, H, W), mask (B, Km, H, W) -> (B, Ko, 2H, 2W)."""
         *first, (weight, bias) = self.vertical()
         for w, b in first:
             mask = F.relu(F.conv2d(F.pad(mask, (1, 1, 1, 1), mode=PADDING), w, b))
@@ -52,7 +53,8 @@ class RefinementModule(nn.Module):
 class PaperRefinement(RefinementModule):
     """The paper's module: skip S from F, concatenation with M, one convolution, ReLU, bilinear upsampling.
 
-    The skip has two convolutions, over ``skip_hidden`` channels (section 5), or one if that is 0 (section 3.2).
+    The skip has two convolutions with ``skip_hidden`` channels between them (section 5), or a single one if that is
+    0 (section 3.2).
     """
 
     upsample = "bilinear"
@@ -72,7 +74,7 @@ class PaperRefinement(RefinementModule):
         self.merge = conv3x3(skip_channels + mask_channels, out_channels)
 
     def _hidden(self, feature: Tensor) -> Tensor:
-        """What the last convolution of the skip gets."""
+        """The input of the skip's last convolution."""
         for conv in self.skip[:-1]:
             feature = F.relu(conv(feature))
         return feature
@@ -100,9 +102,9 @@ class PaperRefinement(RefinementModule):
 
 
 class ReleasedRefinement(RefinementModule):
-    """The released code's module: three horizontal and two vertical convolutions, summed; nearest upsampling.
+    """The released code's module: three horizontal and two vertical convolutions, their sum, ReLU, nearest upsampling.
 
-    The first horizontal convolution goes to 64 channels, or half of F's where that is less.
+    The first horizontal convolution has 64 output channels, or half as many as F where that is less.
     """
 
     upsample = "nearest"

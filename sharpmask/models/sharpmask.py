@@ -14,22 +14,24 @@ from .trunk import Trunk
 
 
 class Refined(NamedTuple):
-    """What a SharpMask gives for N windows: the logits of both masks and the score."""
+    """The outputs of a SharpMask for N windows: the logits of both masks and of the score."""
 
     coarse: Tensor
-    """(N, side, side)"""
+    """Coarse mask (N, side, side)."""
     refined: Tensor
-    """(N, S, S)"""
+    """Refined mask (N, S, S)."""
     score: Tensor
-    """(N)"""
+    """Objectness (N)."""
 
 
 class SharpMask(DeepMask):
-    """DeepMask, whose mask head it keeps, with four refinement modules on top.
+    """DeepMask with four refinement modules on top; the coarse mask's head stays.
 
-    ``mask_channels``: widths of the mask encodings M1 .. M5; ``skip_channels``: of the skips S1 .. S4. The
-    paper's k_m = k_s = k / 2^(i-1) with k = 32 is the default. ``crop_first``: whether training patches crop the
-    trunk's maps before the horizontal convolutions (as the released code) or after, as full images see them.
+    ``refinement``: "paper" or "released". ``mask_channels``: widths of the mask encodings M1 .. M5;
+    ``skip_channels``: of the skips S1 .. S4. The default is the paper's k_m = k_s = k / 2^(i-1) with k = 32.
+    ``crop_first``: whether the maps of a training patch are cropped to the window before the horizontal
+    convolutions, as in the released code, or after them, which is what happens in full images. Raises
+    ``ValueError`` for widths of another number of stages.
     """
 
     def __init__(
@@ -76,28 +78,28 @@ class SharpMask(DeepMask):
         return [cast(RefinementModule, module) for module in self.refinements]
 
     def refinement_parameters(self) -> list[nn.Parameter]:
-        """What the second training stage trains: M1's linear layer, all refinement modules, the head."""
+        """The parameters that the second training stage trains: M1's linear layer, all refinement modules, the head."""
         return [p for m in (self.encoding, self.refinements, self.head) for p in m.parameters()]
 
     def mask_encoding(self, code: Tensor) -> Tensor:
-        """Codes (N, code) -> M1 (N, K0, s, s), linear."""
+        """Codes (N, code) -> M1 (N, K0, s, s) by a linear layer."""
         return self.encoding(code).unflatten(1, (-1, self.cells, self.cells))
 
     def horizontals(self, taps: list[Tensor]) -> list[Tensor]:
-        """The horizontal map of every stage, stride 16 first: once per image, shared by its windows."""
+        """The horizontal map of every stage, stride 16 first. The windows of an image share them."""
         return [module.horizontal(tap) for module, tap in zip(self.refinement_modules(), taps, strict=True)]
 
     def top_down(self, code: Tensor, horizontals: list[Tensor]) -> list[Tensor]:
-        """All mask encodings M1 .. M5 of codes (N, code), given their windows' horizontal maps; differentiable."""
+        """All mask encodings M1 .. M5 of N windows, from their codes (N, code) and horizontal maps; differentiable."""
         encodings = [self.mask_encoding(code)]
         for module, horizontal in zip(self.refinement_modules(), horizontals, strict=True):
             encodings.append(module.add(horizontal, encodings[-1]))
         return encodings
 
     def refine_codes(self, code: Tensor, horizontals: list[list[Tensor]], windows: Windows) -> Tensor:
-        """Logits (N, S, S) of the windows with codes (N, code), all at once; ``horizontals[scale][stage]``.
+        """Logits (N, S, S) of windows with codes (N, code), by one op; ``horizontals[scale][stage]``.
 
-        For inference: no gradient.
+        For inference only: it has no gradient.
         """
         modules = self.refinement_modules()
         return refine_windows(
@@ -111,7 +113,7 @@ class SharpMask(DeepMask):
         )
 
     def refine_dense(self, taps: list[Tensor], code: Tensor, windows: Windows) -> Tensor:
-        """Logits (N, S, S) of windows of one scale, cut out of dense horizontal maps; differentiable."""
+        """Logits (N, S, S) of windows of one scale, gathered from dense horizontal maps; differentiable."""
         gathered = [
             gather_windows(horizontal, windows, self.cells << stage, step=1 << stage)
             for stage, horizontal in enumerate(self.horizontals(taps))
@@ -119,7 +121,7 @@ class SharpMask(DeepMask):
         return self.head(self.top_down(code, gathered)[-1])[:, 0]
 
     def refine_patch(self, taps: list[Tensor], code: Tensor) -> Tensor:
-        """Logits (B, S, S) of patches, given their trunk maps (with context) and codes; differentiable."""
+        """Logits (B, S, S) of patches, from their trunk maps (with context) and codes (B, code); differentiable."""
         if not self.crop_first:
             horizontals = [self.crop(h, stage) for stage, h in enumerate(self.horizontals(taps))]
             return self.head(self.top_down(code, horizontals)[-1])[:, 0]

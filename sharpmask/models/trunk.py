@@ -1,7 +1,7 @@
 """Bottom-up networks: an image to feature maps at strides 16, 8, 4 and 2, coarse first.
 
-All batch normalisation is frozen (DeepMask keeps ImageNet's statistics throughout), and no trunk goes beyond
-stride 16. ``taps`` are the maps that refinement reads: the last one of each stride.
+Batch normalisation is frozen, as in DeepMask, which keeps ImageNet's statistics. No trunk goes beyond stride 16.
+``taps`` are the maps that refinement reads: the last one of each stride.
 """
 
 from __future__ import annotations
@@ -37,14 +37,20 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
     def load_weights(self, weights: str) -> None:
-        """``weights``: "imagenet", or a file of a state_dict (.safetensors, or .pth without pickled code)."""
+        """Load "imagenet" weights, or a file of a classifier's state_dict (.safetensors, or .pth without pickled code).
+
+        Raises ``DataError`` for an unusable file.
+        """
         if weights == "imagenet":
             self.load_imagenet()
         else:
             self.load_classifier(read_state_dict(Path(weights)))
 
     def load_classifier(self, state: StateDict) -> None:
-        """Load from a whole classifier's state_dict; what lies beyond stride 16 is not needed."""
+        """Load weights from a classifier's state_dict; its layers beyond stride 16 are ignored.
+
+        Raises ``DataError`` where tensors are missing or of another shape.
+        """
         own = self.state_dict()
         missing = sorted(own.keys() - state.keys())
         if missing:
@@ -72,7 +78,8 @@ def symmetric_pad(x: Tensor, pad: int) -> Tensor:
 class ResNetTrunk(Trunk):
     """ResNet of torchvision, cut after its third stage, its convolutions padded symmetrically.
 
-    State_dict names are torchvision's. For the 3x3 convolutions symmetric padding is "replicate".
+    The names in its state_dict are torchvision's. Symmetric padding by one cell, as 3x3 convolutions need, is the
+    mode "replicate".
     """
 
     def __init__(self, name: str) -> None:
@@ -88,7 +95,7 @@ class ResNetTrunk(Trunk):
                 conv.padding_mode = "replicate"
 
     def pad_by_reflection(self) -> None:
-        """Let the 3x3 convolutions mirror at the edge cells, those excluded (cb|abc|ba)."""
+        """Make the 3x3 convolutions pad by reflection: mirrored at the edge cell, which is not repeated (cb|abc|ba)."""
         for conv in _convs([self.layer1, self.layer2, self.layer3]):
             if conv.padding != (0, 0):
                 conv.padding_mode = "reflect"
@@ -121,7 +128,7 @@ class VggTrunk(Trunk):
         x = image
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
-                # Odd sizes round up, as the other trunks' do, so that the grid of windows is the same.
+                # Odd sizes round up as in the other trunks, so the grid of windows is the same.
                 x = F.max_pool2d(x, 2, ceil_mode=True)
                 taps.append(x)
             else:
@@ -137,8 +144,11 @@ class VggTrunk(Trunk):
 
 
 class InvertedResidual(nn.Module):
-    """EfficientNet-Lite's block: 1x1 expansion, depthwise k x k, linear 1x1 projection; ReLU6, no
-    squeeze-excite, normalisation folded into the convolutions (Tan and Le, 2019; the "lite" variants)."""
+    """The block of EfficientNet-Lite: 1x1 expansion, depthwise k x k convolution, linear 1x1 projection.
+
+    The "lite" variants of Tan and Le (2019) have ReLU6 and no squeeze-excite. Normalisation is folded into the
+    convolutions.
+    """
 
     def __init__(self, channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -155,9 +165,10 @@ class InvertedResidual(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution to ceil(size / stride) with zeros around, placed as TensorFlow places an even-sized input.
+    """Convolution to ceil(size / stride) cells, padded with zeros as TensorFlow pads an input of even size.
 
-    The weights were trained so; and a fixed placement keeps a map cell's centre independent of the size.
+    The weights were trained with this padding. It is used for odd sizes too, so that the centre of a map cell does
+    not depend on the size.
     """
 
     def __init__(self, channels: int, out_channels: int, kernel: int, stride: int, groups: int = 1) -> None:
@@ -208,7 +219,7 @@ class EfficientNetLite0Trunk(Trunk):
         self.load_classifier(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
 
     def load_classifier(self, state: StateDict) -> None:
-        """Own names, or the published ones with batch normalisation, which is folded here."""
+        """Load a state_dict with the names used here, or with the published names and batch normalisation to fold."""
         super().load_classifier(self._fold(state) if "_conv_stem.weight" in state else state)
 
     def _fold(self, state: StateDict) -> StateDict:
@@ -224,7 +235,7 @@ class EfficientNetLite0Trunk(Trunk):
 
 
 def _fold_pair(state: StateDict, conv: str, norm: str, own: str, eps: float = 1e-3) -> StateDict:
-    """Convolution and the normalisation after it as one convolution with a bias."""
+    """A convolution and the normalisation after it, as one convolution with a bias."""
     try:
         gain = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + eps)
         bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain
@@ -238,7 +249,7 @@ def _convs(modules: Iterable[nn.Module]) -> list[nn.Conv2d]:
 
 
 def _out_channels(module: nn.Module) -> int:
-    """Width of a ResNet stage: its last block's last convolution (shortcuts come later in a first block only)."""
+    """Output width of a ResNet layer or stage: that of its last block's last convolution."""
     last = module[-1] if isinstance(module, nn.Sequential) else module
     return _convs([last])[-1].out_channels
 

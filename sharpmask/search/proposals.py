@@ -1,4 +1,4 @@
-"""Object proposals of a photo: masks, boxes, scores, and what people do with them."""
+"""Object proposals of one photo: masks, boxes and scores; non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from ..visualize import overlay, save_png
 
 Rle = dict[str, Any]
+"""A mask as COCO RLE: ``size`` [h, w] and ``counts``, compressed, as bytes."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Proposals:
     scores: npt.NDArray[np.float32]
     """Objectness in [0, 1], (N)."""
     timing: dict[str, float] = field(default_factory=dict)
-    """Seconds spent in each stage of making them, in order."""
+    """Seconds that each stage took, in order."""
 
     def __len__(self) -> int:
         return len(self.rles)
@@ -38,18 +39,18 @@ class Proposals:
         return np.asarray(coco_mask.toBbox(self.rles)) if self.rles else np.zeros((0, 4))
 
     def masks(self) -> npt.NDArray[np.bool_]:
-        """All masks at once: bool (N, h, w). For very many on large images see :meth:`iter_masks`."""
+        """All masks: bool (N, h, w). Where that is too large, :meth:`iter_masks` gives one at a time."""
         masks = np.zeros((len(self), *self.image.shape[:2]), dtype=bool)
         for out, mask in zip(masks, self.iter_masks(), strict=True):
             out[:] = mask
         return masks
 
     def iter_masks(self) -> Iterator[npt.NDArray[np.bool_]]:
-        """The masks one after another: bool (h, w) each."""
+        """The masks, one at a time: bool (h, w) each."""
         return (coco_mask.decode(rle).astype(bool) for rle in self.rles)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO results of this image, ready for ``json.dump``; class-agnostic, so all of category 1."""
+        """COCO results of this image, ready for ``json.dump``. All have category 1, because proposals have no class."""
         return [
             {
                 "image_id": image_id,
@@ -74,11 +75,11 @@ def suppress(
     box_nms: float | None = None,
     soft: bool = False,
 ) -> tuple[list[int], npt.NDArray[np.float32]]:
-    """Non-maximum suppression: the positions of what stays, best first, and their scores.
+    """Non-maximum suppression: the positions of the proposals that stay, best first, and their scores.
 
-    Each proposal in turn, the best of those left first, drops all others whose mask overlaps its own by an IoU
-    above ``mask_nms``, or whose box does by one above ``box_nms``. ``soft`` does not drop them but multiplies
-    their scores by 1 - IoU (linear Soft-NMS, Bodla et al., ICCV 2017). Equal scores keep their order.
+    The best proposal left drops all others whose mask overlaps its own by an IoU above ``mask_nms``, or whose box
+    overlaps its own by an IoU above ``box_nms``; then the next best does the same. ``soft`` multiplies their scores
+    by 1 - IoU instead of dropping them (linear Soft-NMS, Bodla et al., ICCV 2017). Equal scores keep their order.
     """
     count = len(rles)
     decay = np.ones((count, count), dtype=np.float32)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sharpmask_kernels import Windows
 from sharpmask_kernels.rle import encode
-from sharpmask_kernels.windows import STRIDE
+from sharpmask_kernels.windows import STRIDE, logit
 
 
 class Released:
@@ -45,7 +45,7 @@ class Released:
 
         A mask is resized to floor(window / scale) pixels and moved by whole pixels.
         """
-        bound = math.log(threshold / (1 - threshold))
+        bound = logit(threshold)
         weights: dict[int, Tensor] = {}  # by scale
         masks: list[dict[str, object]] = []
         for mask, i, row, col in zip(logits.float(), *(v.tolist() for v in windows[2:]), strict=True):
