@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sharpmask.errors import DataError
-from sharpmask.models import DeepMask, ModelConfig, SharpMask, build_model, from_config
-from sharpmask.models.config import SearchConfig
+from sharpmask.models import DeepMask, SharpMask, build_model
 from sharpmask.models.deepmask import MEAN, STD, OriginalDeepMask
 from sharpmask.models.refinement import ReleasedRefinement
 from sharpmask.models.trunk import Trunk
@@ -264,102 +260,3 @@ def test_refinement_parameters(refinement: str) -> None:
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
     # The widest stages can lose a channel to ReLU, but no tensor is left out.
     assert with_gradient == {n for n, _ in model.named_parameters() if not n.startswith(("mask.", "score."))}
-
-
-# build_model.
-
-
-def test_build_model_passes_everything_on() -> None:
-    with torch.device("meta"):
-        model = build_model(
-            "sharpmask", window=112, context=64, mask_channels=(8, 7, 6, 5, 4), skip_channels=(3, 2, 3, 2),
-            skip_hidden=9, crop_first=True, **SMALL,
-        )  # fmt: skip
-    assert isinstance(model, SharpMask)
-    assert (model.window, model.context, model.cells, model.crop_first) == (112, 64, 7, True)
-    assert model.encoding.out_features == 8 * 49
-    first = model.refinements[0]
-    assert [(c.in_channels, c.out_channels) for c in first.skip] == [(112, 9), (9, 3)]
-    assert (first.merge.in_channels, first.merge.out_channels) == (3 + 8, 7)
-    assert model.head.in_channels == 4
-    assert model.config == ModelConfig(
-        "sharpmask", window=112, context=64, mask_channels=(8, 7, 6, 5, 4), skip_channels=(3, 2, 3, 2), skip_hidden=9,
-        crop_first=True, **SMALL,
-    )  # fmt: skip
-    assert model.search == SearchConfig.for_window(112)
-
-
-def test_defaults() -> None:
-    with torch.device("meta"):
-        model, original = build_model("sharpmask"), build_model("deepmask-original")
-    assert (model.config.trunk, model.window, model.context, model.crop_first) == ("resnet50", 160, 32, False)
-    assert (original.config.trunk, original.window, original.context) == ("vgg11", 224, 0)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "options", "message"),
-    [
-        ("maskrcnn", {}, "architecture must be 'deepmask', 'sharpmask' or 'deepmask-original', got 'maskrcnn'"),
-        ("sharpmask", {"trunk": "alexnet"}, "trunk must be one of .*got 'alexnet'"),
-        ("sharpmask", {"refinement": "new"}, "refinement must be 'paper' or 'released', got 'new'"),
-        ("deepmask", {"window": 100}, "window must be a positive multiple of 16, got 100"),
-        ("deepmask", {"window": 0}, "window must be at least 1 and at most 65536, got 0"),
-        ("deepmask", {"context": 16}, "context must be a multiple of 32 and at least 0, got 16"),
-        ("deepmask", {"context": -32}, "context must be at least 0 and at most 65536, got -32"),
-        ("deepmask", {"features": 0}, "features must be at least 1 and at most 65536, got 0"),
-        ("deepmask", {"code": 10**30}, "code must be at least 1 and at most 65536, got 10{30}"),
-        ("sharpmask", {"mask_channels": (8, 4, 2)}, "must have 5 and 4 entries, got 3 and 4"),
-        ("sharpmask", {"skip_channels": (8, 4, 0, 2)}, "skip_channels must be at least 1 .* got 0"),
-    ],
-)
-def test_refusals(architecture: Any, options: dict[str, Any], message: str) -> None:
-    options = SMALL | options
-    with torch.device("meta"), pytest.raises(ValueError, match=message):
-        build_model(architecture, **options)
-
-
-def test_all_weights_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "all.safetensors"
-    model = build_model("deepmask", window=32, **SMALL)
-    state = model.state_dict()
-    save_file(state, path)
-    again = build_model("deepmask", window=32, weights=path, **SMALL)
-    assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
-    for changed, message in (
-        ({k: v for k, v in state.items() if k != "mask.bias"}, "tensor mask.bias is missing"),
-        (state | {"more": torch.zeros(1)}, "tensor more is not part of the model"),
-        (state | {"mask.bias": torch.zeros(3)}, r"mask.bias must be \(144,\), got \(3,\)"),
-    ):
-        save_file(changed, path)
-        with pytest.raises(DataError, match=rf"all\.safetensors: {message}"):
-            build_model("deepmask", window=32, weights=path, **SMALL)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"scales": ()}, "scales"),
-        ({"scales": (0.5, 0.0)}, "scales"),
-        ({"scales": (float("nan"),)}, "scales"),
-        ({"scales": (17.0,)}, "scales"),
-        ({"threshold": 0.0}, "threshold must be strictly between 0 and 1, got 0.0"),
-        ({"mask_nms": 1.0}, "mask_nms"),
-        ({"box_nms": float("nan")}, "box_nms"),
-    ],
-)
-def test_search_refusals(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        SearchConfig(**options)
-
-
-def test_the_papers_scales() -> None:
-    assert SearchConfig().scales == tuple(2**e for e in (-2.5, -2, -1.5, -1, -0.5, 0, 0.5))
-
-
-def test_other_windows_look_for_objects_of_the_same_sizes() -> None:
-    paper = SearchConfig().scales
-    assert paper == tuple(2 ** (e / 2) for e in range(-5, 2))
-    for window in (80, 112, 160):
-        config = ModelConfig("deepmask", "efficientnet_lite0", window=window, features=8, code=8, mask_side=8)
-        canonical = [window * 128 / 224 / scale for scale in from_config(config).search.scales]
-        assert canonical == pytest.approx([160 * 128 / 224 / scale for scale in paper])
