@@ -20,6 +20,7 @@ from torch import Tensor
 from .errors import DataError
 from .files import atomic
 from .models import DeepMask, ModelConfig, SearchConfig, from_config
+from .models.build import without_memory
 from .models.weights import load_tensors
 from .plain import from_plain, to_plain
 
@@ -108,11 +109,7 @@ def _json(header: Mapping[str, str], key: str, path: Path) -> Any:
 
 def _check_shapes(config: ModelConfig, shapes: Mapping[str, list[int]], path: Path) -> None:
     """Refuse a configuration that does not match the tensors, before a hostile width takes memory."""
-    try:
-        with torch.device("meta"):
-            own = {k: list(v.shape) for k, v in from_config(config).state_dict().items()}
-    except (ValueError, RuntimeError) as error:
-        raise DataError(f"{path}: {str(error).splitlines()[0]}") from error
+    own = {k: list(v.shape) for k, v in without_memory(config, str(path)).state_dict().items()}
     for name in sorted(own.keys() | shapes.keys()):
         if own.get(name) != shapes.get(name):
             raise DataError(f"{path}: tensor {name} must be {own.get(name, 'absent')}, got {shapes.get(name, 'none')}")

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..errors import DataError
-from ..models import DeepMask, ModelConfig, SearchConfig, from_config
+from ..models import DeepMask, SearchConfig
 from ..models.deepmask import MEAN, STD
 
 
@@ -18,18 +17,6 @@ class Converted:
     model: DeepMask
     unused: list[str] = field(default_factory=list)
     """Tensors that are not part of the model, by their place in the file; buffers and gradients are left out."""
-
-
-def without_memory(config: ModelConfig, source: str) -> DeepMask:
-    """The model of a configuration on the meta device, so that settings from a hostile file take no memory.
-
-    Raises ``DataError`` for settings that no model can have; ``source`` is the file's name.
-    """
-    try:
-        with torch.device("meta"):
-            return from_config(config)
-    except (ValueError, RuntimeError) as error:
-        raise DataError(f"{source}: {str(error).splitlines()[0]}") from error
 
 
 def finished(model: DeepMask) -> DeepMask:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..models import ModelConfig
+from ..models.build import without_memory
 from ..models.weights import StateDict
-from .converted import Converted, finished, without_memory
+from .converted import Converted, finished
 
 NAMES = {
     r"trunk\.0\.0(\.1)?\.": "trunk.conv1.",

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..models import ModelConfig, SharpMask
+from ..models.build import without_memory
 from ..models.weights import StateDict
-from .converted import Converted, finished, without_memory
+from .converted import Converted, finished
 from .layers import Layer, ModuleReader, class_name, describe, fields
 from .steps import Step, encoding_steps, mask_steps, refinement_steps, score_steps, trunk_steps
 from .torch7 import Array, Instance, Table

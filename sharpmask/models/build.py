@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from ..errors import DataError
 from .config import Architecture, ModelConfig, SearchConfig, TrunkName
 from .deepmask import DeepMask, OriginalDeepMask
 from .sharpmask import SharpMask
@@ -54,6 +57,19 @@ def from_config(config: ModelConfig) -> DeepMask:
     model.config = config
     model.search = SearchConfig.for_window(config.window)
     return model
+
+
+def without_memory(config: ModelConfig, source: str) -> DeepMask:
+    """The model of a configuration that came from the file ``source``, on the meta device.
+
+    It has shapes but no values, so sizes from a hostile file take no memory. Raises ``DataError`` where
+    :func:`from_config` fails.
+    """
+    try:
+        with torch.device("meta"):
+            return from_config(config)
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"{source}: {str(error).splitlines()[0]}") from error
 
 
 def _check(config: ModelConfig) -> None:
