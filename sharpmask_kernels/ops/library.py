@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import collections
 import inspect
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,15 +138,12 @@ def differentiable(
         ctx.options = {**dict(zip(options, pick_options(values), strict=True)), **derived(op.arguments(*inputs))}
 
     def run(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
-        if grad is None:
-            return (None,) * len(op.parameters)
         needs = dict(zip(inputs, pick_needs(ctx.needs_input_grad), strict=True))
+        if grad is None:
+            return _placed(op, needs, itertools.repeat(None))
         values = {**ctx.options, **dict(zip(tensors, ctx.saved_tensors, strict=True)), "grad": grad}
-        values["needs"] = [
-            need for each in needs.values() for need in (each if isinstance(each, (tuple, list)) else (each,))
-        ]
-        gradients = iter(backward(*(values[name] for name in backward.parameters)))
-        return tuple(_asked(needs.get(name, False), gradients) for name in op.parameters)
+        values["needs"] = [need for of_input in needs.values() for need in _as_list(of_input)]
+        return _placed(op, needs, iter(backward(*(values[name] for name in backward.parameters))))
 
     torch.library.register_autograd(f"sharpmask::{op.name}", run, setup_context=setup_context, lib=_library)
     refuse_gradient(backward, f"{op.name} has no second derivative")
@@ -156,11 +154,15 @@ def _as_list(need: Any) -> Sequence[bool]:
     return need if isinstance(need, (tuple, list)) else [need]
 
 
-def _asked(need: Any, gradients: Any) -> Any:
-    """The next gradient if it is needed; for a list of inputs a list."""
-    if isinstance(need, (tuple, list)):
-        return [_asked(each, gradients) for each in need]
-    return next(gradients) if need else None
+def _placed(op: Op, needs: dict[str, Any], gradients: Iterator[Tensor | None]) -> tuple[Any, ...]:
+    """The gradients at the places of their inputs, None at the other arguments; for a list of inputs a list."""
+
+    def placed(need: Any) -> Any:
+        if isinstance(need, (tuple, list)):
+            return [placed(one) for one in need]
+        return next(gradients) if need else None
+
+    return tuple(placed(needs.get(name, False)) for name in op.parameters)
 
 
 def _picker(names: Sequence[str], wanted: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
