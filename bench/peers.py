@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from sharpmask_kernels import dispatch, registry
 
 from . import tensorrt_peer
-from .plain import Function, Plain, Transform
 from .workloads import Workload
+from .workloads.plain import Function, Plain, Transform
 
 Prepare = Callable[[Plain, tuple[Tensor, ...]], Function]
 """Of a module, and inputs as an example: a function that computes the same from such inputs."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .plain import Plain
+from .workloads.plain import Plain
 
 
 def missing() -> str | None:

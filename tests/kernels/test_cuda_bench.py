@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import gpu, tensorrt_peer
-from bench.plain import GatherWindows, MergeUpsample
+from bench.workloads.plain import GatherWindows, MergeUpsample
 from tools.aot import cuda as gates
 
 from ..contract.inputs import windows_at
