@@ -13,8 +13,7 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from .peers import EAGER, Contestant
-from .workloads import Workload
-from .workloads.plain import Function, Plain
+from .workloads.base import Function, Plain, Workload
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from sharpmask_kernels import dispatch, registry
 
 from . import tensorrt_peer
-from .workloads import Workload
-from .workloads.plain import Function, Plain, Transform
+from .workloads.base import Function, Plain, Transform, Workload
 
 Prepare = Callable[[Plain, tuple[Tensor, ...]], Function]
 """Of a module, and inputs as an example: a function that computes the same from such inputs."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .workloads.plain import Plain
+from .workloads.base import Plain
 
 
 def missing() -> str | None:

@@ -1,4 +1,4 @@
-"""Runs that take turns, and how their times are told."""
+"""Times of functions that take turns, and how they are printed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 PAUSE = 0.01
-"""Seconds before each run: threads of the one before it, which wait busily for more work, have given up by then."""
+"""Seconds before each run. By then, threads of the run before that wait busily for more work have given up."""
 
 
 def interleaved(runs: Sequence[Callable[[], object]], rounds: int) -> list[np.ndarray]:
-    """Seconds of each of ``runs``, an array of ``rounds`` each."""
+    """Seconds of each of ``runs``, as arrays of ``rounds`` each."""
     for run in runs:  # the first call prepares: it compiles, tunes, allocates
         run()
     times = np.empty((len(runs), rounds))
@@ -30,6 +30,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def cell(ratios: np.ndarray) -> str:
+    """The median, and half the interquartile range."""
     low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
     return f"{middle:.2f} ± {(high - low) / 2:.2f}"
 

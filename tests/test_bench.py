@@ -1,4 +1,4 @@
-"""The bench runs, measures everyone there is, and times no wrong result."""
+"""The bench runs, measures everyone there is, times no wrong result, and keeps a history."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from sharpmask_kernels import registry
+from sharpmask_kernels import env, registry
 from sharpmask_kernels.backends.reference import refinement
 
 ROOT = Path(__file__).parents[1]
@@ -97,20 +97,23 @@ def test_headline(bench: Callable[[str], ModuleType], capsys: pytest.CaptureFixt
 
 
 def test_headline_of_the_second_stage(bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
-    headline, measure = bench("headline"), bench("measure")
+    second_stage, measure = bench("second_stage"), bench("measure")
     options = Namespace(small=True, rounds=1)
-    assert [len(row) for row in headline.training_table(options)] == [4, 4, 4]
+    assert [len(row) for row in second_stage.table(options)] == [4, 4, 4]
     right = refinement.add_upsample_backward
     monkeypatch.setattr(refinement, "add_upsample_backward", lambda *given: [2 * g for g in right(*given)])
     with pytest.raises(measure.WrongResult, match="losses of a whole step"):
-        headline.training_table(options)
+        second_stage.table(options)
 
 
 @pytest.mark.parametrize("name", ["compile", "compile-freezing", "compile-max-autotune", "onnxruntime", "openvino"])
 def test_peers_compute_what_plain_pytorch_does(bench: Callable[[str], ModuleType], name: str) -> None:
     """Of a module, and of the layers of one that loops over windows; a change of the inputs is seen."""
-    measure, peers, workloads = (bench(module) for module in ("measure", "peers", "workloads"))
-    for workload in (workloads.refinement("refine", 3, 2), workloads.refine_windows(100, (96, 128), "zeros", 0.2)):
+    measure, peers, ops = (bench(module) for module in ("measure", "peers", "workloads"))
+    for workload in (
+        ops.refinement.workload("refine", 3, 2),
+        ops.refine_windows.workload(100, (96, 128), "zeros", 0.2),
+    ):
         kind = torch.float32, torch.device("cpu")
         found, left_out = peers.contestants(workload, *kind, [name])
         if importlib.util.find_spec(name.partition("-")[0]) is None and not name.startswith("compile"):
@@ -226,7 +229,7 @@ def test_inputs_take_turns(bench: Callable[[str], ModuleType]) -> None:
     def prepare(module: Any, example: tuple[torch.Tensor, ...]) -> Any:
         return lambda *inputs: seen.append(inputs[0]) or module(*inputs)
 
-    setting = measure.Setting(workloads.refinement("refine", 3, 2), torch.float32, torch.device("cpu"))
+    setting = measure.Setting(workloads.refinement.workload("refine", 3, 2), torch.float32, torch.device("cpu"))
     run = setting.runner(peers.Contestant("spy", prepare, channels_last=True), first=1)
     for _ in range(2 * measure.INPUT_SETS):
         run()
@@ -235,3 +238,90 @@ def test_inputs_take_turns(bench: Callable[[str], ModuleType]) -> None:
     assert [x.data_ptr() for x in seen[1 + measure.INPUT_SETS :]] == first
     assert seen[0].data_ptr() == first[-1]
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+
+
+@pytest.fixture
+def comparison(bench: Callable[[str], ModuleType]) -> Any:
+    """Two peers beside a backend, one of them timed once only."""
+    workload = bench("workloads").refinement.workload("refine", 3, 2)._replace(training=True)
+    times = {
+        "eager": np.array([3.0, 4.0, 8.0]),
+        "compile": np.array([10.0]),
+        "reference": np.array([1.0] * 3),
+        "cpu": np.array([1.0, 2.0, 2.0]),
+    }
+    return bench("comparison").Comparison(workload, times, ["cpu"], ["compile", "eager"])
+
+
+def test_peers_are_compared_round_by_round(comparison: Any) -> None:
+    assert comparison.fastest == "cpu"
+    assert {name: list(ratios) for name, ratios in comparison.ranked().items()} == {
+        "eager": [3, 2, 4],
+        "compile": [5],
+    }
+
+
+def test_the_history_grows(bench: Callable[[str], ModuleType], comparison: Any, tmp_path: Path) -> None:
+    record, path = bench("record"), tmp_path / "folder" / "history.csv"
+    options = Namespace(dtype="fp32", device="cpu")
+    for _ in range(2):
+        record.Recorder(path, options).add(comparison)
+    lines = path.read_text().splitlines()
+    columns = "commit,date,machine,isa,threads,torch,op,shape,mode,dtype,device,backend,seconds,peer,ratio"
+    assert len(lines) == 5 and lines[0] == columns
+    rows = record.read(path)
+    assert [(row.peer, row.ratio) for row in rows] == 2 * [("eager", "3"), ("compile", "5")]
+    assert rows[0]._replace(date="") == rows[2]._replace(date="")
+    row = rows[0]
+    assert row.machine == env.cpu_model() and row.isa in ("baseline", "avx2", "avx512")
+    assert (row.threads, row.torch) == (str(torch.get_num_threads()), torch.__version__)
+    assert (row.op, row.shape, row.mode) == ("refine", "level4-2x80x80", "training")
+    assert (row.dtype, row.device, row.backend, row.seconds) == ("fp32", "cpu", "cpu", "2")
+    assert re.fullmatch(r"[0-9a-f]{12}(-dirty)?|unknown: .*", row.commit)
+    assert os.listdir(path.parent) == ["history.csv"]  # nothing half-written
+
+
+@pytest.mark.parametrize("text", ["", "commit,ratio\n1,2\n"])
+def test_another_history_is_left_alone(
+    bench: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text(text)
+    given = ["--small", "--device=cpu", "--op=encode_windows", f"--record={path}"]
+    assert bench("compare").main(given) == 1
+    assert "header must be commit,date," in capsys.readouterr().err
+    assert path.read_text() == text
+
+
+def test_an_interrupted_record_leaves_the_history_whole(
+    bench: Callable[[str], ModuleType], comparison: Any, tmp_path: Path
+) -> None:
+    record, path = bench("record"), tmp_path / "history.csv"
+    recorder = record.Recorder(path, Namespace(dtype="fp32", device="cpu"))
+    recorder.add(comparison)
+    before = path.read_text()
+
+    def rows() -> Any:
+        yield from recorder.rows(comparison)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record.append(path, rows())
+    assert path.read_text() == before
+
+
+def test_the_history_of_this_checkout_can_be_read(bench: Callable[[str], ModuleType]) -> None:
+    record = bench("record")
+    for row in record.read(record.HISTORY):
+        assert row.op in registry.OPS
+        assert float(row.seconds) > 0 and float(row.ratio) > 0
+
+
+def test_compare_records(bench: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    for given in (["--op=encode_windows", "--peer=compile"], ["--headline", "--op=encode_windows"]):
+        assert bench("compare").main(["--small", "--device=cpu", "--rounds=1", f"--record={path}", *given]) == 0
+    rows = bench("record").read(path)
+    assert {row.op for row in rows} == {"encode_windows"}
+    assert [row.peer for row in rows if row.peer in ("crop-first", "full-size")] != []
+    assert len({row.date for row in rows}) <= 2

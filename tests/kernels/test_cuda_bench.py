@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from bench import gpu, tensorrt_peer
-from bench.workloads.plain import GatherWindows, MergeUpsample
+from bench.workloads.gather_windows import GatherWindows
+from bench.workloads.refinement import MergeUpsample
 from tools.aot import cuda as gates
 
 from ..contract.inputs import windows_at

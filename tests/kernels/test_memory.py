@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from bench import headline, memory
+from bench import memory
 from bench.workloads import LEVELS, refinement
 from sharpmask_kernels.backends.cpu import device as cpu
 
@@ -19,7 +19,7 @@ def test_refine_windows_takes_less_than_a_megabyte_a_thread(threads: int) -> Non
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        taken = headline.extra_of_refine_windows(200, PHOTO, "cpu")
+        taken = memory.extra_of_refine_windows(200, PHOTO, "cpu")
     finally:
         torch.set_num_threads(before)
     # Looking now and then has seen the planes of the last stage, 2 channels of 160x160, at least.
@@ -28,7 +28,7 @@ def test_refine_windows_takes_less_than_a_megabyte_a_thread(threads: int) -> Non
 
 def test_the_measurement_sees_what_others_take() -> None:
     """64 windows at a time, of which the last stage alone has 2 channels of 160x160."""
-    assert headline.extra_of_refine_windows(64, PHOTO, "reference") > 64 * 2 * 160 * 160 * 4
+    assert memory.extra_of_refine_windows(64, PHOTO, "reference") > 64 * 2 * 160 * 160 * 4
 
 
 @pytest.mark.parametrize("level", range(len(LEVELS)))
@@ -36,7 +36,7 @@ def test_the_measurement_sees_what_others_take() -> None:
 def test_backward_keeps_the_skip_and_one_bit_per_activation(op: str, level: int) -> None:
     batch = 3
     side, _, skip, _, out = LEVELS[level]
-    workload = refinement(op, level, batch)
+    workload = refinement.workload(op, level, batch)
     module = workload.module(torch.device("cpu"))
     inputs = [x.requires_grad_() for x in workload.inputs(torch.randn)]
     kept = memory.saved(functools.partial(module.op, "cpu", *inputs), [*inputs, *module.parameters()])
@@ -45,12 +45,12 @@ def test_backward_keeps_the_skip_and_one_bit_per_activation(op: str, level: int)
 
 
 def test_a_batch_of_32_keeps_less_than_7_megabytes() -> None:
-    assert headline.saved_by_refine(32, "cpu") < 7_000_000
-    assert headline.saved_by_refine(32, None) == 21_504_000  # the joined maps and both activations
+    assert memory.saved_by_refine(32, "cpu") < 7_000_000
+    assert memory.saved_by_refine(32, None) == 21_504_000  # the joined maps and both activations
 
 
 def test_inference_keeps_nothing() -> None:
-    workload = refinement("refine", 3, 1)
+    workload = refinement.workload("refine", 3, 1)
     module = workload.module(torch.device("cpu")).requires_grad_(False)
     assert memory.saved(functools.partial(module.op, "cpu", *workload.inputs(torch.randn)), []) == 0
     assert cpu.unavailable() is None
