@@ -12,7 +12,7 @@ install: ## Install the package editable, with everything that the other targets
 	python -m pip install $(ARGS) -e '.[dev]'
 
 test: ## Run the tests
-	pytest $(ARGS)
+	pytest -n auto $(ARGS)
 
 bench: ## Time every op next to plain PyTorch (minutes; with ARGS="--small", seconds)
 	python -m bench.compare $(ARGS)

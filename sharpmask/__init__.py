@@ -1,5 +1,7 @@
 """SharpMask: object masks from photos, refined top-down (Pinheiro, Lin, Collobert, Dollár, ECCV 2016)."""
 
+from sharpmask_kernels import __version__ as __version__
+
 from .checkpoint import load_model, save_model
 from .errors import DataError
 from .models import DeepMask, ModelConfig, SearchConfig, SharpMask, build_model

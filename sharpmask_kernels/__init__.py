@@ -4,6 +4,7 @@ One meaning per op, several backends: :mod:`sharpmask_kernels.functional` has th
 :mod:`sharpmask_kernels.dispatch` tells which backend runs them.
 """
 
+from . import verdicts
 from .dispatch import available_backends, use_backend
 from .functional import (
     add_upsample,
@@ -17,6 +18,8 @@ from .functional import (
 from .fuse import FuseReport, fuse, register_adapter
 from .modules import Refinement
 from .windows import Windows
+
+__version__ = verdicts.version("sharpmask")
 
 __all__ = [
     "FuseReport",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import sharpmask
+import sharpmask_kernels
 from sharpmask.checkpoint import DEFAULT, read_training
 
 ASSETS = Path(str(files("sharpmask"))) / "assets"
@@ -18,6 +20,10 @@ PHOTO = ASSETS / "coffee.jpg"
 @pytest.fixture(scope="module")
 def generator() -> sharpmask.ProposalGenerator:
     return sharpmask.ProposalGenerator(sharpmask.load_model(), top_n=100)
+
+
+def test_both_packages_have_the_version_of_their_distribution() -> None:
+    assert sharpmask.__version__ == sharpmask_kernels.__version__ == version("sharpmask")
 
 
 def test_it_is_small_and_keeps_no_path_of_the_machine_that_made_it() -> None:
