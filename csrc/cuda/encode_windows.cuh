@@ -1,7 +1,7 @@
 // The kernel of encode_windows.
 //
-// All in fp64, product by product and sum by sum as the reference has it: which pixel lies in a window, and
-// on which side of the threshold, must not depend on the backend.
+// Everything is computed in fp64, with the same products and sums as the reference: which pixels lie in a
+// window, and on which side of the threshold, must not depend on the backend.
 #pragma once
 
 #include <cmath>
@@ -13,10 +13,17 @@ namespace sharpmask::cuda {
 
 constexpr int encode_threads = 256;
 
+struct Masks {
+    const void* logits;  // (windows, side, side)
+    std::int64_t side;
+    std::int64_t strides[3];  // in elements
+    Windows windows;
+};
+
 __device__ inline double product(double a, double b) { return __dmul_rn(a, b); }
 __device__ inline double sum(double a, double b) { return __dadd_rn(a, b); }
 
-// How the pixels of one axis of an image sample a window's logits: see sample_positions in windows.py.
+// Where the pixels of one axis of an image sample a window's logits: see sample_positions in windows.py.
 struct Axis {
     double ratio, offset;
     std::int64_t side, first, count;  // the pixels in the window: `count` from `first` on
@@ -32,7 +39,7 @@ struct Axis {
 
     __device__ Axis(std::int64_t length, double ratio, std::int64_t cell, std::int64_t side)
         : ratio(ratio), offset(static_cast<double>(side) / 2 - 16.0 * static_cast<double>(cell)), side(side) {
-        // Bracketed by the inverse, then decided by the position itself.
+        // The inverse gives bounds, then the position itself decides.
         const auto pixel_at = [&](double v) {
             const double pixel = (v - offset) / ratio - 0.5;
             return static_cast<std::int64_t>(fmin(fmax(pixel, -4.0), static_cast<double>(length) + 4));
@@ -47,7 +54,7 @@ struct Axis {
     }
 };
 
-// A place between two cells of the logits.
+// A position between two cells of the logits.
 struct Between {
     std::int64_t low, high;
     double fraction;
@@ -64,9 +71,9 @@ struct Between {
     }
 };
 
-// The window's pixels column by column, with the one pixel below each column, which is empty; where the
-// window has the whole height of the image, one column follows the other, and the one pixel comes after the
-// last.
+// The window's pixels, column by column, each column followed by the pixel below it, which is empty. If the
+// window has the whole height of the image, columns follow each other directly, and one empty pixel follows
+// the last.
 template <class T>
 struct Scan {
     Axis rows, cols;
@@ -76,7 +83,7 @@ struct Scan {
 
     __device__ std::int64_t length() const { return cols.count * step + (step == height ? 1 : 0); }
 
-    // In the image, read column by column.
+    // The pixel's number in the image, counted column by column.
     __device__ std::int64_t position(std::int64_t i) const {
         return (cols.first + i / step) * height + rows.first + i % step;
     }
@@ -98,13 +105,13 @@ __global__ void __launch_bounds__(encode_threads)
     encode_kernel(Masks masks, Image image, double limit, std::int64_t* starts, std::int64_t* edges) {
     const std::int64_t warp = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
     const std::int64_t window = warp / encode_parts, part = warp % encode_parts;
-    if (window >= masks.count) return;
+    if (window >= masks.windows.count) return;
     const unsigned lane = threadIdx.x % 32;
-    const std::int64_t scale = masks.scale[window];
+    const std::int64_t scale = masks.windows.scale[window];
     std::int64_t found = edges == nullptr ? 0 : starts[warp];
     if (scale >= 0 && scale < image.scales) {
-        const Axis rows(image.height, image.ratios[2 * scale], masks.row[window], masks.side);
-        const Axis cols(image.width, image.ratios[2 * scale + 1], masks.col[window], masks.side);
+        const Axis rows(image.height, image.ratios[2 * scale], masks.windows.row[window], masks.side);
+        const Axis cols(image.width, image.ratios[2 * scale + 1], masks.windows.col[window], masks.side);
         const std::int64_t step = rows.count < image.height ? rows.count + 1 : rows.count;
         const Scan<T> scan{rows,
                            cols,
@@ -123,7 +130,7 @@ __global__ void __launch_bounds__(encode_threads)
             const bool bit = i < end && scan[i];
             const unsigned bits = __ballot_sync(0xffffffffu, bit);
             const bool before = lane == 0 ? scan[i - 1] : (bits >> (lane - 1) & 1) != 0;
-            // The end of the image ends the last run by itself.
+            // The last run needs no edge at the end of the image.
             const bool edge = i < end && bit != before && scan.position(i) < image.height * image.width;
             const unsigned all = __ballot_sync(0xffffffffu, edge);
             if (edge && edges != nullptr) edges[found + __popc(all & ((1u << lane) - 1))] = scan.position(i);

@@ -18,8 +18,8 @@ unsigned blocks(int64_t count) {
     return static_cast<unsigned>(count);
 }
 
-// Whether channels can be copied 16 bytes at a time: they lie side by side, and every run of them starts at a
-// multiple of 16 bytes.
+// Whether channels can be copied 16 bytes at a time: they are adjacent, and every cell's begin at a multiple
+// of 16 bytes.
 bool in_wide_words(const std::vector<Map>& maps, int64_t channels, int64_t element_size, const void* out) {
     const auto fits = [&](int64_t elements) { return elements * element_size % wide == 0; };
     const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % wide == 0; };
@@ -35,7 +35,7 @@ void gather(const std::vector<Map>& maps, const Windows& windows, int64_t batch,
     const int64_t elements = cut.channels * cut.size * cut.size;
     if (elements > std::numeric_limits<int>::max())
         throw std::invalid_argument("size: windows of too many elements");
-    // Several elements a thread, so that its window is looked up once for them.
+    // Several elements for each thread, which looks up its window once for all of them.
     const auto shares = static_cast<unsigned>(std::clamp<int64_t>(elements / (4 * gather_threads), 1, 65535));
     const auto scales = static_cast<int>(maps.size());
     for (int first = 0; first < scales; first += maps_per_launch) {
@@ -47,7 +47,7 @@ void gather(const std::vector<Map>& maps, const Windows& windows, int64_t batch,
     }
 }
 
-// The least logarithm that covers `count`, at most `most`.
+// The least power of two that covers `count`, as a logarithm, at most `most`.
 int log2_ceil(int64_t count, int most) {
     int log = 0;
     while (log < most && (int64_t{1} << log) < count) ++log;
@@ -70,58 +70,63 @@ MapTile tile_for(int64_t channels, int64_t height, int64_t width, bool channels_
     return tile;
 }
 
+// Of the map of one scale.
 template <class T, bool channels_last>
-void scatter(const T* grad, const Strides& strides, const Windows& windows, int64_t batch, const Cut& cut,
-             const std::vector<MapGradient>& gradients, Stream stream) {
-    for (std::size_t scale = 0; scale < gradients.size(); ++scale) {
-        const MapGradient& map = gradients[scale];
-        if (map.data == nullptr) continue;
-        const MapTile tile = tile_for(cut.channels, map.height, map.width, channels_last);
-        const int64_t tiles = batch * ceil_div(cut.channels, int64_t{1} << tile.channels) *
-                              ceil_div(map.height, int64_t{1} << tile.rows) *
-                              ceil_div(map.width, int64_t{1} << tile.cols);
-        launch(gather_backward_kernel<T, channels_last>, dim3(blocks(tiles)), gather_threads,
-               sizeof(FoundWindows), stream, grad, strides, windows, static_cast<int64_t>(scale), cut,
-               map.height, map.width, tile, static_cast<T*>(map.data));
-    }
+void scatter(const TensorView& grad, const Windows& windows, int64_t scale, const Cut& cut,
+             const TensorView& gradient, Stream stream) {
+    const auto [batch, channels, height, width] = gradient.sizes;
+    const MapTile tile = tile_for(channels, height, width, channels_last);
+    const int64_t tiles = batch * ceil_div(channels, int64_t{1} << tile.channels) *
+                          ceil_div(height, int64_t{1} << tile.rows) *
+                          ceil_div(width, int64_t{1} << tile.cols);
+    if (tiles == 0) return;
+    launch(gather_backward_kernel<T, channels_last>, dim3(blocks(tiles)), gather_threads,
+           sizeof(FoundWindows), stream, static_cast<const T*>(grad.data), map_of(grad).strides, windows,
+           scale, cut, height, width, tile, static_cast<T*>(gradient.data));
 }
 
 }  // namespace
 
-void gather_windows(const std::vector<Map>& maps, const Windows& windows, int64_t batch, int64_t channels,
-                    int64_t size, int64_t step, int64_t element_size, bool channels_last, void* out,
-                    void* stream) {
+void gather_windows(const std::vector<TensorView>& views, const Windows& windows, int64_t step,
+                    const TensorView& out, void* stream) {
     if (windows.count == 0) return;
-    const Cut cut{channels, size, step};
-    if (!channels_last) {
-        if (element_size == 2) return gather<std::uint16_t, false>(maps, windows, batch, cut, out, stream);
-        if (element_size == 4) return gather<std::uint32_t, false>(maps, windows, batch, cut, out, stream);
-    } else if (in_wide_words(maps, channels, element_size, out)) {
-        std::vector<Map> words = maps;
+    std::vector<Map> maps;
+    for (const TensorView& view : views) maps.push_back(map_of(view));
+    const int64_t batch = views.front().sizes[0], element_size = bytes_of(out.dtype);
+    Cut cut{out.sizes[1], out.sizes[2], step};
+    if (!is_channels_last(out)) {
+        if (element_size == 2)
+            return gather<std::uint16_t, false>(maps, windows, batch, cut, out.data, stream);
+        if (element_size == 4)
+            return gather<std::uint32_t, false>(maps, windows, batch, cut, out.data, stream);
+    } else if (in_wide_words(maps, cut.channels, element_size, out.data)) {
         const int64_t elements = wide / element_size;
-        for (Map& m : words)
+        for (Map& m : maps)
             m.strides = {m.strides.batch / elements, 1, m.strides.row / elements, m.strides.col / elements};
-        return gather<uint4, true>(words, windows, batch, {channels / elements, size, step}, out, stream);
+        cut.channels /= elements;
+        return gather<uint4, true>(maps, windows, batch, cut, out.data, stream);
     } else {
-        if (element_size == 2) return gather<std::uint16_t, true>(maps, windows, batch, cut, out, stream);
-        if (element_size == 4) return gather<std::uint32_t, true>(maps, windows, batch, cut, out, stream);
+        if (element_size == 2)
+            return gather<std::uint16_t, true>(maps, windows, batch, cut, out.data, stream);
+        if (element_size == 4)
+            return gather<std::uint32_t, true>(maps, windows, batch, cut, out.data, stream);
     }
-    throw std::invalid_argument("element_size must be 2 or 4, got " + std::to_string(element_size));
+    throw std::invalid_argument("maps must have elements of 2 or 4 bytes, got " +
+                                std::to_string(element_size));
 }
 
-void gather_windows_backward(const void* grad, const Strides& strides, DType dtype, const Windows& windows,
-                             int64_t batch, int64_t channels, int64_t size, int64_t step,
-                             const std::vector<MapGradient>& gradients, bool channels_last, void* stream) {
-    if (batch == 0) return;
+void gather_windows_backward(const TensorView& grad, const Windows& windows, int64_t step,
+                             const std::vector<std::optional<TensorView>>& gradients, void* stream) {
+    const int64_t size = grad.sizes[2];
     if (size > std::numeric_limits<int>::max() / 2) throw std::invalid_argument("size must be below 2^30");
-    const Cut cut{channels, size, step};
-    with_type(dtype, [&](auto zero) {
+    const Cut cut{grad.sizes[1], size, step};
+    with_type(grad.dtype, [&](auto zero) {
         using T = decltype(zero);
-        const auto* data = static_cast<const T*>(grad);
-        if (channels_last) {
-            scatter<T, true>(data, strides, windows, batch, cut, gradients, stream);
-        } else {
-            scatter<T, false>(data, strides, windows, batch, cut, gradients, stream);
+        for (std::size_t i = 0; i < gradients.size(); ++i) {
+            if (!gradients[i]) continue;
+            const auto scale = static_cast<int64_t>(i);
+            const auto run = is_channels_last(*gradients[i]) ? scatter<T, true> : scatter<T, false>;
+            run(grad, windows, scale, cut, *gradients[i], stream);
         }
     });
 }

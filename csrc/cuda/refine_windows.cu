@@ -37,21 +37,23 @@ Plan plan_here(const TopDownPass& top_down_pass) {
 }
 
 template <class T>
-void prepare(const Plan& plan, bool nearest, const std::vector<Convolution>& convolutions, float* workspace,
-             Stream stream) {
+void prepare(const Plan& plan, bool nearest, const RefineInputs& inputs, float* workspace, Stream stream) {
     const int count = static_cast<int>(plan.layers.size());
     for (int first = 0; first < count; first += layers_per_launch) {
         const int layers = std::min(layers_per_launch, count - first);
         LayerTable table{};
-        std::copy_n(plan.layers.begin() + first, layers, table.layers);
-        std::copy_n(convolutions.begin() + first, layers, table.convolutions);
+        for (int i = 0; i < layers; ++i) {
+            table.layers[i] = plan.layers[first + i];
+            table.convolutions[i] = convolution_of(inputs.weights[first + i], inputs.biases[first + i]);
+        }
         launch(prepare_kernel<T>, dim3(16, static_cast<unsigned>(layers)), refine_threads, 0, stream, table,
                first, count, nearest, workspace);
     }
 }
 
 template <class T>
-void refine(const Plan& plan, RefineArguments arguments, const std::vector<Map>& horizontals, Stream stream) {
+void refine(const Plan& plan, RefineArguments arguments, const std::vector<TensorView>& horizontals,
+            Stream stream) {
     const auto shared = static_cast<std::size_t>(plan.shared_bytes);
     const std::size_t resident =
         std::max<std::size_t>(1, resident_blocks(refine_kernel<T>, refine_threads, shared));
@@ -62,8 +64,8 @@ void refine(const Plan& plan, RefineArguments arguments, const std::vector<Map>&
         arguments.first_scale = first;
         arguments.scales = std::min(scales, arguments.all_scales - first);
         MapTable table{};
-        std::copy_n(horizontals.begin() + first * arguments.stages, arguments.scales * arguments.stages,
-                    table.maps);
+        for (int i = 0; i < arguments.scales * arguments.stages; ++i)
+            table.maps[i] = map_of(horizontals[first * arguments.stages + i]);
         launch(refine_kernel<T>, dim3(static_cast<unsigned>(grid)), refine_threads, shared, stream, table,
                arguments);
     }
@@ -83,10 +85,10 @@ Footprint refine_windows_footprint(const TopDownPass& top_down_pass, int64_t per
             plan.bands.rows, plan.instructions};
 }
 
-void refine_windows(const TopDownPass& top_down_pass, const RefineInputs& inputs, bool bits, float limit,
+void refine_windows(const TopDownPass& top_down_pass, const RefineInputs& inputs, std::optional<float> limit,
                     void* out, void* workspace, void* stream) {
     if (inputs.windows.count == 0) return;
-    if (!bits && reinterpret_cast<std::uintptr_t>(out) % sizeof(float2) != 0)
+    if (!limit && reinterpret_cast<std::uintptr_t>(out) % sizeof(float2) != 0)
         throw std::invalid_argument("out must be aligned to 8 bytes");
     const Plan plan = plan_here(top_down_pass);
     RefineArguments arguments{};
@@ -94,18 +96,18 @@ void refine_windows(const TopDownPass& top_down_pass, const RefineInputs& inputs
     arguments.layers = static_cast<int>(plan.layers.size());
     arguments.bands = plan.bands;
     arguments.resident = plan.rounds == 0;
-    arguments.encoding = inputs.encoding;
-    arguments.strides = inputs.strides;
+    arguments.encoding = inputs.encoding.data;
+    arguments.strides = map_of(inputs.encoding).strides;
     arguments.windows = inputs.windows;
-    arguments.batch = inputs.batch;
+    arguments.batch = inputs.horizontals.front().sizes[0];
     arguments.stages = static_cast<int>(top_down_pass.convs.size());
     arguments.all_scales = static_cast<int>(inputs.horizontals.size()) / arguments.stages;
-    arguments.bits = bits;
-    arguments.limit = limit;
+    arguments.bits = limit.has_value();
+    arguments.limit = limit.value_or(0);
     arguments.out = out;
-    with_type(inputs.dtype, [&](auto zero) {
+    with_type(inputs.encoding.dtype, [&](auto zero) {
         using T = decltype(zero);
-        prepare<T>(plan, top_down_pass.nearest, inputs.convolutions, static_cast<float*>(workspace), stream);
+        prepare<T>(plan, top_down_pass.nearest, inputs, static_cast<float*>(workspace), stream);
         refine<T>(plan, arguments, inputs.horizontals, stream);
     });
 }

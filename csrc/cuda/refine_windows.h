@@ -2,21 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
-#include "../common/half.h"
-#include "../common/maps.h"
+#include "../common/tensor_view.h"
 #include "../common/windows.h"
 
 namespace sharpmask::cuda {
-
-// A convolution's weight (out, in, 3, 3) and bias (out) (null: none), with any strides.
-struct Convolution {
-    const void* weight;
-    std::int64_t strides[4];
-    const void* bias;
-    std::int64_t bias_stride;
-};
 
 // The shapes and modes of a top-down pass.
 struct TopDownPass {
@@ -42,21 +34,19 @@ struct Footprint {
 Footprint refine_windows_footprint(const TopDownPass& top_down_pass, std::int64_t shared_per_block,
                                    std::int64_t shared_per_multiprocessor);
 
-// What the top-down pass of each window reads.
+// What the top-down passes read.
 struct RefineInputs {
-    const void* encoding;
-    Strides strides;               // of the encoding
-    DType dtype;                   // of all maps and parameters
-    std::vector<Map> horizontals;  // scale after scale, one map per stage
-    std::int64_t batch;            // of the maps
+    TensorView encoding;                  // (windows, channels, size, size)
+    std::vector<TensorView> horizontals;  // (batch, channels, height, width): scale by scale, one per stage
     Windows windows;
-    std::vector<Convolution> convolutions;  // those of the stages, then the head
+    std::vector<TensorView> weights;                // (out, in, 3, 3): those of the stages, then the head's
+    std::vector<std::optional<TensorView>> biases;  // (out)
 };
 
-// Writes all of `out`: (windows, side, side) fp32 logits, aligned to 8 bytes; or, if `bits`, (windows, side,
-// ceil(side / 8)) bytes, a bit for every logit above `limit`. `workspace` is device memory, aligned to 16
-// bytes.
-void refine_windows(const TopDownPass& top_down_pass, const RefineInputs& inputs, bool bits, float limit,
+// Writes all of `out`, which is dense. Without a limit: (windows, side, side) fp32 logits, aligned to 8
+// bytes. With it: (windows, side, ceil(side / 8)) bytes, one bit per logit, which says whether it is above
+// the limit. `workspace` is device memory, aligned to 16 bytes.
+void refine_windows(const TopDownPass& top_down_pass, const RefineInputs& inputs, std::optional<float> limit,
                     void* out, void* workspace, void* stream);
 
 }  // namespace sharpmask::cuda

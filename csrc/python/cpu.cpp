@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -39,19 +40,20 @@ std::vector<MapOf> maps_of(const std::vector<TypedMapArgument>& maps) {
 
 Layer layer_from(const LayerArgument& l) { return {pointer<void>(l[0]), pointer<void>(l[1]), l[2], l[3]}; }
 
-void forward(const std::vector<MapArgument>& maps, const WindowsArgument& windows, int64_t batch,
-             int64_t channels, int64_t size, int64_t step, int64_t element_size, bool channels_last,
-             Address out, int threads) {
-    gather_windows(maps_from(maps), windows_from(windows), batch, channels, size, step, element_size,
-                   channels_last, pointer<void>(out), threads);
+void gather(const TensorViews& maps, const Windows& windows, int64_t step, const TensorView& out,
+            int threads) {
+    gather_windows(maps_of(maps), windows, maps.front().sizes[0], out.sizes[1], out.sizes[2], step,
+                   bytes_of(out.dtype), is_channels_last(out), out.data, threads);
 }
 
-void backward(Address grad, const StridesArgument& strides, int dtype, const WindowsArgument& windows,
-              int64_t batch, int64_t channels, int64_t size, int64_t step,
-              const std::vector<GradientArgument>& gradients, bool channels_last, int threads) {
-    gather_windows_backward(pointer<const void>(grad), strides_from(strides), static_cast<DType>(dtype),
-                            windows_from(windows), batch, channels, size, step, gradients_from(gradients),
-                            channels_last, threads);
+void gather_backward(const TensorView& grad, const Windows& windows, int64_t step,
+                     const std::vector<OptionalTensorView>& gradients, int threads) {
+    const auto asked = std::find_if(gradients.begin(), gradients.end(),
+                                    [](const OptionalTensorView& view) { return view.has_value(); });
+    if (asked == gradients.end()) return;
+    gather_windows_backward(grad.data, map_of(grad).strides, grad.dtype, windows, (*asked)->sizes[0],
+                            grad.sizes[1], grad.sizes[2], step, gradients_of(gradients),
+                            is_channels_last(**asked), threads);
 }
 
 void cascade(int dtype, const MapArgument& encoding, const std::vector<MapArgument>& horizontals,
@@ -174,8 +176,12 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_cpu, m) {
     using release_gil = py::call_guard<py::gil_scoped_release>;
-    m.def("gather_windows", forward, release_gil());
-    m.def("gather_windows_backward", backward, release_gil());
+    using namespace py::literals;
+    const py::kw_only named;
+    m.def("gather_windows", gather, release_gil(), named, "maps"_a, "windows"_a, "step"_a, "out"_a,
+          "threads"_a);
+    m.def("gather_windows_backward", gather_backward, release_gil(), named, "grad"_a, "windows"_a, "step"_a,
+          "gradients"_a, "threads"_a);
     m.def("refine_windows", cascade, release_gil());
     m.def("convolve", convolve, release_gil());
     m.def("before_relu", before_relu, release_gil());

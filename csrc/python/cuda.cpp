@@ -1,12 +1,13 @@
-// The module sharpmask_kernels._cuda, as cpu.cpp is of the CPU's: tensors arrive as addresses, sizes and
-// strides, which sharpmask_kernels/backends/cuda.py has taken from checked arguments. The last argument of
-// what runs on the GPU is a stream.
+// The module sharpmask_kernels._cuda: see sharpmask_kernels/_cuda.pyi. Tensors arrive as views, which
+// sharpmask_kernels/backends/cuda has taken from checked arguments, other memory and streams as addresses.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 #include <cstdint>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "../cuda/encode_windows.h"
@@ -15,81 +16,52 @@
 #include "arguments.h"
 
 namespace py = pybind11;
+using namespace py::literals;
 using namespace sharpmask;
 using namespace sharpmask::cuda;
 using std::int64_t;
 
 namespace {
 
-// Out channels; address and strides of the weight; address (0: none) and stride of the bias.
-using ConvolutionArgument = std::array<int64_t, 8>;
-
-void gather_forward(const std::vector<MapArgument>& maps, const WindowsArgument& windows, int64_t batch,
-                    int64_t channels, int64_t size, int64_t step, int64_t element_size, bool channels_last,
-                    Address out, Address stream) {
-    gather_windows(maps_from(maps), windows_from(windows), batch, channels, size, step, element_size,
-                   channels_last, pointer<void>(out), pointer<void>(stream));
+void gather(const TensorViews& maps, const Windows& windows, int64_t step, const TensorView& out,
+            Address stream) {
+    gather_windows(maps, windows, step, out, pointer<void>(stream));
 }
 
-void gather_backward(Address grad, const StridesArgument& strides, int dtype, const WindowsArgument& windows,
-                     int64_t batch, int64_t channels, int64_t size, int64_t step,
-                     const std::vector<GradientArgument>& gradients, bool channels_last, Address stream) {
-    gather_windows_backward(pointer<const void>(grad), strides_from(strides), static_cast<DType>(dtype),
-                            windows_from(windows), batch, channels, size, step, gradients_from(gradients),
-                            channels_last, pointer<void>(stream));
+void gather_backward(const TensorView& grad, const Windows& windows, int64_t step,
+                     const std::vector<OptionalTensorView>& gradients, Address stream) {
+    gather_windows_backward(grad, windows, step, gradients, pointer<void>(stream));
 }
 
-TopDownPass top_down_pass_from(int64_t size, int64_t channels, const std::vector<int64_t>& convs,
-                               const std::vector<int64_t>& out_channels, bool nearest, bool zeros) {
-    return {size, channels, convs, out_channels, nearest, zeros};
+TopDownPass top_down_pass_from(int64_t size, int64_t channels, std::vector<int64_t> convs,
+                               std::vector<int64_t> out_channels, bool nearest, bool zeros) {
+    return {size, channels, std::move(convs), std::move(out_channels), nearest, zeros};
 }
 
-void refine(const TopDownPass& top_down_pass, Address encoding, const StridesArgument& strides, int dtype,
-            const std::vector<MapArgument>& horizontals, const WindowsArgument& windows, int64_t batch,
-            const std::vector<ConvolutionArgument>& convolutions, bool bits, float limit, Address out,
-            Address workspace, Address stream) {
-    std::vector<Convolution> typed;
-    for (const auto& c : convolutions)
-        typed.push_back(
-            {pointer<const void>(c[1]), {c[2], c[3], c[4], c[5]}, pointer<const void>(c[6]), c[7]});
-    const RefineInputs inputs{pointer<const void>(encoding),
-                              strides_from(strides),
-                              static_cast<DType>(dtype),
-                              maps_from(horizontals),
-                              batch,
-                              windows_from(windows),
-                              typed};
-    refine_windows(top_down_pass, inputs, bits, limit, pointer<void>(out), pointer<void>(workspace),
-                   pointer<void>(stream));
+void refine(const TopDownPass& top_down_pass, const TensorView& encoding, TensorViews horizontals,
+            const Windows& windows, TensorViews weights, std::vector<OptionalTensorView> biases,
+            std::optional<float> limit, const TensorView& out, Address workspace, Address stream) {
+    const RefineInputs inputs{encoding, std::move(horizontals), windows, std::move(weights),
+                              std::move(biases)};
+    refine_windows(top_down_pass, inputs, limit, out.data, pointer<void>(workspace), pointer<void>(stream));
 }
 
 py::dict footprint(const TopDownPass& top_down_pass, int64_t shared_per_block,
                    int64_t shared_per_multiprocessor) {
-    using namespace py::literals;
     const Footprint f = refine_windows_footprint(top_down_pass, shared_per_block, shared_per_multiprocessor);
     return py::dict("shared_bytes"_a = f.shared_bytes, "rounds"_a = f.rounds,
                     "banded_layers"_a = f.banded_layers, "band_rows"_a = f.band_rows,
                     "instructions"_a = f.instructions);
 }
 
-void encode(Address logits, int dtype, const std::array<int64_t, 2>& shape,
-            const std::array<int64_t, 3>& strides, const std::array<Address, 3>& windows,
-            const std::array<int64_t, 2>& image_size, int64_t scales, Address ratios, double limit,
-            Address starts, Address edges, Address stream) {
-    const Masks masks{pointer<const void>(logits),
-                      shape[0],
-                      shape[1],
-                      {strides[0], strides[1], strides[2]},
-                      pointer<const int64_t>(windows[0]),
-                      pointer<const int64_t>(windows[1]),
-                      pointer<const int64_t>(windows[2])};
-    encode_windows(masks, static_cast<DType>(dtype),
-                   {image_size[0], image_size[1], scales, pointer<const double>(ratios)}, limit,
-                   pointer<int64_t>(starts), pointer<int64_t>(edges), pointer<void>(stream));
+void encode(const TensorView& logits, const Windows& windows, const std::array<int64_t, 2>& image_size,
+            const TensorView& ratios, double limit, Address starts, Address edges, Address stream) {
+    const Image image{image_size[0], image_size[1], ratios.sizes[0], static_cast<const double*>(ratios.data)};
+    encode_windows(logits, windows, image, limit, pointer<int64_t>(starts), pointer<int64_t>(edges),
+                   pointer<void>(stream));
 }
 
 py::dict build_info() {
-    using namespace py::literals;
 #ifdef SHARPMASK_EMULATED
     const bool emulated = true;
 #else
@@ -102,13 +74,21 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_cuda, m) {
     using release_gil = py::call_guard<py::gil_scoped_release>;
-    py::class_<TopDownPass>(m, "Cascade").def(py::init(&top_down_pass_from));
-    m.def("gather_windows", gather_forward, release_gil());
-    m.def("gather_windows_backward", gather_backward, release_gil());
-    m.def("refine_windows", refine, release_gil());
-    m.def("refine_windows_workspace", refine_windows_workspace);
-    m.def("refine_windows_footprint", footprint);
-    m.def("encode_windows", encode, release_gil());
+    const py::kw_only named;
+    m.def("gather_windows", gather, release_gil(), named, "maps"_a, "windows"_a, "step"_a, "out"_a,
+          "stream"_a);
+    m.def("gather_windows_backward", gather_backward, release_gil(), named, "grad"_a, "windows"_a, "step"_a,
+          "gradients"_a, "stream"_a);
+    py::class_<TopDownPass>(m, "TopDownPass")
+        .def(py::init(&top_down_pass_from), named, "size"_a, "channels"_a, "convs"_a, "out_channels"_a,
+             "nearest"_a, "zeros"_a);
+    m.def("refine_windows", refine, release_gil(), "top_down_pass"_a, named, "encoding"_a, "horizontals"_a,
+          "windows"_a, "weights"_a, "biases"_a, "limit"_a, "out"_a, "workspace"_a, "stream"_a);
+    m.def("refine_windows_workspace", refine_windows_workspace, "top_down_pass"_a);
+    m.def("refine_windows_footprint", footprint, "top_down_pass"_a, named, "shared_per_block"_a,
+          "shared_per_multiprocessor"_a);
+    m.def("encode_windows", encode, release_gil(), named, "logits"_a, "windows"_a, "image_size"_a, "ratios"_a,
+          "limit"_a, "starts"_a, "edges"_a, "stream"_a);
     m.attr("encode_parts") = encode_parts;
     m.def("build_info", build_info);
 }

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from .. import layout
 PACKAGE = Path(__file__).parents[1]
 
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-"""The numbers of ``DType`` in ``csrc/common/half.h``."""
+"""The dtypes of maps, with their numbers in ``DType`` of ``csrc/common/half.h``."""
+NUMBERS = {**DTYPES, torch.uint8: 4}
 
 
 @functools.cache
@@ -47,6 +49,40 @@ def required(loaded: ModuleType | str) -> ModuleType:
     return loaded
 
 
+class TensorView(NamedTuple):
+    """What a compiled module sees of a tensor of up to four dimensions."""
+
+    address: int
+    dtype: int
+    """Its number in ``NUMBERS``."""
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In elements."""
+
+
+class WindowsView(NamedTuple):
+    """What a compiled module sees of windows: how many, and the addresses of their fields, each contiguous int64."""
+
+    length: int
+    image: int
+    scale: int
+    row: int
+    col: int
+
+
+def view(x: Tensor) -> TensorView:
+    return TensorView(x.data_ptr(), NUMBERS[x.dtype], x.shape, x.stride())
+
+
+def optional_view(x: Tensor | None) -> TensorView | None:
+    return None if x is None else view(x)
+
+
+def windows_view(image: Tensor, scale: Tensor, row: Tensor, col: Tensor) -> WindowsView:
+    """Of contiguous fields, which the caller holds until the call returns."""
+    return WindowsView(scale.shape[0], image.data_ptr(), scale.data_ptr(), row.data_ptr(), col.data_ptr())
+
+
 def map_of(x: Tensor) -> tuple[int, ...]:
     """Address, height, width and strides of maps (batch, channels, height, width)."""
     return (x.data_ptr(), x.shape[2], x.shape[3], *x.stride())
@@ -57,12 +93,11 @@ def windows_of(*fields: Tensor) -> tuple[int, ...]:
     return (fields[0].shape[0], *(x.data_ptr() for x in fields))
 
 
-# gather_windows is the same for both. ``last`` is the module's last argument: how many threads, or which stream.
+# gather_windows is the same for both backends. `run` is the module's function, with its last argument already given.
 
 
 def gather_windows(
-    module: ModuleType,
-    last: int,
+    run: Callable[..., None],
     maps: Sequence[Tensor],
     image: Tensor,
     scale: Tensor,
@@ -71,28 +106,15 @@ def gather_windows(
     size: int,
     step: int,
 ) -> Tensor:
-    batch, channels = maps[0].shape[:2]
-    memory_format = layout.memory_format(*maps)
-    out = layout.empty((image.shape[0], channels, size, size), maps[0], memory_format)
+    shape = (image.shape[0], maps[0].shape[1], size, size)
+    out = layout.empty(shape, maps[0], layout.memory_format(*maps))
     windows = [x.contiguous() for x in (image, scale, row, col)]
-    module.gather_windows(
-        [map_of(m) for m in maps],
-        windows_of(*windows),
-        batch,
-        channels,
-        size,
-        step,
-        out.element_size(),
-        memory_format == torch.channels_last,
-        out.data_ptr(),
-        last,
-    )
+    run(maps=[view(m) for m in maps], windows=windows_view(*windows), step=step, out=view(out))
     return out
 
 
 def gather_windows_backward(
-    module: ModuleType,
-    last: int,
+    run: Callable[..., None],
     grad: Tensor,
     image: Tensor,
     scale: Tensor,
@@ -105,26 +127,12 @@ def gather_windows_backward(
     needs: Sequence[bool],
     step: int,
 ) -> list[Tensor]:
-    channels, size = grad.shape[1:3]
+    memory_format = layout.chosen(channels_last)
     gradients = [
-        layout.empty((batch, channels, height, width), grad, layout.chosen(channels_last)) if need else None
+        layout.empty((batch, grad.shape[1], height, width), grad, memory_format) if need else None
         for height, width, need in zip(heights, widths, needs, strict=True)
     ]
     windows = [x.contiguous() for x in (image, scale, row, col)]
-    module.gather_windows_backward(
-        grad.data_ptr(),
-        grad.stride(),
-        DTYPES[grad.dtype],
-        windows_of(*windows),
-        batch,
-        channels,
-        size,
-        step,
-        [
-            (0 if gradient is None else gradient.data_ptr(), height, width)
-            for gradient, height, width in zip(gradients, heights, widths, strict=True)
-        ],
-        channels_last,
-        last,
-    )
+    views = [optional_view(gradient) for gradient in gradients]
+    run(grad=view(grad), windows=windows_view(*windows), step=step, gradients=views)
     return [gradient for gradient in gradients if gradient is not None]

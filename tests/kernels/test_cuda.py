@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sharpmask_kernels import registry
 from sharpmask_kernels.backends.cuda import device as cuda
 from sharpmask_kernels.backends.cuda import encode_windows, gather_windows, refine_windows
 from sharpmask_kernels.backends.reference import encode_windows as encode_reference
 from sharpmask_kernels.backends.reference import gather_windows as gather_reference
-from sharpmask_kernels.backends.reference import refine_windows as refine_reference
 from sharpmask_kernels.ops.refine_windows import empty_windows
 
 from .. import emulator
@@ -45,7 +45,7 @@ KB = 1 << 10
 SHARED = {75: (64, 64), 80: (163, 164), 86: (99, 100), 89: (99, 100), 90: (227, 228), 100: (227, 228), 120: (99, 100)}
 PAPER: dict[str, Any] = {"size": 10, "widths": (32, 16, 8, 4, 2)}
 RELEASED = {**PAPER, "convs": 2}
-# Small cascades, and sizes of shared memory with which their plans differ a lot.
+# Small top-down passes, and sizes of shared memory with which their plans differ a lot.
 SMALL: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({"size": 10, "widths": (2, 2, 4)}, (7, 10, 12)),
     ({"size": 2, "widths": (36, 20, 3)}, (16, 26)),
@@ -54,8 +54,8 @@ SMALL: list[tuple[dict[str, Any], tuple[int, ...]]] = [
 SCHEDULES = [emulator.FORWARD, emulator.REVERSE, 0, 1, 2]
 
 
-def refined(cascade: Cascade, backend: Any, **options: Any) -> Tensor:
-    """refine_windows of a backend's module, past the checks."""
+def refined(cascade: Cascade, backend: str = "cuda", **options: Any) -> Tensor:
+    """refine_windows of a backend, past the checks."""
     upsample, padding_mode = options.get("upsample", "bilinear"), options.get("padding_mode", "replicate")
     threshold = options.get("threshold")
     convs = [len(stage) for stage in cascade.stages]
@@ -63,12 +63,13 @@ def refined(cascade: Cascade, backend: Any, **options: Any) -> Tensor:
     maps = list(itertools.chain(*cascade.horizontals))
     out = empty_windows(cascade.encoding, len(convs), threshold).fill_(77)
     modes = (convs, upsample, padding_mode, threshold)
-    backend.refine_windows(cascade.encoding, maps, *cascade.windows[1:], list(weights), list(biases), *modes, out)
+    room = registry.room(backend, "refine_windows")
+    room.refine_windows(cascade.encoding, maps, *cascade.windows[1:], list(weights), list(biases), *modes, out)
     return out
 
 
 def assert_agree(cascade: Cascade, **options: Any) -> None:
-    found, expected = refined(cascade, refine_windows, **options), refined(cascade, refine_reference, **options)
+    found, expected = (refined(cascade, backend, **options) for backend in ("cuda", "reference"))
     limit = 4 * TOLERANCE[cascade.encoding.dtype]  # both round
     torch.testing.assert_close(found, expected, rtol=0, atol=limit * float(expected.abs().max()))
 
@@ -134,10 +135,16 @@ def test_nothing_is_read_or_written_outside() -> None:
 def footprint(shape: dict[str, Any], gpu: dict[str, int], upsample: str, padding_mode: str) -> dict[str, Any]:
     widths, convs = shape["widths"], shape.get("convs", 1)
     outs = [k for before, after in itertools.pairwise(widths) for k in [before] * (convs - 1) + [after]]
-    modes = (upsample == "nearest", padding_mode == "zeros")
     native = cuda.module()
-    top_down_pass = native.Cascade(shape["size"], widths[0], [convs] * (len(widths) - 1), [*outs, 1], *modes)
-    found: dict[str, Any] = native.refine_windows_footprint(top_down_pass, *gpu.values())
+    top_down_pass = native.TopDownPass(
+        size=shape["size"],
+        channels=widths[0],
+        convs=[convs] * (len(widths) - 1),
+        out_channels=[*outs, 1],
+        nearest=upsample == "nearest",
+        zeros=padding_mode == "zeros",
+    )
+    found: dict[str, Any] = native.refine_windows_footprint(top_down_pass, **gpu)
     return found
 
 
@@ -163,9 +170,9 @@ def test_any_plan_gives_the_same(shape: dict[str, Any], shared: int) -> None:
     """Bands of different heights, weights that stay, that come layer by layer and in several rounds."""
     for upsample, padding_mode in MODES[::3]:
         cascade, modes = Cascade(torch.float32, count=3, **shape), {"upsample": upsample, "padding_mode": padding_mode}
-        expected = refined(cascade, refine_windows, **modes)
+        expected = refined(cascade, **modes)
         with emulator.machine(**gpu(shared + 2 * (upsample == "nearest"))):
-            found = refined(cascade, refine_windows, **modes)
+            found = refined(cascade, **modes)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -192,7 +199,7 @@ def test_what_does_not_fit_a_gpu_is_refused(capability: int) -> None:
 
 def test_what_fits_no_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="side of windows must be at most 1024 on backend 'cuda', got 1200"):
-        refined(Cascade(torch.float32, count=1, size=600, widths=(1, 1)), refine_windows)
+        refined(Cascade(torch.float32, count=1, size=600, widths=(1, 1)))
 
 
 # Loads and launches.
@@ -214,12 +221,12 @@ def test_wide_loads_of_maps(dtype: torch.dtype, widths: tuple[int, ...], shift: 
         cascade.horizontals = [[shifted(m) for m in levels] for levels in cascade.horizontals]
         cascade.horizontals = [[m[..., :-1] for m in levels] for levels in cascade.horizontals]  # odd widths
         options = {"upsample": upsample, "padding_mode": padding_mode}
-        found = refined(cascade, refine_windows, **options)
+        found = refined(cascade, **options)
         exact = Cascade(torch.float32, count=5, size=2, widths=widths)
         exact.encoding, exact.head = cascade.encoding.float(), _widened(cascade.head)
         exact.stages = [[_widened(conv) for conv in stage] for stage in cascade.stages]
         exact.horizontals = [[m.float() for m in levels] for levels in cascade.horizontals]
-        expected = refined(exact, refine_reference, **options)
+        expected = refined(exact, "reference", **options)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -233,7 +240,7 @@ def test_how_many_bits_a_load_of_maps_has(dtype: torch.dtype) -> None:
     for layout, bytes_of_stages in [(channels_last, [16, 16, 16, min(16, 4 * element)]), (contiguous, [element] * 4)]:
         cascade.horizontals = [[layout(m) for m in levels] for levels in cascade.horizontals]
         emulator.map_loads()
-        refined(cascade, refine_windows)
+        refined(cascade)
         expected: collections.Counter[int] = collections.Counter()
         for count, size in zip(values, bytes_of_stages, strict=True):
             expected[size] += count * element // size
@@ -253,7 +260,7 @@ def _widened(conv: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]
 def test_out_may_begin_anywhere(threshold: float | None) -> None:
     """Logits are written two at a time."""
     cascade = Cascade(torch.float32)
-    expected = refined(cascade, refine_windows, threshold=threshold)
+    expected = refined(cascade, threshold=threshold)
     out = expected.new_zeros(expected.numel() + 1)[1:].view_as(expected)
     cascade(out=out, threshold=threshold, backend="cuda", padding_mode="replicate")
     assert torch.equal(out, expected)
@@ -360,7 +367,7 @@ def test_of_pytorch_only_memory_is_asked() -> None:
 def test_a_launch_that_fails_is_reported() -> None:
     cascade = Cascade(torch.float32, count=1)
     with emulator.machine(multiprocessors=0), pytest.raises(RuntimeError, match="a grid that no GPU takes"):
-        refined(cascade, cuda)
+        refined(cascade)
     assert_agree(cascade)
 
 

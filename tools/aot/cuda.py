@@ -42,12 +42,11 @@ RESIDENT = {75: 1024, 86: 1536, 89: 1536, 120: 1536}  # threads of a multiproces
 RESERVED = KB  # of shared memory, for each block
 THREADS = 256  # of a block, in every kernel with a limit
 
-# Windows of 160 pixels, k = 32, 16, 8, 4, 2: see section 3.2 of the paper.
-PAPER = (10, 32, [1, 1, 1, 1], [16, 8, 4, 2, 1])
-PAPER_FMAS = sum(
-    9 * a * b * side * side for a, b, side in zip([32, 16, 8, 4, 2], PAPER[3], [10, 20, 40, 80, 160], strict=True)
-)
-HORIZONTALS = sum(k * (10 << j) ** 2 for j, k in enumerate(PAPER[3][:-1]))
+# The paper's top-down pass: windows of 160 pixels, k = 32, 16, 8, 4, 2 (section 3.2).
+SIDES, WIDTHS = (10, 20, 40, 80, 160), (32, 16, 8, 4, 2)
+OUT_CHANNELS = (*WIDTHS[1:], 1)
+FMAS = sum(9 * a * b * side * side for a, b, side in zip(WIDTHS, OUT_CHANNELS, SIDES, strict=True))
+HORIZONTALS = sum(k * side**2 for k, side in zip(WIDTHS[1:], SIDES, strict=False))
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,20 @@ def _run(*command: str) -> str:
 
 @functools.cache
 def plan(arch: int) -> dict[str, Any]:
-    """How the paper's cascade lies in shared memory, with padding_mode="replicate"."""
-    from sharpmask_kernels.backends.cuda import device
+    """How the paper's top-down pass lies in shared memory, with padding_mode="replicate"."""
+    from sharpmask_kernels import _cuda
 
-    native = device.module()
-    found: dict[str, Any] = native.refine_windows_footprint(native.Cascade(*PAPER, False, False), *SHARED[arch])
-    return found
+    convs = [1] * len(WIDTHS[1:])
+    modes = {"nearest": False, "zeros": False}
+    top_down_pass = _cuda.TopDownPass(
+        size=SIDES[0], channels=WIDTHS[0], convs=convs, out_channels=OUT_CHANNELS, **modes
+    )
+    per_block, per_multiprocessor = SHARED[arch]
+    return {
+        **_cuda.refine_windows_footprint(
+            top_down_pass, shared_per_block=per_block, shared_per_multiprocessor=per_multiprocessor
+        )
+    }
 
 
 ARCHS = ("80", "90a", "100")
@@ -176,7 +183,9 @@ def _inner_loop(addresses: list[int], opcodes: Sequence[str], operands: Sequence
 
 
 def report(kernels: list[Kernel], console: Console) -> None:
-    table = Table(title="CUDA kernels, compiled ahead of time (refine_kernel: the paper's cascade; loads: of maps)")
+    table = Table(
+        title="CUDA kernels, compiled ahead of time (shared: for the paper's top-down pass; 128b to 16b: loads of maps)"
+    )
     columns = "kernel arch reg spills instr FFMA HMMA 128b 64b 32b 16b shared blocks"
     for column in columns.split():
         table.add_column(column, justify="left" if column == "kernel" else "right", overflow="fold")
@@ -195,7 +204,7 @@ def floor(console: Console, inner: tuple[int, int], windows: int = 1000) -> None
     multiprocessors, hertz, bandwidth = 132, 1.98e9, 3.35e12
     fma_rate = multiprocessors * 128 * hertz
     dram, l2 = 160 * 160 // 8 + 2 * 3200, 2 * HORIZONTALS  # of a window: bits out, 16-bit encodings and maps
-    flops = 2 * PAPER_FMAS * windows
+    flops = 2 * FMAS * windows
     found = plan(90)
     # The plan counts little beside multiply-adds. A multiprocessor issues four warp instructions a clock, and a
     # thread's count stands for its warp's.

@@ -10,6 +10,19 @@
 
 namespace sharpmask::cuda {
 
+// A convolution's weight (out, in, 3, 3) and bias (out) (null: zeros), with any strides.
+struct Convolution {
+    const void* weight;
+    std::int64_t strides[4];
+    const void* bias;
+    std::int64_t bias_stride;
+};
+
+inline Convolution convolution_of(const TensorView& weight, const std::optional<TensorView>& bias) {
+    const auto& s = weight.strides;
+    return {weight.data, {s[0], s[1], s[2], s[3]}, bias ? bias->data : nullptr, bias ? bias->strides[0] : 0};
+}
+
 constexpr int layers_per_launch = 16;
 
 // Kernels take it by value, as parameters.

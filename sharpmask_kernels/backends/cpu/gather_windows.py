@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,8 @@ from .device import module
 def gather_windows(
     maps: Sequence[Tensor], image: Tensor, scale: Tensor, row: Tensor, col: Tensor, size: int, step: int
 ) -> Tensor:
-    return native.gather_windows(module(), torch.get_num_threads(), maps, image, scale, row, col, size, step)
+    run = functools.partial(module().gather_windows, threads=torch.get_num_threads())
+    return native.gather_windows(run, maps, image, scale, row, col, size, step)
 
 
 def gather_windows_backward(
@@ -30,7 +32,6 @@ def gather_windows_backward(
     needs: Sequence[bool],
     step: int,
 ) -> list[Tensor]:
+    run = functools.partial(module().gather_windows_backward, threads=torch.get_num_threads())
     places, sizes = (image, scale, row, col), (batch, heights, widths)
-    return native.gather_windows_backward(
-        module(), torch.get_num_threads(), grad, *places, *sizes, channels_last, needs, step
-    )
+    return native.gather_windows_backward(run, grad, *places, *sizes, channels_last, needs, step)

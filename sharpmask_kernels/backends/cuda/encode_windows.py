@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import rle
 from ...windows import logit, scaled_size
 from .. import native
-from .device import module, on_device
+from .device import on_device
 
 
 @on_device
@@ -26,26 +26,24 @@ def encode_windows(
     threshold: float,
     stream: int,
 ) -> tuple[Tensor, Tensor]:
+    from ... import _cuda
+
     count, (height, width) = logits.shape[0], image_size
     sizes = [scaled_size(height, width, s) for s in scales]
     ratios = torch.tensor([(h / height, w / width) for h, w in sizes], dtype=torch.float64, device=logits.device)
     windows = [x.contiguous() for x in (scale, row, col)]
-    found = logits.new_empty((count, module().encode_parts), dtype=torch.int64)
+    found = logits.new_empty((count, _cuda.encode_parts), dtype=torch.int64)
 
     def launch(starts: Tensor, edges: int) -> None:
-        module().encode_windows(
-            logits.data_ptr(),
-            native.DTYPES[logits.dtype],
-            logits.shape[:2],
-            logits.stride(),
-            [x.data_ptr() for x in windows],
-            image_size,
-            len(scales),
-            ratios.data_ptr(),
-            logit(threshold),
-            starts.data_ptr(),
-            edges,
-            stream,
+        _cuda.encode_windows(
+            logits=native.view(logits),
+            windows=native.WindowsView(count, 0, *(x.data_ptr() for x in windows)),
+            image_size=(height, width),
+            ratios=native.view(ratios),
+            limit=logit(threshold),
+            starts=starts.data_ptr(),
+            edges=edges,
+            stream=stream,
         )
 
     launch(found, 0)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from .. import native
-from .device import module, on_device
+from .device import on_device
 
 
 @on_device
 def gather_windows(
     maps: Sequence[Tensor], image: Tensor, scale: Tensor, row: Tensor, col: Tensor, size: int, step: int, stream: int
 ) -> Tensor:
-    return native.gather_windows(module(), stream, maps, image, scale, row, col, size, step)
+    from ... import _cuda
+
+    run = functools.partial(_cuda.gather_windows, stream=stream)
+    return native.gather_windows(run, maps, image, scale, row, col, size, step)
 
 
 @on_device
@@ -32,5 +36,8 @@ def gather_windows_backward(
     step: int,
     stream: int,
 ) -> list[Tensor]:
+    from ... import _cuda
+
+    run = functools.partial(_cuda.gather_windows_backward, stream=stream)
     places, sizes = (image, scale, row, col), (batch, heights, widths)
-    return native.gather_windows_backward(module(), stream, grad, *places, *sizes, channels_last, needs, step)
+    return native.gather_windows_backward(run, grad, *places, *sizes, channels_last, needs, step)
