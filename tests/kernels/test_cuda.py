@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import re
 import subprocess
@@ -378,8 +379,8 @@ def test_it_says_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "emulated", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda.unavailable.__wrapped__() == "PyTorch finds no CUDA device"
-    device = torch.device("cpu")
-    assert cuda.BACKEND.refusal(device, torch.float32) == "maps must be on a cuda device on backend 'cuda', got cpu"
+    backend, device = dataclasses.replace(cuda.BACKEND, simulated=lambda: False), torch.device("cpu")
+    assert backend.refusal(device, torch.float32) == "maps must be on a cuda device on backend 'cuda', got cpu"
     monkeypatch.setattr(cuda, "_load", lambda: "not compiled at installation: no nvcc found")
     assert cuda.unavailable.__wrapped__() == "not compiled at installation: no nvcc found"
     with pytest.raises(RuntimeError, match="no nvcc found"):
