@@ -1,13 +1,17 @@
-"""The Python snippets of the documents run, one after another, as a reader would paste them."""
+"""What the documents show is true: Python snippets run, and quoted output is what a user gets."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from sharpmask.data.coco import CocoFolder
+from sharpmask.errors import DataError
 from sharpmask_kernels import registry
 
 ROOT = Path(__file__).parents[1]
@@ -15,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("page", ["docs/drop-in.md", "docs/kernels.md"])
 def test_snippets(page: str) -> None:
+    """They run one after another, as a reader would paste them."""
     snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
     assert snippets
     # Pasted lines have no module to be found in; a class statement looks for its name.
@@ -35,3 +40,16 @@ def test_the_table_of_backends() -> None:
     }
     assert set(names) == set(registry.BACKENDS)
     assert marked == {(op, name) for op in registry.OPS for name in registry.BACKENDS if registry.backend(name).has(op)}
+
+
+def test_the_line_about_a_bad_folder(tmp_path: Path) -> None:
+    """docs/own-data.md quotes it as it is."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (320, 240)).save(tmp_path / "images/000001.png")
+    image = {"id": 1, "file_name": "000001.png", "width": 321, "height": 240}
+    content = {"images": [image], "categories": [{"id": 1, "name": "cup"}], "annotations": []}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(DataError) as error:
+        CocoFolder(tmp_path)
+    line = str(error.value).replace(str(tmp_path), "data/train")
+    assert f"\nsharpmask: {line}\n" in (ROOT / "docs/own-data.md").read_text()
