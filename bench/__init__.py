@@ -1,1 +1,1 @@
-"""How fast the ops are, next to plain PyTorch: see docs/benchmarks.md."""
+"""How fast the ops are, next to plain PyTorch (docs/benchmarks.md)."""

@@ -1,4 +1,4 @@
-"""``pytest bench --benchmark-only``: options, parameters and what is printed and saved beside the times."""
+"""``pytest bench --benchmark-only``: options, parameters, and what is printed and saved with the times."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from .options import Case, add_options, cases, header
 
-# pytest-benchmark's own defaults would make a whole run several times longer.
+# With pytest-benchmark's own defaults, a whole run would take several times as long.
 DEFAULTS = {"--benchmark-max-time": 0.3, "--benchmark-min-rounds": 3}
 
 CASES = pytest.StashKey[list[Case]]()

@@ -1,8 +1,8 @@
 """``python -m bench.gpu``: everything that needs a GPU, in one report.
 
-Runs the self-check, the tests marked gpu, and the benches in fp32 and fp16 against eager PyTorch, torch.compile and,
-where torch_tensorrt is installed, TensorRT. Writes what they print to gpu-report.md (or the file given). Exits with 1
-if one of them failed; the others run all the same.
+Runs the self-check, the tests marked gpu, and the benchmarks in fp32 and fp16 against eager PyTorch, torch.compile and,
+where torch_tensorrt is installed, TensorRT. Writes what they print to gpu-report.md, or to the file given. A step that
+fails does not stop the others, but makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STEPS = [
     "-m bench.compare --dtype fp32 --peer compile --markdown",
     "-m bench.compare --dtype fp16 --peer compile --markdown",
 ]
-# One by one: should TensorRT not take one op's layers, the others are there all the same.
+# One op at a time, so that an op whose layers TensorRT refuses does not hide the others.
 TENSORRT = [
     f"-m bench.compare --dtype {dtype} --peer tensorrt --op {op} --markdown"
     for dtype in ("fp32", "fp16")
@@ -44,7 +44,7 @@ def main() -> int:
         for step in STEPS if without_tensorrt else STEPS + TENSORRT:
             print(f"$ python {step}", flush=True)
             status, output = run(step)
-            # Tables in Markdown are read as such, all else as it was printed.
+            # Only output that is not Markdown needs a fence.
             fence = "" if "--markdown" in step else "```"
             report.write(f"## python {step}\n\n{fence}\n{output.strip()}\n{fence}\n\nExit status {status}.\n\n")
             report.flush()

@@ -1,4 +1,4 @@
-"""One workload made ready: inputs, the expected result, and functions to be timed, each checked first."""
+"""A workload made ready: its inputs, the expected result, and functions to be timed, each checked first."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from .workloads.base import Function, Plain, Workload
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 INPUT_SETS = 3
-"""Taken in turn, so that no call finds in the cache all that the one before has read."""
+"""Calls take the sets in turn, so that no call finds in the cache all that the call before has read."""
 
-# Largest error allowed of a result and of a gradient, as a share of the tensor expected, in the 2-norm. A weight's
-# gradient is a sum over up to 200,000 cells; and rounding decides whether ReLU lets an activation near 0 through.
+# The largest error allowed in a result and in a gradient: the 2-norm of the difference, as a share of that of the
+# expected tensor. Gradients get more, because a weight's gradient is a sum over up to 200,000 cells, and because
+# rounding decides whether ReLU lets an activation near 0 through.
 TOLERANCE = {
     torch.float64: (1e-12, 1e-10),  # sums of up to 9 * 1024 products
     torch.float32: (1e-5, 1e-3),  # the same
@@ -30,10 +31,10 @@ TOLERANCE = {
 }
 
 MASK_TOLERANCE = 1e-3
-"""Pixels that may differ, as a share of the foreground: samples within rounding of the threshold."""
+"""Pixels that may differ, as a share of the foreground: rounding moves samples across the threshold."""
 
 ROUNDED_TOLERANCE = 2e-2
-"""The same of a mask whose window is placed at whole cells, or fades into its surroundings."""
+"""The same for contestants that crop at whole cells, or let the border of a window fade into its surroundings."""
 
 
 class WrongResult(AssertionError):
@@ -45,7 +46,7 @@ class Setting:
 
     def __init__(self, workload: Workload, dtype: torch.dtype, device: torch.device) -> None:
         torch.manual_seed(0)
-        # What was compiled for others counts towards a limit, beyond which PyTorch would go on uncompiled.
+        # PyTorch compiles only so many variants, then runs uncompiled. What was compiled for others would count.
         torch.compiler.reset()
         self.workload, self.name, self.training = workload, workload.name, workload.training
         self.module = self._module(dtype, device)
@@ -57,7 +58,7 @@ class Setting:
         self.expected = self._outcome(self.module, self.module, self._ready(self.sets[0], EAGER))
 
     def runner(self, contestant: Contestant, first: int = 0) -> Callable[[], None]:
-        """A function that runs ``contestant`` once, on the next inputs, the first time on set ``first``.
+        """A function that runs ``contestant`` once, on the next set of inputs, beginning with set ``first``.
 
         Raises :class:`WrongResult` if its result is not that of plain PyTorch.
         """
@@ -70,7 +71,7 @@ class Setting:
         self._check(contestant, self._outcome(function, module, sets[0]))
         upcoming = itertools.islice(itertools.cycle(sets), first, None)
         parameters, gradient = list(module.parameters()), self._gradient(contestant)
-        due = [i for i in range(len(sets[0])) if i not in self.workload.frozen]
+        differentiated = [i for i in range(len(sets[0])) if i not in self.workload.frozen]
         synchronize = torch.cuda.synchronize if self.sets[0][0].is_cuda else lambda: None
 
         def forward() -> None:
@@ -79,8 +80,8 @@ class Setting:
 
         def forward_and_backward() -> None:
             inputs = next(upcoming)
-            # A map that no window is on has no gradient in plain PyTorch.
-            leaves = [*(inputs[i] for i in due), *parameters]
+            # In plain PyTorch, a map without a window on it has no gradient.
+            leaves = [*(inputs[i] for i in differentiated), *parameters]
             torch.autograd.grad(function(*inputs), leaves, gradient, allow_unused=True)
             synchronize()
 
@@ -90,7 +91,7 @@ class Setting:
         return self.workload.module(device).to(device, dtype).requires_grad_(self.training)
 
     def _ready(self, inputs: tuple[Tensor, ...], contestant: Contestant) -> tuple[Tensor, ...]:
-        """The inputs in the contestant's memory format, to be differentiated if training."""
+        """The inputs in the contestant's memory format, with gradients if training."""
         formatted = (x.contiguous(memory_format=_memory_format(contestant)) if x.ndim == 4 else x for x in inputs)
         frozen = self.workload.frozen
         return tuple(x.detach().requires_grad_(self.training and i not in frozen) for i, x in enumerate(formatted))
@@ -126,7 +127,7 @@ def _memory_format(contestant: Contestant) -> torch.memory_format:
 
 
 def error(found: Any, expected: Any) -> float:
-    """The difference as a share of ``expected``: in the 2-norm, of masks and run lengths in pixels."""
+    """The difference as a share of ``expected``: in the 2-norm or, of masks and run lengths, in pixels."""
     if not isinstance(expected, Tensor):
         masks = [(decoded(x), decoded(y)) for x, y in zip(found, expected, strict=True)]
         return sum(int((x != y).sum()) for x, y in masks) / max(1, sum(int(y.sum()) for _, y in masks))
@@ -134,19 +135,19 @@ def error(found: Any, expected: Any) -> float:
         return float("inf")
     if expected.dtype == torch.bool:
         return float((found != expected).sum() / expected.sum().clamp(min=1))
-    # float64 holds the squares of all dtypes. NaN compares as different from everything.
+    # float64 holds the squares of all dtypes. A NaN makes the error NaN, which is never within the tolerance.
     difference = torch.linalg.vector_norm(found.double() - expected.double())
     return float(difference / torch.linalg.vector_norm(expected.double()).clamp(min=1e-30))
 
 
 def decoded(rle: dict[str, Any]) -> Any:
-    """The mask; all ones where the run lengths are not what COCO would write, of which decoding may give anything."""
+    """The mask. All ones if the run lengths are not what COCO writes, because decoding may then give anything."""
     mask = coco.decode(rle)
     return mask if coco.encode(mask)["counts"] == rle["counts"] else np.ones_like(mask)
 
 
 def trace(run: Callable[[], None], folder: Path, name: str) -> Path:
-    """Writes what torch.profiler sees of one run, for chrome://tracing or https://ui.perfetto.dev; returns the path."""
+    """Writes a torch.profiler trace of one run, for chrome://tracing or https://ui.perfetto.dev. Returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name.replace(' ', '-')}.json"
     with torch.profiler.profile() as profiler:

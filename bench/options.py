@@ -1,4 +1,4 @@
-"""What ``pytest bench`` and ``python -m bench.compare`` share: options, what to measure, and the words around it."""
+"""What ``pytest bench`` and ``python -m bench.compare`` share: options, what to measure, and the header."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     add("--threads", type=int, help="CPU threads of PyTorch and the ops (default: PyTorch's choice)")
     add("--peer", choices=list(PEERS), action="append", default=[], help="also measure this; may be repeated")
-    add("--profile", type=Path, metavar="DIR", help="also write a torch.profiler trace of everyone measured there")
+    add("--profile", type=Path, metavar="DIR", help="also write torch.profiler traces into this folder")
 
 
 class Case(NamedTuple):
-    """A workload, who is measured on it, and who is left out, and why."""
+    """A workload, who is measured on it, and who is left out for which reason."""
 
     workload: Workload
     contestants: list[Contestant]
@@ -35,10 +35,10 @@ class Case(NamedTuple):
 
 
 def cases(options: Namespace) -> list[Case]:
-    """All there is to measure. Sets PyTorch up for it, too."""
+    """Everything to measure. Also sets PyTorch up for it."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    # All compute in the dtype they are asked for; TF32 has the range of fp32, not its precision.
+    # Everyone computes in the dtype asked for. TF32 has the range of fp32, not its precision.
     torch.backends.cudnn.allow_tf32 = False
     kind = DTYPES[options.dtype], torch.device(options.device)
     sizes = SMALL if options.small else FULL
@@ -49,12 +49,12 @@ def setting(case: Case, options: Namespace) -> Setting:
     return _setting(case.workload, DTYPES[options.dtype], torch.device(options.device))
 
 
-# Inputs are large, and those measured on the same ones come one after another.
+# Inputs are large. Contestants on the same workload come one after another, so one setting at a time is enough.
 _setting = functools.lru_cache(maxsize=1)(Setting)
 
 
 def header(options: Namespace, cases: list[Case]) -> dict[str, str]:
-    """What has to stand over any time."""
+    """What must be known to read a time: machine, versions, and who is left out."""
     ops: dict[tuple[str, str], list[str]] = {}
     for case in cases:
         for name_and_reason in case.left_out.items():

@@ -1,4 +1,4 @@
-"""Who is measured: plain PyTorch, other ways to run plain PyTorch, and the backends."""
+"""Who is measured: plain PyTorch, other ways to run it, and the backends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import tensorrt_peer
 from .workloads.base import Function, Plain, Transform, Workload
 
 Prepare = Callable[[Plain, tuple[Tensor, ...]], Function]
-"""Of a module, and inputs as an example: a function that computes the same from such inputs."""
+"""Takes a module and example inputs, and gives a function that computes the same from such inputs."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Contestant:
     name: str
     prepare: Prepare
     channels_last: bool = False
-    """The memory format of the inputs and parameters that it gets."""
+    """Whether its inputs and parameters are channels_last, not contiguous."""
     rounds: bool = False
-    """Whether its masks are only about right."""
+    """Whether its masks are only nearly right."""
     backend: str | None = None
 
 
@@ -37,11 +37,11 @@ class Peer:
 
     transform: Transform
     obstacle: Callable[[Plain, bool], str | None]
-    """Why it cannot run a module, given whether gradients are due, or None."""
+    """Takes a module and whether gradients are computed, and says why it cannot run the module, or None."""
     channels_last: bool = True
-    """Whether the memory format that it is given matters to it."""
+    """Whether its speed depends on the memory format of its inputs."""
     any_kind: bool = True
-    """Whether it is for all dtypes and devices, or for fp32 on the CPU."""
+    """Whether it takes all dtypes and devices, not only fp32 on the CPU."""
 
 
 def _obstacle(module: Plain, training: bool, *, package: str = "torch", gradients: bool = False) -> str | None:
@@ -58,7 +58,7 @@ def compiled(module: nn.Module, example: tuple[Tensor, ...], **options: Any) -> 
 
 
 def frozen(module: nn.Module, example: tuple[Tensor, ...]) -> Function:
-    """Parameters are constants, laid out at compile time as suits the convolutions."""
+    """Parameters are constants. The compiler brings them into the layout that suits the convolutions."""
     return torch.no_grad()(compiled(module.eval(), example, options={"freezing": True}))
 
 
@@ -74,7 +74,7 @@ def onnxruntime(module: nn.Module, example: tuple[Tensor, ...]) -> Function:
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # or they wait busily while others run
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads wait busily while others run
     session = ort.InferenceSession(exported(module, example), options, providers=["CPUExecutionProvider"])
     names = [x.name for x in session.get_inputs()]
     out = module(*example).clone()  # written by every call
@@ -130,15 +130,15 @@ PEERS = {
     "openvino": Peer(openvino, functools.partial(_obstacle, package="openvino"), False, False),
     "tensorrt": Peer(tensorrt_peer.prepare, tensorrt_peer.obstacle),
 }
-"""What is measured on request, beside eager PyTorch."""
+"""What is measured on request, besides eager PyTorch."""
 
 
 def contestants(
     workload: Workload, dtype: torch.dtype, device: torch.device, peers: Iterable[str]
 ) -> tuple[list[Contestant], dict[str, str]]:
-    """Eager PyTorch, then the ``peers`` asked for and every backend that has the op; and who is left out, and why.
+    """Eager PyTorch, the ``peers`` asked for, and every backend that has the op. Then who is left out, with the reason.
 
-    Where the inputs are maps, each is there twice: for contiguous and for channels_last ("-nhwc") maps.
+    Where the inputs are maps, each comes twice: with contiguous and with channels_last ("-nhwc") maps.
     """
     module = workload.module(torch.device("cpu"))
     left_out = {}
@@ -185,7 +185,7 @@ def backend_obstacle(name: str, op: str, dtype: torch.dtype, device: torch.devic
         dispatch.choose(op, torch.empty(0, dtype=dtype, device=device), name)
     except (ValueError, RuntimeError) as error:
         return str(error)
-    # On the CPU the CUDA kernels' threads are emulated, for tests.
+    # On the CPU, the threads of the CUDA kernels are emulated, for tests.
     if device.type == "cpu" and (name == "cuda" or registry.backend(name).simulated()):
         return "its kernels are interpreted here, so their times say nothing about them"
     return None

@@ -1,4 +1,4 @@
-"""TensorRT as a peer: plain PyTorch compiled by torch_tensorrt, which `pip install torch-tensorrt` brings."""
+"""TensorRT as a peer: plain PyTorch compiled by torch_tensorrt (`pip install torch-tensorrt`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def obstacle(module: Plain, training: bool) -> str | None:
 
 
 def prepare(module: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """``module`` as one engine for inputs like ``example``, in their dtype and, of fp32, not in TF32."""
+    """``module`` as one engine for inputs like ``example``, in their dtype. fp32 is not computed in TF32."""
     compiled: Callable[..., Any] = importlib.import_module("torch_tensorrt").compile(
         module.eval(),
         ir="dynamo",
