@@ -22,3 +22,8 @@ def chosen(channels_last: bool) -> torch.memory_format:
 def empty(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Uninitialised, of the dtype and device of ``like``."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Uninitialised, dense, and in the format that an op gives out for the map ``x``."""
+    return empty(x.shape, x, memory_format(x))

@@ -8,6 +8,7 @@ as JSON: this is how :mod:`sharpmask_kernels.verdicts` runs it.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import sys
@@ -17,18 +18,17 @@ import torch
 from torch import Tensor
 
 from . import registry
-from .ops import encode_windows, gather_windows, refine_windows, refinement
 from .ops.library import Case
-
-CASES: dict[str, Callable[[Callable[..., Tensor], torch.device], Iterator[tuple[str, Case]]]] = {
-    **refinement.CASES,
-    **gather_windows.CASES,
-    **refine_windows.CASES,
-    **encode_windows.CASES,
-}
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest error allowed, as a share of the largest value: sums of tens of products, a few roundings to the dtype."""
+
+
+def cases(op: str, random: Callable[..., Tensor], device: torch.device) -> Iterator[tuple[str, Case]]:
+    """The cases of ``op``, each with a name; they stand in the op's room."""
+    room = importlib.import_module(f"{__package__}.ops.{registry.ROOMS[op]}")
+    found: Iterator[tuple[str, Case]] = room.CASES[op](random, device)
+    return found
 
 
 def check(backend: str, device: torch.device) -> dict[str, str]:
@@ -42,7 +42,7 @@ def _check_op(op: str, backend: str, device: torch.device) -> str:
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator).to(device)
 
-    for (name, case), dtype in itertools.product(CASES[op](random, device), TOLERANCE):
+    for (name, case), dtype in itertools.product(cases(op, random, device), TOLERANCE):
         if registry.backend(backend).refusal(device, dtype):
             continue
         try:

@@ -112,7 +112,7 @@ def differentiable(
     *,
     inputs: Sequence[str],
     results: Sequence[str],
-    derived: Callable[[Any], dict[str, Any]],
+    derived: Callable[[Any], dict[str, Any]] = lambda _: {},
 ) -> None:
     """Give ``op`` the gradient that ``backward`` computes.
 
@@ -129,13 +129,14 @@ def differentiable(
     pick_tensors, pick_options = _picker(known, tensors), _picker(known, options)
     pick_needs = _picker(tuple(op.parameters), inputs)
 
+    # PyTorch calls it with keywords.
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        outputs = output if isinstance(output, tuple) else (output,)
+        arguments, outputs = inputs, output if isinstance(output, tuple) else (output,)
         ctx.mark_non_differentiable(*outputs[1:])
-        ctx.set_materialize_grads(False)  # the results that are made for the backward need no gradients of zeros
-        values = (*inputs, *outputs)
+        ctx.set_materialize_grads(False)  # no zeros as gradients of the results that are made for the backward
+        values = (*arguments, *outputs)
         ctx.save_for_backward(*pick_tensors(values))
-        ctx.options = {**dict(zip(options, pick_options(values), strict=True)), **derived(op.arguments(*inputs))}
+        ctx.options = {**dict(zip(options, pick_options(values), strict=True)), **derived(op.arguments(*arguments))}
 
     def run(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
         needs = dict(zip(inputs, pick_needs(ctx.needs_input_grad), strict=True))

@@ -1,0 +1,12 @@
+// Every channel of a map times a factor of its own: see sharpmask_kernels.scale_channels.
+#pragma once
+
+#include "../common/tensor_view.h"
+
+namespace sharpmask {
+
+// Writes all of `out`, of the sizes and the dtype of `maps` (batch, channels, height, width). `factor` has
+// that dtype and one value for each channel.
+void scale_channels(const TensorView& maps, const TensorView& factor, const TensorView& out, int threads);
+
+}  // namespace sharpmask
