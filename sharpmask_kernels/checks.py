@@ -87,7 +87,7 @@ def pyramid(name: str, maps: Sequence[Tensor]) -> None:
     kind = None
     for i, m in enumerate(maps):
         if kind is not None and _kind(m) == kind:
-            continue  # most often all are alike, and this is quicker
+            continue  # the quick way, as most often all maps are alike
         feature_map(f"{name}[{i}]", m, "(B, C, H, W)")
         same_kind(f"{name}[{i}]", m, maps[0])
         if m.shape[:2] != maps[0].shape[:2]:
@@ -96,7 +96,7 @@ def pyramid(name: str, maps: Sequence[Tensor]) -> None:
 
 
 def _kind(x: Any) -> tuple[object, ...] | None:
-    """Equal for maps of the same type, place, batch and channels that are not empty; None for what is no map."""
+    """Equal for maps of the same dtype, device, batch and channels; None for what is no map."""
     if not isinstance(x, Tensor) or x.ndim != 4:
         return None
     batch, channels, height, width = x.shape
@@ -104,8 +104,8 @@ def _kind(x: Any) -> tuple[object, ...] | None:
 
 
 def windows(w: Windows, device: torch.device, scales: int, batch: int | None) -> None:
-    """Windows of equal lengths and the right dtypes on ``device``; their values too on the CPU, where reading
-    them does not synchronise. ``batch`` None: images are not looked at."""
+    """Windows of equal lengths and the right dtypes on ``device``. On the CPU, where reading them waits for nothing, their
+    values too. ``batch`` None: image indices are not checked."""
     count = w.score.shape[0] if w.score.ndim == 1 else -1
     for name, field in zip(Windows._fields, w, strict=True):
         dtype = torch.float32 if name == "score" else torch.int64

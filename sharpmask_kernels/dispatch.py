@@ -1,10 +1,10 @@
 """Which backend runs an op, and why.
 
-``backend=`` names one, strictly: it works or says why not. Else the preferences of :func:`use_backend`, else those of
-the environment variable ``SHARPMASK_BACKEND`` (names separated by commas) are tried in order, op by op; an op that
-none of them can run takes the reference and says so once, at INFO level. Without preferences the best backend for
-the tensors' device is taken; a GPU's kernels only after :mod:`sharpmask_kernels.self_check` has seen them agree with
-the reference on that GPU.
+The argument ``backend=`` names one backend, strictly: it runs the op or says why it cannot. Without it, the preferences
+of :func:`use_backend` are tried in order, or those of the environment variable ``SHARPMASK_BACKEND`` (names separated by
+commas). Each op is decided on its own: one that no preferred backend can run takes the reference, and says so once at
+INFO level. Without preferences, the best backend for the tensors' device runs the op. GPU kernels are taken only after
+:mod:`sharpmask_kernels.self_check` has found them to agree with the reference on that GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger("sharpmask_kernels")
 
 
 class _State:
-    """A plain object: torch.compile guards on its attribute, where a ContextVar would break the graph."""
+    """The preferences in force. torch.compile guards on this attribute; a ContextVar would break the graph."""
 
     def __init__(self) -> None:
         self.preferences = tuple(filter(None, os.environ.get("SHARPMASK_BACKEND", "").split(",")))
@@ -38,7 +38,7 @@ def available_backends() -> dict[str, str]:
 class use_backend:
     """Prefer the backends ``names``, in that order, in the whole process; without names, choose automatically.
 
-    As a call it holds until the next one; as a context manager, until its end::
+    A call holds until the next call; a ``with`` statement, until its end::
 
         use_backend("triton")
         with use_backend("reference"):
@@ -63,22 +63,22 @@ class use_backend:
 def choose(op: str, like: torch.Tensor, backend: str | None) -> str:
     """The backend that runs ``op`` on maps of the device and dtype of ``like``.
 
-    Raises ``ValueError`` if ``backend`` is none that has the op or does not take such maps, ``RuntimeError`` if it
-    cannot run here.
+    Raises ``ValueError`` if ``backend`` does not have the op or does not take such maps, ``RuntimeError`` if it cannot
+    run here.
     """
     if like.device.type == "meta":
         return "reference"
     return _choose(op, like.device, like.dtype, backend, _state.preferences)
 
 
-@torch.compiler.assume_constant_result  # to a compiler a constant: it could not trace imports and self-checks
+@torch.compiler.assume_constant_result  # because a compiler cannot trace imports and self-checks
 def _choose(
     op: str, device: torch.device, dtype: torch.dtype, backend: str | None, preferences: tuple[str, ...]
 ) -> str:
     return _chosen(op, device, dtype, backend, preferences)
 
 
-@functools.cache  # a call costs a look-up, and what is logged is logged once for each kind of input
+@functools.cache  # so that a call costs one look-up, and a fall-back is logged once for each kind of input
 def _chosen(
     op: str, device: torch.device, dtype: torch.dtype, backend: str | None, preferences: tuple[str, ...]
 ) -> str:

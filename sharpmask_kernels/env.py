@@ -1,7 +1,7 @@
-"""What a bug report needs to know: ``python -m sharpmask_kernels.env`` prints versions, machine and backends.
+"""The report to paste into a bug report: ``python -m sharpmask_kernels.env`` prints versions, machine and backends.
 
-With ``--check`` every backend that can run here is also compared with the reference; the exit status is then 1 if
-one differs.
+With ``--check``, every backend that can run here is also compared with the reference. The exit status is then 1 if one
+differs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Memory formats: what an op gives out follows from what it gets, on every backend and for fake tensors alike."""
+"""Memory formats: that of an op's output follows from its maps, on every backend and for fake tensors alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def memory_format(*maps: Tensor) -> torch.memory_format:
-    """What an op gives out: channels_last if all its maps are that, and not contiguous at the same time."""
+    """The format of an op's output: channels_last if all its maps are channels_last and not also contiguous."""
     if all(m.is_contiguous(memory_format=torch.channels_last) and not m.is_contiguous() for m in maps):
         return torch.channels_last
     return torch.contiguous_format

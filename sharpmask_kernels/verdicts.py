@@ -85,7 +85,7 @@ def version(package: str) -> str:
 
 @functools.cache
 def _sources() -> str:
-    """A hash of this package, so that who changes a kernel has it checked again."""
+    """A hash of this package, so that a changed kernel is checked again."""
     files = sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".so", ".pyd"))
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
 
