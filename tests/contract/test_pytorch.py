@@ -49,10 +49,10 @@ def given(subject: Subject, layout: Callable[[Tensor], Tensor] = contiguous, gra
 @each(*REFINEMENT)
 @FORMATS
 @pytest.mark.parametrize("upsample", ["bilinear", "nearest"])
-def test_opcheck(subject: Subject, layout: Callable[[Tensor], Tensor], upsample: str) -> None:
+@pytest.mark.parametrize("grad", [True, False])
+def test_opcheck(subject: Subject, layout: Callable[[Tensor], Tensor], upsample: str, grad: bool) -> None:
     op = getattr(torch.ops.sharpmask, subject.op).default
-    torch.library.opcheck(op, (*given(subject, layout), upsample, "zeros", True, subject.backend))
-    torch.library.opcheck(op, (*given(subject, layout, grad=False), upsample, "zeros", False, subject.backend))
+    torch.library.opcheck(op, (*given(subject, layout, grad), upsample, "zeros", grad, subject.backend))
 
 
 @each(*REFINEMENT)
