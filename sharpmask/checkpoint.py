@@ -33,7 +33,7 @@ DEFAULT = "sharpmask_lite0_112.safetensors"
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
     """Write a safetensors file atomically: a reader sees the old file or the whole new one."""
     with atomic(path) as part:
-        # Files of save_file could be read by their owner alone.
+        # Not save_file, whose files only their owner may read.
         part.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata)))
 
 

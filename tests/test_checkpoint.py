@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, and what is refused before it costs anything."""
+"""Checkpoints: what loading returns, and what it refuses before it takes memory."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def header(model: DeepMask) -> dict[str, str]:
 
 
 def refused(path: Path, message: str = "") -> None:
-    """One line, naming the file, from every reader of checkpoints."""
+    """Every reader of checkpoints raises an error of one line that names the file."""
     with pytest.raises(DataError) as error:
         load_model(path)
     text = str(error.value)
     assert str(path) in text and "\n" not in text and message in text, text
 
 
-# What comes back.
+# What loading returns.
 
 
 def test_round_trip(tmp_path: Path, model: DeepMask) -> None:
@@ -204,7 +204,7 @@ def test_training_headers(tmp_path: Path, header: dict[str, str], value: str | N
 
 
 def peak_memory() -> int:
-    """Kilobytes this process has held at most; 0 where the system counts otherwise."""
+    """Peak memory of this process in kilobytes; 0 on systems that do not report it so."""
     if sys.platform != "linux":
         return 0
     import resource
@@ -278,7 +278,7 @@ class Planted:
 @pytest.mark.parametrize("how", ["zip", "legacy", "plain"])
 def test_pickled_code_does_not_run(tmp_path: Path, how: str) -> None:
     pickle.loads(pickle.dumps(Planted(tmp_path / "armed")))
-    assert (tmp_path / "armed").is_dir()  # the plant works
+    assert (tmp_path / "armed").is_dir()  # unpickling does run the code
     path = tmp_path / "model.safetensors"
     state = {"head.bias": Planted(tmp_path / "ran")}
     if how == "plain":

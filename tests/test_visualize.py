@@ -1,4 +1,4 @@
-"""Pictures: what is drawn where, and files that appear whole or not at all."""
+"""Pictures: what is drawn where, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rectangle(top: int, left: int, bottom: int, right: int) -> np.ndarray:
 
 
 def oklab(colours: np.ndarray) -> np.ndarray:
-    """Coordinates in which equal distances look about equally different (B. Ottosson, 2020)."""
+    """OKLab (B. Ottosson, 2020): in it colours at equal distances look about equally different."""
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     to_cones = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
     to_lab = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]

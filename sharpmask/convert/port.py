@@ -37,7 +37,7 @@ def read_port(path: Path) -> StateDict:
     """The tensors by name of a checkpoint of the port: plain, or under "state_dict" beside other training state."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many types on hostile or truncated files
+    except Exception as error:  # torch.load raises many types on hostile or truncated files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{path}: cannot be read as PyTorch weights: {reason}") from error
     state = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
@@ -55,7 +55,7 @@ def from_port(state: StateDict, source: str) -> Converted:
     taken = {}
     for name, tensor in model.state_dict().items():
         got = named.pop(name, None)
-        # Of a convolution that is a linear layer here, the kernel is flattened.
+        # A linear layer here is a convolution there, whose kernel is flattened.
         fits = got is not None and tensor.shape in (got.shape, got.flatten(1).shape if got.ndim == 4 else got.shape)
         if got is None or not fits:
             shape = "none" if got is None else tuple(got.shape)

@@ -109,7 +109,7 @@ class Released(ModuleReader):
             if len(first) != 1 or [len(w) for w in others] != [5, 5, 5, 6]:
                 counts = [len(w) for w in (first, *others)]
                 raise self.error(f"refs must have 1, 5, 5, 5 and 6 layers with weights, got {counts}")
-            # Of a module's convolutions the second gives the skip, the last of five the next mask encoding.
+            # Of a module's convolutions the second has the width of the skip, the fifth that of the next mask encoding.
             options["mask_channels"] = (int(first[0] // side**2), *(w[4] for w in others))
             options["skip_channels"] = tuple(w[1] for w in others)
         return ModelConfig(

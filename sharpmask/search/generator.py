@@ -216,7 +216,7 @@ class ProposalGenerator:
         if search.stability:
             weighted = weighted * stability(logits)
         score = weighted.cpu().numpy()
-        # Empty masks are dropped. Boxes tell: pycocotools' area fails on more than 255 masks with numpy 2.
+        # Empty masks are dropped. Their boxes show them; pycocotools' area fails on more than 255 masks with numpy 2.
         filled = np.flatnonzero(coco_mask.toBbox(rles)[:, 2]) if rles else np.zeros(0, dtype=np.int64)
         # The prior and the stability may have changed the order.
         filled = filled[np.argsort(-score[filled], kind="stable")]

@@ -122,11 +122,11 @@ def _visible(
     inside = [np.flatnonzero((t >= 0) & (t < side)) for t, side in zip(targets, image_size, strict=True)]
     if not (len(inside[0]) and len(inside[1])):
         return np.zeros((0, 0), dtype=bool), (0, 0)
-    # What lies inside is consecutive.
+    # The positions inside the image are consecutive.
     rows, cols = (slice(int(i[0]), int(i[-1]) + 1) for i in inside)
     bits = ((weights[rows] @ (mask @ weights[cols].T)) > bound).cpu().numpy()
     y, x = (t[i] for t, i in zip(targets, inside, strict=True))
-    # Rounding may leave an image row or column between two of the mask's; it stays empty.
+    # Where rounding skips an image row or column, it stays empty.
     part = np.zeros((y[-1] - y[0] + 1, x[-1] - x[0] + 1), dtype=bool)
     part[np.ix_(y - y[0], x - x[0])] = bits
     return part, (int(y[0]), int(x[0]))

@@ -65,7 +65,7 @@ def test_patches_of_sharpmask(released: Obj, file: Path, tmp_path: Path) -> None
     "options", [{"cuda": False, "flat": True}, {"plain": True, "biases": True, "seed": 3}], ids=str
 )
 def test_patches_of_deepmask(options: dict[str, Any], tmp_path: Path) -> None:
-    """Also from older files, which differ in the shapes of what they keep, and from one without references."""
+    """From older files too, whose tensors have other shapes, and from a file without references."""
     model = Builder(**options).deepmask()
     # The model alone, as well as in a table.
     found = convert(save(model, tmp_path / "model.t7", referenced=False, versions=False))
@@ -74,14 +74,14 @@ def test_patches_of_deepmask(options: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_shared_modules_count_once(released: Obj, tmp_path: Path) -> None:
-    """Without references the lists of nets are copies of what the refinement modules hold; both are named."""
+    """Without references the lists of nets are copies of the refinement modules' parts, and are named as unused."""
     found = convert(save({"model": released}, tmp_path / "model.t7", referenced=False))
     assert len(found.unused) == 2 * (4 * 3 + 4 * 2 + 1)
     assert found.unused[0] == "file.model.neths.1.modules.2.bias"
 
 
 def trunk(model: Obj, *at: int) -> dict[str, Any]:
-    """Fields of a module inside the trunk, by positions from 1."""
+    """Fields of a module inside the trunk; ``at``: its position at each level, from 1."""
     module = model.fields["trunk"]
     for i in at:
         module = module.fields["modules"][i - 1]
@@ -93,7 +93,7 @@ def set_item(place: Callable[[Obj], dict[str, Any]], key: str, value: Any) -> Ca
 
 
 def repeat(model: Obj) -> None:
-    """Thirty modules, each twice in the next: a short file with a billion of them."""
+    """Thirty modules, each of which is twice in the next: a short file with a billion modules."""
     module = sequential()
     for _ in range(30):
         module = sequential(module, module)
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_named(name: str, pristine: Obj, tmp_path: Path) ->
 
 
 def copied(value: Any) -> Any:
-    """Modules copied, tensors not."""
+    """A copy that shares its tensors with the original."""
     if isinstance(value, Obj):
         return Obj(value.name, copied(value.fields))
     if isinstance(value, dict):
@@ -220,7 +220,7 @@ import re, sys, time
 from pathlib import Path
 from sharpmask import commands
 from sharpmask.cli import main
-def peak():  # not getrusage, whose figure a process inherits
+def peak():  # not getrusage, whose peak includes that of the parent process
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 before = peak()
 start = time.perf_counter()

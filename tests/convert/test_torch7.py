@@ -1,4 +1,4 @@
-"""The reader of Torch 7 files: what it gives, and that damaged or hostile files only ever give one error."""
+"""The reader of Torch 7 files: what it returns, and that damaged or hostile files raise one kind of error."""
 
 import random
 import struct
@@ -128,7 +128,7 @@ HOSTILE = {
 
 def test_the_plain_tensor_is_read() -> None:
     assert parse(raw_tensor(), "x").values.shape == (2, 3)
-    # The stride of a single row means nothing.
+    # The stride of a dimension with a single element is ignored.
     assert parse(raw_tensor(sizes=(1, 3), strides=(2**63 - 1, 1)), "x").values.shape == (1, 3)
 
 
@@ -171,7 +171,7 @@ def specimen() -> bytes:
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """Some bytes changed, cut off, repeated, or integers replaced by extreme ones."""
+    """A file with bytes changed, cut off or repeated, or with integers replaced by extreme ones."""
     out = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(out))
@@ -193,7 +193,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 def touch(value: Any, seen: set[int]) -> int:
-    """Read every element of what was read; gives their number."""
+    """Read every element of a loaded object; returns their number."""
     if isinstance(value, Array):
         return len(value.values.tobytes()) // value.values.itemsize
     if isinstance(value, Table | Instance):

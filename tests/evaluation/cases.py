@@ -38,8 +38,10 @@ def dataset(annotations: list[dict[str, Any]], images: int = 1, categories: int 
 
 
 def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ellipses of all sizes (RLE, polygons, crowds, three classes) on 5 images, jittered copies as results:
-    image 4 has objects and no results, image 5 results and no objects, image 1 more results than 100."""
+    """Ellipses of all sizes (RLE, polygons, crowds, three classes) on 5 images, and jittered copies as results.
+
+    Image 4 has objects but no results, image 5 results but no objects, and image 1 more than 100 results.
+    """
     rng = np.random.default_rng(seed)
     annotations, results = [], []
     for image in range(1, 6):

@@ -65,7 +65,7 @@ def test_coco_object_and_boxes_of_masks() -> None:
     boxes = [{**entry, "bbox": coco_mask.toBbox(entry["segmentation"]).tolist()} for entry in results]
     of_boxes, of_masks = (average_recall(truth, entries, kind="bbox") for entries in (boxes, results))
     assert of_boxes.to_json() == of_masks.to_json()
-    # A box beside a mask does not change what the mask is worth.
+    # A box beside a mask does not change how the mask counts.
     wrong = [{**entry, "bbox": [0.0, 0.0, 1.0, 1.0]} for entry in results]
     assert average_recall(truth, wrong).to_json() == average_recall(truth, results).to_json()
 
@@ -84,14 +84,14 @@ def test_by_hand() -> None:
     recall = average_recall(truth, results, counts=(1, 2))
     assert recall.ar[1] == pytest.approx({"all": 0, "small": math.nan, "medium": 0, "large": math.nan}, nan_ok=True)
     assert recall.ar[2]["all"] == recall.ar[2]["medium"] == pytest.approx(0.7)
-    # AR is 0 at 1, .7 from 2 on, straight on the log axis between.
+    # AR is 0 at 1 proposal and .7 from 2 on; on the logarithmic axis it is linear between.
     assert recall.auc["all"] == pytest.approx(0.7 * (1 - math.log10(2) / 3 / 2))
     assert json.loads(json.dumps(recall.to_json()))["ar"]["2"]["small"] is None
     assert average_recall(truth, results[1:]).auc["medium"] == pytest.approx(0.7)
 
 
 def test_object_with_id_zero_and_foreign_categories_count() -> None:
-    """COCOeval alone takes id 0 for 'no match' and drops results of categories the ground truth has not."""
+    """Plain COCOeval takes id 0 for 'no match', and drops results of categories that the ground truth does not have."""
     mask = ellipse(60, 60, 30, 30)
     truth = dataset([annotation(0, 1, mask, category_id=7)])
     truth["categories"] = [{"id": 7, "name": "dog"}]

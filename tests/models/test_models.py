@@ -1,4 +1,4 @@
-"""DeepMask, SharpMask and the DeepMask of 2015: sizes, heads, and one meaning for patches and whole images."""
+"""DeepMask, SharpMask and the DeepMask of 2015: sizes, heads, and that patches and whole images agree."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_dense_heads_are_patch_heads_at_every_cell(model: DeepMask) -> None:
         windows = all_cells(rows, cols, index)
         codes = model.window_codes(taps, windows)
         torch.testing.assert_close(codes, maps.code[index].flatten(1).T, **close)
-    # The same cells as patches, whose taps have the context around them (here: zeros beyond the image).
+    # The same cells as patches, whose maps include the context around the window (here zeros outside the image).
     border = model.context // 32
     surrounded = F.pad(taps[0], (border,) * 4)
     side = model.cells + 2 * border
@@ -161,7 +161,7 @@ def test_dense_heads_are_patch_heads_at_every_cell(model: DeepMask) -> None:
 
 @torch.no_grad()
 def test_original_score_pools_pairs_of_cells() -> None:
-    """Pooled by two from each window's own first cell: not from the image's, which would be stride 32."""
+    """Pooling starts at each window's first cell; if it started at the image's, windows would have stride 32."""
     torch.manual_seed(0)
     model = OriginalDeepMask(TinyTrunk(), window=64, mask_side=4).eval()
     padded = image(1, 3, 112, 96)
@@ -209,7 +209,7 @@ def test_score_dropout_is_off_in_evaluation() -> None:
 
 @torch.no_grad()
 def test_half_precision() -> None:
-    """All of a model in bf16 is the model up to rounding; refined logits are fp32."""
+    """A model in bf16 equals the model up to rounding; its refined logits are fp32."""
     torch.manual_seed(0)
     model = SharpMask(TinyTrunk(), window=48, features=7, code=9).eval()
     padded = image(1, 3, 96, 96)
@@ -224,7 +224,7 @@ def test_half_precision() -> None:
     model.bfloat16()
     out = refined()
     assert out.dtype == torch.float32
-    # A dozen convolutions, each rounded to 2^-8.
+    # The tolerance is that of a dozen convolutions, each rounded to 2^-8.
     torch.testing.assert_close(out, expected, rtol=0, atol=0.05 * expected.abs().max().item())
 
 
@@ -248,7 +248,7 @@ def test_deepmask_loads_into_sharpmask() -> None:
 
 @pytest.mark.parametrize("refinement", ["paper", "released"])
 def test_refinement_parameters(refinement: str) -> None:
-    """What stage two trains, by name; and a refined mask reaches all of it, and the trunk."""
+    """The names of what stage two trains. A refined mask has gradients in all of it, and in the trunk."""
     torch.manual_seed(0)
     model = SharpMask(TinyTrunk(), refinement=refinement, window=48, mask_side=8)
     chosen = {id(p) for p in model.refinement_parameters()}

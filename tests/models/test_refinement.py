@@ -1,4 +1,4 @@
-"""Refinement modules: the written-down form, the refactored form, patches and windows of whole images."""
+"""Refinement modules: the whole form, the split form, patches, and windows of whole images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXACT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12}  # fp64, sums in another 
 
 
 class NoTrunk(Trunk):
-    """Stands for the channels of a trunk; its maps are made up by the tests."""
+    """A trunk that has channels but computes nothing; the tests make up its maps."""
 
     channels = (6, 5, 4, 3)
 
@@ -28,7 +28,7 @@ def small(**options: Any) -> SharpMask:
     torch.manual_seed(0)
     options = {"window": 48, "context": 32, "features": 3, "code": 8, "mask_side": 4, "score_hidden": 4} | options
     model = SharpMask(NoTrunk(), **options).double().eval()
-    # Default biases are tiny, and some channels then never pass their ReLU.
+    # With the tiny default biases the ReLU would stop some channels everywhere.
     for p in model.parameters():
         if p.ndim == 1:
             nn.init.uniform_(p, -0.2, 0.6)
@@ -50,7 +50,7 @@ def windows(*cells: tuple[int, int], scale: int = 0, image: int = 0) -> Windows:
 
 
 def plain_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """With its edge cells repeated, which is symmetric padding for one cell."""
+    """Convolution with the edge cells repeated, which for one cell is symmetric padding."""
     height, width = x.shape[2:]
     rows = torch.arange(-1, height + 1).clamp(0, height - 1)
     cols = torch.arange(-1, width + 1).clamp(0, width - 1)
@@ -94,7 +94,7 @@ def test_module_is_what_is_written_down(make: Any, size: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("make", MODULES)
 def test_refactored_form_is_the_plain_one(make: Any) -> None:
-    """The horizontal half once, and the vertical half per mask, against the whole module; and all gradients."""
+    """The horizontal and the vertical half together equal the whole module, and so do all gradients."""
     torch.manual_seed(0)
     module = make().double()
     feature, mask = noise(2, 6, 5, 7).requires_grad_(), noise(2, 4, 5, 7, seed=1).requires_grad_()
@@ -114,7 +114,7 @@ def test_refactored_form_is_the_plain_one(make: Any) -> None:
 
 @pytest.mark.parametrize("skip_hidden", [0, 7])
 def test_the_module_ends_with_the_op_refine(skip_hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever came before: its last convolution of the skip, and all that follows."""
+    """The skip's last convolution and everything after it are one call of ``refine``."""
     module = importlib.import_module("sharpmask.models.refinement")
     features = []
 
@@ -128,7 +128,7 @@ def test_the_module_ends_with_the_op_refine(skip_hidden: int, monkeypatch: pytes
 
 
 def test_released_width_of_few_channels() -> None:
-    """The first convolution goes to 64 channels, or half of what it reads."""
+    """The first convolution has 64 output channels, or half as many as it reads."""
     assert [ReleasedRefinement(c, 4, 2, 4).h[0].out_channels for c in (1024, 128, 64, 16)] == [64, 64, 32, 8]
 
 
@@ -142,7 +142,7 @@ KINDS = pytest.mark.parametrize(
 @KINDS
 @torch.no_grad()
 def test_patch_refinement_is_what_is_written_down(options: dict[str, Any]) -> None:
-    """Crop after the horizontal convolutions, or before them, as asked for."""
+    """The crop comes after the horizontal convolutions, or before them with ``crop_first``."""
     code, taps = noise(2, 8), [x[:, :, : 5 << j, : 5 << j] for j, x in enumerate(maps(5, 5, batch=2))]
     results = []
     for crop_first in (False, True):
@@ -174,7 +174,7 @@ def test_mask_encodings() -> None:
 @KINDS
 @torch.no_grad()
 def test_windows_of_several_scales_at_once(options: dict[str, Any]) -> None:
-    """The inference path against the differentiable one, scale by scale, image by image."""
+    """The inference path equals the differentiable one, for every scale and image."""
     model = small(**options)
     pyramid = [maps(4, 5, batch=2), maps(7, 3, batch=2)]
     chosen = topk_windows([noise(2, 1, 2, 3).float(), noise(2, 1, 5, 1).float()], 9)
@@ -191,7 +191,7 @@ def test_windows_of_several_scales_at_once(options: dict[str, Any]) -> None:
 @KINDS
 @torch.no_grad()
 def test_dense_windows_are_patches_of_the_horizontal_maps(options: dict[str, Any]) -> None:
-    """A window of a dense map, with its context, is the training patch, given the same horizontal maps."""
+    """A window cut from a dense map with its context equals the training patch, given the same horizontal maps."""
     model = small(**options)
     taps = maps(6, 7)
     code = noise(2, 8)
@@ -203,14 +203,14 @@ def test_dense_windows_are_patches_of_the_horizontal_maps(options: dict[str, Any
         torch.testing.assert_close(dense[i : i + 1], alone, **EXACT)
 
 
-# How far the border of a window differs. A horizontal path of n convolutions that runs on the crop instead of the
-# whole map differs in n cells along the crop's edge. A vertical path of m convolutions carries a difference of r
-# cells to r + m; nearest upsampling makes it 2r, bilinear 2r + 1. So, for M2 .. M5 and the logits:
+# Width of the border in which a window of a crop differs from the same window of the whole map. A horizontal path
+# of n convolutions differs in n cells along the edge. A vertical path of m convolutions widens a border of r cells to
+# r + m; nearest upsampling doubles it to 2r, bilinear upsampling widens it to 2r + 1. For M2 .. M5 and the logits:
 #   paper (n = 3, m = 1):                7, 17, 37, 77, and 78 after the head
 #   paper, one skip conv (n = 2, m = 1): 5, 13, 29, 61, and 62
 #   released (n = 3, m = 2):             6, 16, 36, 76, and 77
-# A training patch of 32 pixels' context brings 1, 2, 4, 8 true cells along, so there n is less by that: 2 for the
-# first stage, 1 for the second, 0 after.
+# The maps of a training patch with 32 pixels of context have 1, 2, 4 and 8 cells of context, by which n is reduced:
+# to 2 in the first stage, 1 in the second, 0 after.
 RINGS = [
     ({"refinement": "paper"}, 0, [7, 17, 37, 77, 78]),
     ({"refinement": "paper", "skip_hidden": 0}, 0, [5, 13, 29, 61, 62]),
@@ -241,7 +241,7 @@ def ring(a: Tensor, b: Tensor) -> list[int]:
 @torch.no_grad()
 def test_only_a_ring_differs_from_dense(options: dict[str, Any], context: int, expected: list[int]) -> None:
     model = small(window=160, mask_channels=(3, 3, 2, 2, 2), skip_channels=(2, 2, 2, 2), **options)
-    # With positive weights no ReLU stops a difference on its way in.
+    # With positive weights no ReLU hides a difference.
     for p in model.parameters():
         p.abs_()
         if p.ndim == 4:
@@ -264,7 +264,7 @@ def test_only_a_ring_differs_from_dense(options: dict[str, Any], context: int, e
         inside = (slice(None), slice(None), slice(width, -width), slice(width, -width))
         assert a[inside].numel() > 0
         torch.testing.assert_close(a[inside], b[inside], **EXACT)
-    # Patches and windows of the model are these two.
+    # The model's patches and windows give the same two.
     model.context = 32 * context
     torch.testing.assert_close(model.refine_patch(patch, code), pairs[-1][0][:, 0], **EXACT)
     torch.testing.assert_close(model.refine_dense(taps, code, windows((2, 2))), pairs[-1][1][:, 0], **EXACT)

@@ -30,7 +30,7 @@ def published() -> StateDict:
 
 @pytest.fixture(scope="module")
 def resnet() -> nn.Module:
-    """torchvision's ResNet-18 with normalisation that does something."""
+    """torchvision's ResNet-18 with statistics of normalisation that are not the trivial ones."""
     torch.manual_seed(0)
     net = torchvision.models.resnet18(weights=None).eval()
     for module in net.modules():
@@ -99,7 +99,7 @@ def test_symmetric_pad_is_numpys(pad: int, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(2, 3), (21, 35), (64, 48)])
 def test_resnet_with_every_convolution_padded_symmetrically(resnet: nn.Module, size: tuple[int, int]) -> None:
-    """torchvision's network, its convolutions fed with what numpy pads."""
+    """torchvision's network, with the input of every convolution padded by numpy."""
     image = noise(2, 3, *size)
     trunk = ResNetTrunk("resnet18")
     trunk.load_classifier(resnet.state_dict())
@@ -154,7 +154,7 @@ def test_resnet_names_and_shapes_are_torchvisions(name: str) -> None:
         own = build_trunk(name).state_dict()
         theirs = torchvision.models.get_model(name, weights=None).state_dict()
     assert {k: v.shape for k, v in own.items()} == {k: theirs[k].shape for k in own}
-    # All of it up to stride 16, but the counters of batch normalisation.
+    # Everything up to stride 16, except the counters of batch normalisation.
     left = {k for k in theirs if k not in own and "num_batches" not in k}
     assert all(k.startswith(("layer4.", "fc.")) for k in left)
 
@@ -200,7 +200,7 @@ def test_vgg_is_torchvisions_without_its_last_pooling() -> None:
     image = noise(1, 3, 48, 32)
     maps = trunk(image)
     assert torch.equal(maps[0], trunk.features(image))
-    # The other taps are what the pooling layers 2, 5 and 10 give.
+    # The other taps are the outputs of the pooling layers 2, 5 and 10.
     for tap, layer in zip(maps[1:], (10, 5, 2), strict=True):
         assert torch.equal(tap, trunk.features[: layer + 1](image))
 
@@ -214,7 +214,7 @@ def published_maps(state: StateDict, image: Tensor) -> dict[int, Tensor]:
     def conv(x: Tensor, name: str, norm: str, stride: int = 1) -> Tensor:
         weight = state[f"{name}.weight"]
         kernel = weight.shape[-1]
-        # TensorFlow's "same": as little as is needed, the odd cell at the end.
+        # TensorFlow's "same" padding: as few cells as needed, an odd one at the end.
         border = []
         for n in (x.shape[3], x.shape[2]):
             total = max((math.ceil(n / stride) - 1) * stride + kernel - n, 0)
@@ -259,7 +259,7 @@ def test_efficientnet_has_no_normalisation_left() -> None:
 
 @pytest.mark.parametrize("side", [64, 65, 66, 79])
 def test_efficientnet_cells_stay_where_they_are(side: int) -> None:
-    """Cell (i, j) looks at the same pixels whatever the image's size is, so that windows mean the same."""
+    """A cell (i, j) depends on the same pixels whatever the image's size is."""
     trunk = EfficientNetLite0Trunk()
     image = torch.zeros(1, 3, side, side)
     image[:, :, :40, :40] = noise(1, 3, 40, 40)
@@ -306,7 +306,7 @@ class Planted:
 def test_pickled_code_does_not_run(tmp_path: Path, how: str, name: str) -> None:
     armed = tmp_path / "armed"
     pickle.loads(pickle.dumps(Planted(armed)))
-    assert armed.is_dir()  # the plant works
+    assert armed.is_dir()  # unpickling does run the code
     folder, path = tmp_path / "ran", tmp_path / name
     state = {"conv1.weight": Planted(folder)}
     if how == "plain":

@@ -1,4 +1,4 @@
-"""Full-image inference against slow evaluations of the same meaning, on images of every kind."""
+"""Full-image inference against slow but plain evaluations, on images of every kind."""
 
 import math
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def paste(logits: np.ndarray, row: int, col: int, scale: float, size: tuple[int,
 
 
 def assert_mask(mask: np.ndarray, logits: np.ndarray, threshold: float = 0.2) -> None:
-    """The mask is where the logits exceed the threshold; where they just about meet it, either will do."""
+    """The mask is where the logits exceed the threshold; logits very close to it may count either way."""
     bound = math.log(threshold / (1 - threshold))
     clear = np.abs(logits - bound) > 1e-2
     assert np.array_equal(mask[clear], logits[clear] > bound)
@@ -82,7 +82,7 @@ def assert_mask(mask: np.ndarray, logits: np.ndarray, threshold: float = 0.2) ->
 
 
 def test_dense_inference_equals_each_window_by_itself(tiny_sharpmask: SharpMask) -> None:
-    """A window's mask and score are those of its own patch of the scaled image, seen with enough around."""
+    """A window's mask and score equal those of its patch of the scaled image, given enough context."""
     context = 512
     alone = from_config(replace(tiny_sharpmask.config, context=context)).eval()
     alone.load_state_dict(tiny_sharpmask.state_dict())
@@ -93,7 +93,7 @@ def test_dense_inference_equals_each_window_by_itself(tiny_sharpmask: SharpMask)
     generator = ProposalGenerator(tiny_sharpmask, top_n=5000, search=search, max_side=None)
     maps = look(generator, photo)
     assert maps.score[0].shape[2:] == (39, 43), "every 16 pixels from border to border, and one beyond"
-    # Centres of windows lie at multiples of 16 pixels, half a window of grey surrounds the photo.
+    # Windows are centred at multiples of 16 pixels, and half a window of grey surrounds the photo.
     padded = np.full((600 + WINDOW, 660 + WINDOW, 3), 127.5, np.float32)
     padded[24:624, 24:684] = photo
     border = context // 2
@@ -245,7 +245,7 @@ def test_unusable_input_is_refused(generator: ProposalGenerator, tmp_path: Path)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[torch.Tensor]], None]) -> None:
-    """Change the score maps of every image that is looked at."""
+    """Change the score maps of every image."""
     original = ProposalGenerator.look
 
     def spoiled(self: ProposalGenerator, image: Any, watch: Stopwatch) -> ImageMaps:
@@ -279,7 +279,7 @@ def test_windows_without_a_score_are_dropped(
     with monkeypatch.context() as patch:
         spoil(patch, none)
         assert len(generator.generate(photo)) == 0
-        # What was asked for by place still has an answer each, of no confidence.
+        # Every point and box still has an answer, with a score of 0.
         assert generator.in_boxes(photo, [(10, 10, 40, 40)]).scores.tolist() == [0.0]
         assert generator.at_points(photo, [(10, 10)]).scores.tolist() == [0.0]
     assert generator.generate(photo).rles == expected.rles

@@ -1,4 +1,4 @@
-"""What people do with proposals: boxes, COCO results, overlays, suppression."""
+"""Proposals as boxes, COCO results and overlays; non-maximum suppression."""
 
 import json
 from pathlib import Path

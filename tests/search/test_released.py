@@ -100,7 +100,7 @@ def logits_at(model: Obj, found: tuple[Array, Array, list[Array]], row: int, col
 
 
 def paste(logits: Array, row: int, col: int, scale: float, size: tuple[int, int]) -> tuple[Array, float]:
-    """The mask on the image, pixel by pixel, and how far its logits stay away from the threshold."""
+    """The mask on the image, pixel by pixel, and the smallest distance of its logits from the threshold."""
     side = int(np.floor(SIDE / scale))
     big = scale_image(logits, side)
     out = np.zeros(size, bool)
@@ -123,7 +123,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Obj, Path]:
 @pytest.mark.parametrize("geometry", ["released", "released-exact"])
 @pytest.mark.parametrize("refine", [True, False])
 def test_full_images(model: tuple[Obj, Path], geometry: Geometry, refine: bool) -> None:
-    """Windows, scores and masks are those of the authors' steps, on a photo of odd sizes."""
+    """Windows, scores and masks equal those of the authors' steps, on a photo of odd sizes."""
     data, path = model
     rng = np.random.default_rng(5)
     photo = rng.integers(0, 256, (7, 9, 3), np.uint8).repeat(10, 0).repeat(9, 1)[:66, :77]
@@ -142,7 +142,7 @@ def test_full_images(model: tuple[Obj, Path], geometry: Geometry, refine: bool) 
         if geometry == "released-exact":
             width = maps[s][1].shape[1]
             number = r * width + c + 1
-            # Counted from 1, as there.
+            # Cells are counted from 1, as in the authors' code.
             row, col = max(1, number // width) - 1, max(1, number % width + 1) - 1
         mask, margin = paste(logits_at(data, maps[s], row, col, refine), row, col, SCALES[s], photo.shape[:2])
         if mask.any():
@@ -183,7 +183,7 @@ def windows(score: list[float], scale: list[int], row: list[int], col: list[int]
 
 
 def test_the_shift_of_the_released_code() -> None:
-    """Every cell of a grid of 3 by 4: up and right, from the last column to the first one of the row."""
+    """Every cell of a grid of 3 by 4 moves up and right, from the last column to the first of the same row."""
     rows, cols = np.divmod(np.arange(12), 4)
     shifted = ReleasedExact(160).shift(windows([0.0] * 12, [0] * 12, rows.tolist(), cols.tolist()), [4])
     expected = [(max(1, n // 4) - 1, max(1, n % 4 + 1) - 1) for n in range(1, 13)]

@@ -1,4 +1,4 @@
-"""How scores are settled over a photo, and checkpoints that carry such settings."""
+"""Stability, scale prior and soft suppression change scores; checkpoints keep these settings."""
 
 from __future__ import annotations
 
