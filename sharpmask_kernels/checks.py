@@ -104,8 +104,8 @@ def _kind(x: Any) -> tuple[object, ...] | None:
 
 
 def windows(w: Windows, device: torch.device, scales: int, batch: int | None) -> None:
-    """Windows of equal lengths and the right dtypes on ``device``. On the CPU, where reading them waits for nothing, their
-    values too. ``batch`` None: image indices are not checked."""
+    """Windows of equal lengths and the right dtypes on ``device``. Their values are checked on the CPU only, where
+    reading them waits for nothing. ``batch`` None: image indices are not checked."""
     count = w.score.shape[0] if w.score.ndim == 1 else -1
     for name, field in zip(Windows._fields, w, strict=True):
         dtype = torch.float32 if name == "score" else torch.int64
