@@ -1,9 +1,9 @@
-"""The error a person can act on."""
+"""The error that a user can act on."""
 
 
 class DataError(ValueError):
-    """Something the user supplied (image, annotation, checkpoint, config) cannot be used.
+    """Something that the user supplied (image, annotation, checkpoint, settings) cannot be used.
 
-    ``str(error)`` is one line that names the file or argument, what was expected and what came;
-    the command line prints that line and nothing else.
+    ``str(error)`` is one line: it names the file or argument, what it must be and what it is. The command line
+    prints that line and nothing else.
     """

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writing files so that a reader never sees an incomplete one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Where to write what becomes ``path`` when the block ends well; its folder is made.
+    """A temporary path to write to, which becomes ``path`` if the block ends without an error.
 
-    A reader sees the old file or the whole new one, also if the program dies meanwhile.
+    A reader sees the old file or the whole new one, even if the program dies in between. The folder is created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -24,6 +24,6 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, pieces: str | Iterable[str]) -> None:
-    """Write a text file, whole or in pieces, atomically."""
+    """Write a text, or its pieces one after the other, to a file; see :func:`atomic`."""
     with atomic(path) as part, open(part, "w", encoding="utf-8") as file:
         file.writelines([pieces] if isinstance(pieces, str) else pieces)

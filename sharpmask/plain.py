@@ -1,4 +1,4 @@
-"""Typed configurations as plain data: what YAML files and checkpoints hold, checked field by field."""
+"""Settings (dataclasses) as plain data and back, for YAML files and checkpoints. Every field is checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A dataclass as nested dicts of str, int, float, bool, None and lists."""
+    """A dataclass as nested dicts of str, int, float, bool, None and lists. Paths become str."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -27,9 +27,9 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def from_plain(cls: type[T], data: Any, source: str, base: T | None = None) -> T:
-    """A ``cls`` from plain data read from ``source``; fields left out come from ``base`` or the defaults.
+    """The dataclass ``cls`` from plain ``data``. Missing fields come from ``base``, or without it from the defaults.
 
-    Raises ``DataError`` naming the field, what it takes and what came.
+    ``source`` names the data in errors. Raises ``DataError`` that names the field, what it must be and what it got.
     """
     if not isinstance(data, dict):
         raise DataError(f"{source}: expected settings by name, got {type(data).__name__}")
@@ -46,11 +46,12 @@ def from_plain(cls: type[T], data: Any, source: str, base: T | None = None) -> T
             values[field.name] = old
     try:
         return cls(**values)
-    except (TypeError, ValueError) as error:  # a value missing, or out of the range that the class allows
+    except (TypeError, ValueError) as error:  # A value is missing, or out of the range that the class allows.
         raise DataError(f"{source}: {error}") from error
 
 
 def _convert(hint: Any, value: Any, name: str, base: Any = None) -> Any:
+    """``value`` as the type ``hint``. ``base`` has the missing fields of a nested dataclass."""
     origin, args = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
         return from_plain(hint, value, name, base)  # type: ignore[arg-type]
@@ -66,7 +67,7 @@ def _convert(hint: Any, value: Any, name: str, base: Any = None) -> Any:
     if hint is Path:
         return Path(_require(isinstance(value, str), value, name, "a path"))
     if hint is float:
-        if isinstance(value, str):  # YAML takes 1e-3 for a text: it wants 1.0e-3
+        if isinstance(value, str):  # YAML reads 1e-3 as a text and only 1.0e-3 as a number.
             with suppress(ValueError):
                 value = float(value)
         _require(isinstance(value, int | float) and not isinstance(value, bool), value, name, "a number")

@@ -52,7 +52,7 @@ def print_commands() -> None:
         table.add_row(f"sharpmask {name}", (OPTIONS[name].__doc__ or "").splitlines()[0])
     for stage, text in STAGES.items():
         table.add_row(f"sharpmask train {stage}", text)
-    Console().print(table, "\nsharpmask COMMAND --help tells its options.")
+    Console().print(table, "\nsharpmask COMMAND --help lists its options.")
 
 
 def run(name: str, argv: list[str]) -> int:

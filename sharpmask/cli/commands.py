@@ -110,7 +110,7 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
             raise DataError(f"{path}: no image file in this folder")
         found += inside
     if not found:
-        raise DataError("images: expected photos or folders of photos, got none")
+        raise DataError("images must be photos or folders of photos, got none")
     return list(dict.fromkeys(found))
 
 

@@ -31,12 +31,15 @@ def parse(stage: str, argv: list[str]) -> TrainConfig:
     """
     base = TrainConfig(dataset=tyro.MISSING, out=tyro.MISSING, **stage_defaults(cast(StageName, stage)))
     config, rest = read_config(base, argv)
-    help_text = f"{STAGES[stage]} --config FILE reads settings from YAML; flags go over it."
+    help_text = f"{STAGES[stage]} --config FILE reads settings from a YAML file; flags override them."
     return tyro.cli(TrainConfig, prog=f"sharpmask train {stage}", description=help_text, default=config, args=rest)
 
 
 def read_config(base: TrainConfig, argv: list[str]) -> tuple[TrainConfig, list[str]]:
-    """``base`` with the settings of the YAML file that ``--config`` names, and the other arguments."""
+    """``base`` with the settings of the YAML file that ``--config`` names, and the remaining arguments.
+
+    Raises ``DataError`` for a file that cannot be read, or that has unknown or wrong settings.
+    """
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in argv:
         return base, argv

@@ -1,1 +1,1 @@
-"""Photos, COCO-format folders, generated pictures and the sampling of training patches."""
+"""Photos, COCO-format folders, generated pictures, and the sampling of training patches and tiles."""

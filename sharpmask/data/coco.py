@@ -1,4 +1,4 @@
-"""A folder of photos with a COCO `instances` file: read, checked and ready to sample from."""
+"""A folder of photos with a COCO `instances` file, read and checked."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from .annotations import (
 )
 from .images import ImageCache, image_size, load_image
 
-_SKIP_HINT = "(skip_bad=True, on the command line --skip-bad, leaves such entries out)"
+_SKIP_HINT = "(skip_bad=True, or --skip-bad on the command line, leaves such entries out)"
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One annotated object.
 
-    `box` is (x, y, width, height) in pixels, `area` in pixels; `crowd` marks a region with many objects that
-    is no single example. `segmentation` is what the file holds, checked: polygons, or a compressed RLE.
+    `box` is (x, y, width, height) in pixels, `area` is in pixels. `crowd` marks a region of many objects, which is
+    no example of one. `segmentation` is the checked content of the file: polygons, or the counts of a compressed RLE.
     """
 
     id: int
@@ -51,7 +51,7 @@ class Instance:
 
     @property
     def rle(self) -> Rle:
-        """Compressed COCO RLE {"size": [h, w], "counts": bytes}, checked. Polygons are drawn on each call."""
+        """Compressed COCO RLE {"size": [h, w], "counts": bytes}. Polygons are drawn anew at each access."""
         if isinstance(self.segmentation, bytes):
             return {"size": [self.height, self.width], "counts": self.segmentation}
         return draw_polygons(self.segmentation, self.height, self.width)
@@ -64,7 +64,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One image of the folder; `height` and `width` were compared with the file's header."""
+    """One image of the folder. `height` and `width` agree with the header of the image file."""
 
     id: int
     path: Path
@@ -73,23 +73,23 @@ class Photo:
     instances: tuple[Instance, ...]
 
     def load(self) -> NDArray[np.uint8]:
-        """Decode the photo: uint8 (h, w, 3), RGB, in stored pixel order. Raises DataError if damaged."""
+        """Decode the photo: uint8 (h, w, 3), RGB, not turned by EXIF. Raises DataError if it is damaged."""
         return load_image(self.path, apply_exif=False)
 
 
 class CocoFolder:
     """Images plus COCO `instances` annotations (polygons, RLE, crowds).
 
-    Layout: `root/images/*` (or `root/*`) and `root/instances.json` (or else the only
-    `root/annotations/instances*.json`); `annotations` names another file. `categories` keeps only objects of
-    these category names; photos left without objects stay.
+    Photos are read from `root/images`, or from `root` if there is no such folder. Annotations are read from
+    `root/instances.json`, otherwise from the only `root/annotations/instances*.json`, unless `annotations` names
+    another file. `categories` keeps only the objects of these category names; photos without objects stay.
 
-    Checked now: the JSON, ids, sizes, boxes, polygons, RLEs, and of every image its presence and its header.
-    Pixels are decoded and polygons drawn on request only, so that all of COCO fits into memory. A bad entry
-    raises DataError, one line naming file and id; with `skip_bad` it is left out and the line is appended to
-    `skipped`.
+    The constructor checks the JSON, ids, sizes, boxes, polygons and RLEs, and the presence and header of every
+    image. Pixels are decoded and polygons drawn only on request, so that all of COCO fits into memory. A bad entry
+    raises DataError with one line that names the file and the id. With `skip_bad` the entry is left out instead and
+    the line is appended to `skipped`.
 
-    `photos` are sorted by id, their instances too; `categories` maps id to name (after the filter).
+    `photos` and their instances are sorted by id. `categories` maps ids to names, after the filter.
     """
 
     def __init__(
@@ -112,20 +112,20 @@ class CocoFolder:
         self.photos = self._read_annotations(document["annotations"], known, sizes)
 
     def load(self, photo: Photo) -> NDArray[np.uint8]:
-        """`photo`'s pixels through this folder's cache of decoded photos: read-only uint8 (h, w, 3).
+        """The pixels of `photo` from a cache of decoded photos: read-only uint8 (h, w, 3), RGB.
 
         Raises DataError if the file is damaged or no longer has the size it had when the folder was read.
         """
         image = self.cache.load(photo.path)
         if image.shape[:2] != (photo.height, photo.width):
             raise DataError(
-                f"{photo.path}: expected {photo.width}x{photo.height} pixels (width x height), "
-                f"came {image.shape[1]}x{image.shape[0]}"
+                f"{photo.path}: must be {photo.width}x{photo.height} pixels (width x height), "
+                f"got {image.shape[1]}x{image.shape[0]}"
             )
         return image
 
     def ground_truth(self) -> dict[str, Any]:
-        """Everything kept, as a COCO `instances` dict: JSON-serialisable, masks as compressed RLE."""
+        """All photos and objects as a COCO `instances` dict that JSON can hold, with masks as compressed RLE."""
         return {
             "images": [
                 {"id": photo.id, "file_name": photo.path.name, "height": photo.height, "width": photo.width}
@@ -136,21 +136,22 @@ class CocoFolder:
         }
 
     def _reject(self, line: str) -> None:
+        """Report a bad entry: note it with `skip_bad`, raise DataError without."""
         if not self.skip_bad:
             raise DataError(f"{line} {_SKIP_HINT}")
         self.skipped.append(line)
 
     def _entries(self, entries: list[Any], kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Entries that are objects with an integer id no earlier entry has."""
+        """The entries with their ids. Rejects those that are no objects, or have no integer id or a repeated one."""
         seen: set[int] = set()
         where = f"{self.annotation_file}: {kind}"
         for position, entry in enumerate(entries):
             if not isinstance(entry, dict):
-                self._reject(f"{where} at position {position}: expected an object, came {show(entry)}")
+                self._reject(f"{where} at position {position}: must be an object, got {show(entry)}")
             elif type(entry.get("id")) is not int:
-                self._reject(f"{where} at position {position}: expected an integer id, came {show(entry.get('id'))}")
+                self._reject(f"{where} at position {position}: id must be an integer, got {show(entry.get('id'))}")
             elif entry["id"] in seen:
-                self._reject(f"{where} {entry['id']}: this id occurs more than once")
+                self._reject(f"{where} {entry['id']}: id must be unique, but it occurs more than once")
             else:
                 seen.add(entry["id"])
                 yield entry["id"], entry
@@ -161,8 +162,8 @@ class CocoFolder:
             if isinstance(entry.get("name"), str):
                 names[key] = entry["name"]
             else:
-                came = show(entry.get("name"))
-                self._reject(f"{self.annotation_file}: category {key}: expected a name, came {came}")
+                got = show(entry.get("name"))
+                self._reject(f"{self.annotation_file}: category {key}: name must be a text, got {got}")
         return names
 
     def _select(self, known: dict[int, str], names: Sequence[str] | None) -> dict[int, str]:
@@ -177,7 +178,7 @@ class CocoFolder:
         return {key: name for key, name in known.items() if name in names}
 
     def _read_images(self, entries: list[Any]) -> dict[int, tuple[Path, int, int] | None]:
-        """Path, height and width by image id; None for images that were rejected."""
+        """Path, height and width by image id; None for a rejected image."""
         folder = self.root / "images"
         folder = folder if folder.is_dir() else self.root
         images: dict[int, tuple[Path, int, int] | None] = {}
@@ -198,7 +199,8 @@ class CocoFolder:
                 image_id = _reference(entry, "image_id", images)
                 category = _reference(entry, "category_id", known)
                 image = images[image_id]
-                if image is not None and category in self.categories:  # a rejected image was reported already
+                # A rejected image has been reported already.
+                if image is not None and category in self.categories:
                     instances[image_id].append(_check_annotation(key, category, entry, *image[1:]))
             except BadEntry as error:
                 self._reject(f"{self.annotation_file}: annotation {key}: {error}")
@@ -210,7 +212,7 @@ class CocoFolder:
 
 
 def find_annotations(root: Path) -> Path:
-    """`root/instances.json` or else the only `root/annotations/instances*.json`; DataError without either."""
+    """`root/instances.json`, otherwise the only `root/annotations/instances*.json`. Raises DataError without either."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     if (root / "instances.json").is_file():
@@ -218,8 +220,8 @@ def find_annotations(root: Path) -> Path:
     found = sorted((root / "annotations").glob("instances*.json"))
     if len(found) != 1:
         raise DataError(
-            f"{root}: expected instances.json or exactly one annotations/instances*.json, "
-            f"found {len(found)}; name the file with annotations= (--annotations)"
+            f"{root}: must hold instances.json or exactly one annotations/instances*.json, "
+            f"got {len(found)}; name the file with annotations= (--annotations)"
         )
     return found[0]
 
@@ -233,50 +235,54 @@ def _read_document(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON (truncated?): {error}") from None
     if not isinstance(document, dict):
-        raise DataError(f"{path}: expected a COCO instances object, came a {type(document).__name__}")
+        raise DataError(f"{path}: must be a COCO instances object, got a {type(document).__name__}")
     for section in ("images", "annotations", "categories"):
         if not isinstance(document.get(section), list):
-            raise DataError(f"{path}: expected a list {section!r}, came {show(document.get(section))}")
+            raise DataError(f"{path}: {section!r} must be a list, got {show(document.get(section))}")
     return document
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
-    """Pack polygons while parsing: lists of Python floats take four times the memory."""
+    """Store the polygons of an entry as arrays, because lists of Python floats take four times the memory."""
     polygons = entry.get("segmentation")
     if isinstance(polygons, list):
-        with suppress(TypeError, OverflowError):  # left as it came: reported with the annotation's id
+        # A wrong value stays as it is and is reported later, with the annotation's id.
+        with suppress(TypeError, OverflowError):
             entry["segmentation"] = tuple(array("d", polygon) for polygon in polygons)
     return entry
 
 
 def _reference(entry: dict[str, Any], field: str, known: dict[int, Any]) -> int:
+    """The id in `field`. Raises BadEntry if it is not one of `known`."""
     value = entry.get(field)
     if type(value) is not int or value not in known:
-        raise BadEntry(f"unknown {field} {show(value)}")
+        raise BadEntry(f"{field} must be an id in the same file, got {show(value)}")
     return value
 
 
 def _check_image(entry: dict[str, Any], folder: Path) -> tuple[Path, int, int]:
+    """Path, height and width of an image entry. Raises BadEntry or DataError if the file is not as annotated."""
     name, height, width = entry.get("file_name"), entry.get("height"), entry.get("width")
     if not isinstance(name, str) or not name or not name.isprintable():
-        raise BadEntry(f"expected a file_name, came {show(name)}")
+        raise BadEntry(f"file_name must be a printable text, got {show(name)}")
     if Path(name).anchor or ".." in Path(name).parts:
-        raise BadEntry(f"file_name {name!r} leads out of {folder}")
+        raise BadEntry(f"file_name must stay in {folder}, got {name!r}")
     path = folder / name
     stored = image_size(path)
     if (height, width) == stored:
         return path, *stored
-    turned = "; the file was probably annotated after EXIF turning, store it upright" * ((width, height) == stored)
+    turned = "; it was probably annotated after turning by EXIF, so store it upright" * ((width, height) == stored)
     raise BadEntry(
-        f"{path}: expected {show(width)}x{show(height)} pixels (width x height) as annotated, "
-        f"came {stored[1]}x{stored[0]}{turned}"
+        f"{path}: must be {show(width)}x{show(height)} pixels (width x height) as annotated, "
+        f"got {stored[1]}x{stored[0]}{turned}"
     )
 
 
 def _check_annotation(key: int, category: int, entry: dict[str, Any], height: int, width: int) -> Instance:
+    """An object of an image of (height, width). Raises BadEntry if its annotation is unusable."""
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise BadEntry(f"expected iscrowd 0 or 1, came {show(crowd)}")
+        raise BadEntry(f"iscrowd must be 0 or 1, got {show(crowd)}")
     raw = entry.get("segmentation")
     segmentation: Polygons | bytes
     if isinstance(raw, tuple):
@@ -285,7 +291,7 @@ def _check_annotation(key: int, category: int, entry: dict[str, Any], height: in
     elif isinstance(raw, dict):
         segmentation, extent = check_rle(raw, height, width)
     else:
-        raise BadEntry(f"expected a segmentation (polygons or RLE), came {show(raw)}")
+        raise BadEntry(f"segmentation must be polygons or an RLE, got {show(raw)}")
     box = check_box(entry.get("bbox"), extent, height, width)
     area = check_area(entry.get("area"))
     instance = Instance(key, category, box, area or 0.0, bool(crowd), height, width, segmentation)
@@ -293,6 +299,7 @@ def _check_annotation(key: int, category: int, entry: dict[str, Any], height: in
 
 
 def _to_coco(photo: Photo, instance: Instance) -> dict[str, Any]:
+    """An object as an entry of a COCO `instances` file."""
     rle = instance.rle
     return {
         "id": instance.id,

@@ -1,4 +1,4 @@
-"""Reading photos of any common kind as 8-bit RGB, safely."""
+"""Reading photos of any common kind as 8-bit RGB, safely: files may come from strangers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import DataError
 from ..geometry import GREY_BYTE
 
-# Pillow also opens formats that start other programs (EPS runs Ghostscript); photos need only these.
+# Pillow opens other formats too, and some of them start programs (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 200_000_000
 
@@ -25,14 +25,14 @@ MAX_PIXELS = 200_000_000
 def load_image(path: str | Path, *, apply_exif: bool = True, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read an image file as a fresh uint8 array (h, w, 3), RGB.
 
-    Greyscale, palette, CMYK and alpha images are converted; transparent pixels are blended onto mid-grey
-    (128). 16-bit channels keep their upper eight bits. Of an animation the first frame is read. `apply_exif`
-    turns the image as its EXIF orientation says; leave it off where annotations are in stored pixel order
-    (COCO). Formats: see `FORMATS`.
+    Greyscale, palette, CMYK and alpha images are converted. Transparent pixels are blended onto mid-grey (128).
+    16-bit channels keep their upper eight bits. Only the first frame of an animation is read. `apply_exif` turns
+    the image as its EXIF orientation says; set it to False if annotations refer to the stored pixels, as COCO's do.
+    `FORMATS` lists the file formats.
 
-    Raises DataError, one line naming the file, if it is missing, not an image, truncated or otherwise
-    damaged, stored with more than 16 bits per channel, or has more than `max_pixels` pixels (Pillow's own
-    limit, by default 179 million, applies as well).
+    Raises DataError with one line that names the file if it is missing, not an image, truncated or otherwise
+    damaged, has more than 16 bits per channel or more than `max_pixels` pixels. Pillow's own limit, by default
+    179 million pixels, applies as well.
     """
     with _opened(path, max_pixels) as image:
         upright = ImageOps.exif_transpose(image) if apply_exif else image
@@ -40,15 +40,15 @@ def load_image(path: str | Path, *, apply_exif: bool = True, max_pixels: int = M
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) from the file's header; no pixel is decoded. Raises DataError as `load_image`."""
+    """(height, width) from the file's header, without decoding pixels. Raises DataError as `load_image` does."""
     with _opened(path, max_pixels) as image:
         return image.height, image.width
 
 
 class ImageCache:
-    """The most recently used photos, decoded without EXIF turning, up to `max_bytes` of pixels.
+    """The most recently used photos, decoded and not turned by EXIF, up to `max_bytes` of pixels.
 
-    Arrays are shared and therefore read-only. A pickled copy (a data loader's worker) starts empty.
+    Arrays are read-only, because callers share them. A pickled copy, as in a data loader's worker, starts empty.
     """
 
     def __init__(self, max_bytes: int = 512 * 2**20) -> None:
@@ -58,7 +58,7 @@ class ImageCache:
         self._lock = threading.Lock()
 
     def load(self, path: Path) -> NDArray[np.uint8]:
-        """The image at `path`, read-only uint8 (h, w, 3). Raises DataError as `load_image`."""
+        """The image at `path`: read-only uint8 (h, w, 3), RGB. Raises DataError as `load_image` does."""
         with self._lock:
             if path in self._images:
                 self._images.move_to_end(path)
@@ -88,15 +88,13 @@ class ImageCache:
 
 @contextmanager
 def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
-    """The opened image; whatever Pillow raises while it is open becomes a one-line DataError."""
+    """The opened image. All that Pillow raises inside the block becomes a DataError of one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is checked below
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > max_pixels:
-                    raise DataError(
-                        f"{path}: {image.width}x{image.height} pixels, expected at most {max_pixels} in all"
-                    )
+                    raise DataError(f"{path}: must have at most {max_pixels} pixels, got {image.width}x{image.height}")
                 yield image
     except DataError:
         raise
@@ -111,14 +109,14 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
-    """An image of any mode as RGB, as `load_image` describes; `path` names it in errors."""
-    if image.mode.startswith("I"):  # 16-bit greyscale, also when Pillow holds it in 32 bits
+    """An image of any mode as RGB, converted as `load_image` describes. `path` names it in errors."""
+    if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow sometimes holds in 32 bits
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{path}: expected at most 16 bits per channel, came a 32-bit image")
+            raise DataError(f"{path}: must have at most 16 bits per channel, got 32")
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise DataError(f"{path}: expected 8 or 16 bits per channel, came floating point")
+        raise DataError(f"{path}: must have 8 or 16 bits per channel, got floating point")
     if image.has_transparency_data:
         # A transparent pixel shows nothing, like those outside an image, and gets the same grey.
         background = Image.new("RGBA", image.size, (*[GREY_BYTE] * 3, 255))

@@ -1,11 +1,11 @@
 """Single training patches around objects and beside them, as DeepMask samples them.
 
-Two rules. "paper": Pinheiro et al., Learning to Segment Object Candidates, 2015, section 3.2 (the joint
-learning) and SharpMask, 2016, section 4 (the patch of 160 pixels with 32 of context). "released": what the
-authors' later code does instead; differences stand at the functions below.
+There are two rules. "paper" follows Pinheiro et al., Learning to Segment Object Candidates, 2015, section 3.2
+(joint learning), and SharpMask, 2016, section 4 (windows of 160 pixels with 32 of context). "released" follows
+the code that the authors published later; the functions below say how it differs.
 
-A patch is a square of the photo of (window + context) * `scale` pixels a side, resized to window + context
-pixels; `scale` is photo pixels per window pixel. Outside the photo it is 0.5.
+A patch is a square of the photo with a side of (window + context) * `scale` pixels, resized to window + context
+pixels. `scale` is in photo pixels per window pixel. Pixels outside the photo are 0.5.
 """
 
 from __future__ import annotations
@@ -22,22 +22,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError
+from ..geometry import GREY
 from .coco import CocoFolder, Instance, Photo
 
 Head = Literal["mask", "score"]
 Rule = Literal["paper", "released"]
 HEADS: tuple[Head, ...] = ("mask", "score")
 
-OUTSIDE = 0.5
-"""Value of a patch outside the photo; the pyramid of inference pads with the same."""
-
-_MIN_AREA = 100  # of an object to learn a mask from, in square pixels
+# Smaller objects teach no mask: area in square pixels, either side of the box in pixels.
+_MIN_AREA = 100
 _MIN_SIDE = 5
-_MIN_RELEASED_PATCH = 10  # pixels
-_NEGATIVE_OCTAVES = (
-    -2.0,
-    3.0,
-)  # photo pixels per pixel of a 160-pixel window, log2: windows of 40..1280 pixels
+_MIN_RELEASED_PATCH = 10  # photo pixels
+# Range of log2(photo pixels per window pixel) of negatives with windows of 160 pixels: 40 to 1280 photo pixels.
+_NEGATIVE_OCTAVES = (-2.0, 3.0)
 _WINDOW_TRIES = 100
 _PHOTO_TRIES = 100
 
@@ -74,23 +71,23 @@ class _Crop:
 
 
 class _NoWindow(Exception):
-    """No window of the wanted kind was found in a photo."""
+    """A photo has no room for a window of the wanted kind, or none was found."""
 
 
 class PatchSampler:
-    """Endless patches for one head; `sample(index)` depends on (`seed`, `index`) and the folder only.
+    """Endless patches for one head. `sample(index)` depends only on `seed`, `index` and the folder.
 
-    Mask patches show an object, drawn by category first (all alike), then within it; crowds, objects of an
-    area below 100 pixels or a box side below 5 are left out. Score patches are positives and negatives, half
-    each.
+    A mask patch shows an object. A category is drawn first, all with the same probability, then an object of it.
+    Crowds and objects with an area below 100 pixels or a box side below 5 pixels are left out. Score patches are
+    half positives, half negatives.
 
-    Sizes are those of the paper, 128 (object), +-16 (jitter) and 32 (distance of negatives) in a patch of 224
-    pixels, all scaled to `window`; under "released" they are 92, 16 and 48 in 160, scaled to `window`. In
-    both the negatives' windows cover 40 to 1280 pixels of the photo.
+    The paper's object side of 128 pixels, jitter of +-16 and distance of negatives of 32 hold in a patch of 224
+    pixels and are scaled to `window`. Under "released" they are 92, 16 and 48 in a patch of 160. Under both rules
+    the windows of negatives cover 40 to 1280 pixels of the photo.
 
-    A photo that turns out to be damaged raises DataError; with the folder's `skip_bad` another one is drawn
-    and its line is appended to `folder.skipped` (in a data loader's worker: to the worker's copy).
-    Raises DataError if the folder holds no object to learn from, ValueError for arguments out of range.
+    A damaged photo raises DataError. With the folder's `skip_bad` another photo is drawn instead, and the line is
+    appended to `folder.skipped` (a data loader's worker appends to its own copy). The constructor raises DataError
+    if the folder holds no object to learn from, and ValueError for arguments out of range.
     """
 
     def __init__(
@@ -106,14 +103,17 @@ class PatchSampler:
         flip: bool = True,
     ) -> None:
         if head not in HEADS:
-            raise ValueError(f"head: expected 'mask' or 'score', came {head!r}")
+            raise ValueError(f"head must be 'mask' or 'score', got {head!r}")
         if rule not in ("paper", "released"):
-            raise ValueError(f"rule: expected 'paper' or 'released', came {rule!r}")
-        if window < 1 or context < 0 or mask_size < 1 or seed < 0:
-            raise ValueError(
-                "window, mask_size: expected 1 or more, context, seed: 0 or more; "
-                f"came {window}, {mask_size}, {context}, {seed}"
-            )
+            raise ValueError(f"rule must be 'paper' or 'released', got {rule!r}")
+        for name, value, least in (
+            ("window", window, 1),
+            ("context", context, 0),
+            ("mask_size", mask_size, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         self.folder = folder
         self.head: Head = head
         self.window = window
@@ -134,12 +134,12 @@ class PatchSampler:
         self._photos = [photo for photo in folder.photos if photo.instances or rule == "paper"]
         if not self._by_category:
             raise DataError(
-                f"{folder.annotation_file}: no object to learn from (expected some that are no crowd, "
-                f"of {_MIN_AREA} or more square pixels and {_MIN_SIDE} or more pixels in width and height)"
+                f"{folder.annotation_file}: must hold an object to learn from (no crowd, at least {_MIN_AREA} "
+                f"square pixels, at least {_MIN_SIDE} pixels wide and high), got none"
             )
 
     def sample(self, index: int) -> MaskSample | ScoreSample:
-        """Patch number `index` (0 or more); the same on every call."""
+        """Patch number `index`, 0 or more. Every call gives the same."""
         rng = np.random.default_rng([self.seed, HEADS.index(self.head), index])
         label = 1 if self.head == "mask" or rng.random() < 0.5 else -1
         for _ in range(_PHOTO_TRIES):
@@ -197,7 +197,7 @@ class PatchSampler:
         return photo, photo.instances[instance_index]
 
     def _jittered(self, rng: np.random.Generator, photo: Photo, instance: Instance) -> _Crop:
-        """A window that fits the object, off by up to a quarter octave and `jitter` window pixels."""
+        """The object's canonical window, moved by up to `jitter` window pixels and scaled by up to a quarter octave."""
         x, y, side = _centre_and_side(instance)
         scale = side / self.object_side * 2 ** rng.uniform(-0.25, 0.25)
         dx, dy = rng.uniform(-self.jitter, self.jitter, 2) * scale
@@ -209,10 +209,10 @@ class PatchSampler:
         return photo, self._jittered(rng, photo, instance)
 
     def _paper_negative(self, rng: np.random.Generator) -> tuple[Photo, _Crop]:
-        """A window off every object's canonical one by `far` window pixels on an axis, or by an octave.
+        """A window at least `far` window pixels on an axis, or an octave, away from every object's canonical one.
 
-        The paper leaves open where negatives come from; here: any photo, also without objects; position
-        uniform in the photo, scale log-uniform. Crowds and objects too small to learn from count as well.
+        The paper does not say where negatives come from. Here they come from any photo, also one without objects,
+        with uniform position and log-uniform scale. Crowds and objects too small to learn from keep them away too.
         """
         photo = self._photos[int(rng.integers(len(self._photos)))]
         centres, octaves = self._canonical(photo)
@@ -225,9 +225,9 @@ class PatchSampler:
         raise _NoWindow
 
     def _released_positive(self, rng: np.random.Generator, photo: Photo) -> _Crop:
-        """Exactly centred on an object (crowds too), at the next lower quarter octave: no jitter.
+        """A window centred on an object, which may be a crowd, at the next lower quarter octave, without jitter.
 
-        Quarter octaves that occur in the photo are drawn first, all alike, then an object of that one.
+        One of the quarter octaves that occur in the photo is drawn first, then an object of that quarter octave.
         """
         centres, octaves = self._canonical(photo)
         quarters = np.ceil(4 * octaves) - 1
@@ -236,11 +236,11 @@ class PatchSampler:
         return self._released_bounds(photo, _Crop(x, y, float(2 ** (quarter / 4))))
 
     def _released_negative(self, rng: np.random.Generator, photo: Photo) -> _Crop:
-        """A window whose centre keeps `far` window pixels off every object within two and a half octaves.
+        """A window with its centre `far` window pixels away from every object within two and a half octaves.
 
-        After 100 tries the last one is taken although it is too near. One change: the released code compares
-        the window's centre, in pixels of its own scale, with object centres in pixels of theirs; here both
-        are in the window's scale.
+        After 100 tries the last window is taken although it is too near. There is one change to the released code,
+        which compares the window's centre in pixels of the window's scale with each object's centre in pixels of
+        the object's scale: here both are in the window's scale.
         """
         centres, octaves = self._canonical(photo)
         quarters = np.ceil(4 * octaves) - 1
@@ -254,7 +254,7 @@ class PatchSampler:
         return self._released_bounds(photo, _Crop(float(centre[0]), float(centre[1]), float(2**octave)))
 
     def _released_bounds(self, photo: Photo, crop: _Crop) -> _Crop:
-        """Patches of at least 10 photo pixels, centred inside the photo."""
+        """The window with its centre moved into the photo and its patch enlarged to at least 10 photo pixels."""
         return _Crop(
             min(max(crop.x, 0.0), photo.width),
             min(max(crop.y, 0.0), photo.height),
@@ -262,27 +262,27 @@ class PatchSampler:
         )
 
     def _canonical(self, photo: Photo) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Of each object's canonical window: the centre (n, 2), x first, and log2 of the scale (n,)."""
+        """The objects' canonical windows: centres (n, 2), x first, and log2 of the scales (n,)."""
         boxes = np.array([_centre_and_side(instance) for instance in photo.instances]).reshape(-1, 3)
         octaves: NDArray[np.float64] = np.log2(boxes[:, 2] / self.object_side)
         return boxes[:, :2], octaves
 
     def _cut_image(self, photo: Photo, crop: _Crop) -> NDArray[np.float32]:
         photo_pixels = self.folder.load(photo)
-        patch = cut_square(photo_pixels, crop.x, crop.y, crop.scale * self.side, self.side, OUTSIDE)
+        patch = cut_square(photo_pixels, crop.x, crop.y, crop.scale * self.side, self.side, GREY)
         channels_first: NDArray[np.float32] = patch.transpose(2, 0, 1)
         return channels_first
 
 
 class PatchBatches(Dataset[PatchBatch]):
-    """Whole batches of patches, each for one head: item `step` depends on the seeds and `step` only.
+    """Whole batches of patches, each for one head. Item `step` depends only on the seeds, `rank` and `step`.
 
-    A batch is a score batch with probability `score_share`, on all ranks alike; ranks 0 .. world_size - 1 of
-    a data-parallel run see different patches of the same endless sequence. Use it with explicit steps, so
-    that a resumed run goes on exactly where it stopped:
+    A batch is a score batch with probability `score_share`, on all ranks alike. The ranks 0 .. world_size - 1 of
+    a data-parallel run see different patches of the same endless sequence. Give a data loader explicit steps, so
+    that a resumed run continues exactly where it stopped:
     `DataLoader(batches, sampler=range(first, last), batch_size=None, num_workers=...)`.
 
-    Raises ValueError for arguments out of range or a sampler that is needed but missing.
+    Raises ValueError for arguments out of range, or if a sampler is needed but missing.
     """
 
     def __init__(
@@ -296,14 +296,17 @@ class PatchBatches(Dataset[PatchBatch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1 or not 0 <= score_share <= 1 or seed < 0 or not 0 <= rank < world_size:
-            raise ValueError(
-                "expected batch_size >= 1, score_share in [0, 1], seed >= 0, 0 <= rank < world_size; "
-                f"came {batch_size}, {score_share}, {seed}, {rank}, {world_size}"
-            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= score_share <= 1:
+            raise ValueError(f"score_share must be from 0 to 1, got {score_share}")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
         for name, sampler, needed in (("mask", mask, score_share < 1), ("score", score, score_share > 0)):
             if needed and (sampler is None or sampler.head != name):
-                raise ValueError(f"{name}: expected a PatchSampler with head={name!r}, came {sampler!r}")
+                raise ValueError(f"{name} must be a PatchSampler with head={name!r}, got {sampler!r}")
         self.mask = mask
         self.score = score
         self.batch_size = batch_size
@@ -315,7 +318,7 @@ class PatchBatches(Dataset[PatchBatch]):
     def __getitem__(self, step: int) -> PatchBatch:
         is_score = np.random.default_rng([self.seed, step]).random() < self.score_share
         sampler = self.score if is_score else self.mask
-        assert sampler is not None  # checked when made
+        assert sampler is not None  # The constructor checks this.
         first = (step * self.world_size + self.rank) * self.batch_size
         return sampler.batch(range(first, first + self.batch_size))
 
@@ -323,17 +326,17 @@ class PatchBatches(Dataset[PatchBatch]):
 def cut_square(
     image: NDArray[np.uint8], x: float, y: float, side: float, size: int, outside: float
 ) -> NDArray[np.float32]:
-    """Resize a square of an image, (h, w) or (h, w, 3), to `size` pixels a side: float32 in [0, 1].
+    """A square of an image, uint8 (h, w) or (h, w, 3), resized to `size` pixels a side: float32 in [0, 1].
 
-    The square, `side` pixels wide around the point (x, y), may leave the image; result pixels that are not
-    wholly inside become `outside`. Bilinear, antialiased where it shrinks.
+    The square is `side` pixels wide, has its centre at (x, y) and may leave the image. Result pixels that are not
+    wholly inside become `outside`. The filter is bilinear, and antialiased when it shrinks.
     """
     result = np.full((size, size, *image.shape[2:]), outside, np.float32)
     columns, left, right = _inside(x, side, size, image.shape[1])
     rows, top, bottom = _inside(y, side, size, image.shape[0])
     if columns.start >= columns.stop or rows.start >= rows.stop:
         return result
-    # The filter reaches beyond the box by its support; hand over that much and no more of a large photo.
+    # The filter reads beyond the box by its support. Only that much of a large photo is handed over.
     margin = int(side / size) + 2
     x0, y0 = max(int(left) - margin, 0), max(int(top) - margin, 0)
     part = Image.fromarray(image[y0 : int(bottom) + margin + 1, x0 : int(right) + margin + 1])
@@ -347,12 +350,12 @@ def cut_square(
 
 
 def cut_mask(mask: NDArray[np.bool_], x: float, y: float, side: float, size: int) -> NDArray[np.float32]:
-    """`cut_square` of a mask, bool (h, w): float32 (size, size), 1 where at least half is set, else 0."""
+    """`cut_square` of a mask, bool (h, w): float32 (size, size), 1 where at least half of a pixel is set, else 0."""
     return (cut_square(mask.view(np.uint8) * np.uint8(255), x, y, side, size, 0.0) >= 0.5).astype(np.float32)
 
 
 def _inside(centre: float, side: float, size: int, length: int) -> tuple[slice, float, float]:
-    """Along one axis: the result pixels wholly inside the image, and the stretch of the image they show."""
+    """On one axis: the result pixels wholly inside the image, and start and end of the stretch that they show."""
     start, step = centre - side / 2, side / size
     first = max(0, int(np.ceil(-start / step - 1e-9)))
     last = min(size, int(np.floor((length - start) / step + 1e-9)))
@@ -365,7 +368,7 @@ def _centre_and_side(instance: Instance) -> tuple[float, float, float]:
 
 
 def _objects_by_category(folder: CocoFolder) -> list[NDArray[np.int32]]:
-    """Of each category with objects to learn a mask from: their (photo, instance) positions, int32 (n, 2)."""
+    """By category, without empty ones: (photo, instance) positions of the objects that teach masks, int32 (n, 2)."""
     places: dict[int, list[tuple[int, int]]] = {category: [] for category in folder.categories}
     for photo_index, photo in enumerate(folder.photos):
         for instance_index, instance in enumerate(photo.instances):

@@ -21,10 +21,10 @@ from ..errors import DataError
 from .images import load_image
 
 FAMILIES = ("blob", "polygon", "ellipse", "star", "bar")
-"""Shape families; the category id is the position plus one."""
+"""Families of shapes. The category id of a family is its position plus one."""
 
-# Photos that scikit-image's package itself holds (others it would download). `coffee` and `chelsea` must stay
-# out: they are kept as photos that no training image contains.
+# Photos that are part of scikit-image's package (it would download others). `coffee` and `chelsea` must not be
+# added: they are kept for tests on photos that no training image contains.
 _PHOTOS = (
     "astronaut.png",
     "brick.png",
@@ -39,12 +39,13 @@ _PHOTOS = (
     "retina.jpg",
     "rocket.jpg",
 )
-_PHOTO_SHARE = 0.6
-_SMALLEST_SIDE = 20  # of an object, in pixels
-_LARGEST_SHARE = 0.6  # of the picture's longer side
-_SMALLEST_VISIBLE = 64  # pixels; what occlusion leaves below this, or below the share, is not annotated
+_PHOTO_SHARE = 0.6  # of textures, if there are photos
+_SMALLEST_SIDE = 20  # longer side of an object, in pixels
+_LARGEST_SHARE = 0.6  # longer side of an object, as a share of the picture's
+# An object is annotated if at least so many pixels and such a share of it are visible.
+_SMALLEST_VISIBLE = 64
 _SMALLEST_VISIBLE_SHARE = 0.2
-_MARGIN = 4  # pixels around a shape that its soft edge may fill
+_MARGIN = 4  # pixels around a shape for its soft edge
 _SUPERSAMPLING = 4
 
 Textures = Literal["auto", "photo", "generated"]
@@ -55,12 +56,12 @@ Region = tuple[slice, slice]
 @dataclass(frozen=True)
 class _Object:
     family: str
-    alpha: Pixels  # (a, b), soft edge; its top left corner lies at (top, left) of the picture
+    alpha: Pixels  # coverage (a, b) with a soft edge; (top, left) of the picture is its top left corner
     top: int
     left: int
 
     def regions(self, height: int, width: int) -> tuple[Region, Region]:
-        """The part inside a picture of (height, width): as slices of the picture and of `alpha`."""
+        """The part of the object inside a picture of (height, width), as slices of the picture and of `alpha`."""
         y0, x0 = max(self.top, 0), max(self.left, 0)
         y1 = max(y0, min(self.top + self.alpha.shape[0], height))
         x1 = max(x0, min(self.left + self.alpha.shape[1], width))
@@ -80,20 +81,21 @@ def synthesize(
 ) -> Path:
     """Write a COCO-format set of occluding textured objects: `out/images/*.png` and `out/instances.json`.
 
-    Every picture, `size` = (height, width), shows `objects` = (fewest, most) objects of 20 px up to 60% of
-    the longer side, cut by each other and by the border. Annotated, as compressed RLE, is the visible part
-    only; what is left below 64 pixels or a fifth of the object is not. Picture i depends on `seed`, i,
-    `size`, `objects` and the textures alone, so a longer run begins with the pictures of a shorter one.
+    Each picture has `size` = (height, width) pixels and shows at least objects[0] and at most objects[1] objects.
+    Their longer side is from 20 pixels to 60% of the picture's, and they hide parts of each other or cross the
+    border. Only the visible part of an object is annotated, as a compressed RLE, and only if it is at least 64
+    pixels and a fifth of the object. Picture i depends only on `seed`, i, `size`, `objects` and the textures, so a
+    larger set begins with the pictures of a smaller one.
 
-    `textures`: "generated" draws them all; "photo" takes about 60% from photos that come with scikit-image
-    and needs it installed; "auto" is "photo" where scikit-image is installed, otherwise "generated", so its
-    output differs between machines with and without it.
+    `textures`: "generated" draws all of them. "photo" takes about 60% from photos in scikit-image's package, which
+    must be installed. "auto" means "photo" if scikit-image is installed and "generated" if not, so it gives other
+    pictures on a machine without it.
 
-    The same arguments give the same bytes with the same versions of numpy, Pillow (and scikit-image) on the
-    same kind of CPU; other versions may round otherwise or compress the PNG files differently.
+    The same arguments give the same bytes with the same versions of numpy, Pillow and scikit-image on the same kind
+    of CPU. Other versions may round or compress differently.
 
-    The folder appears at once when complete. Returns `out`. Raises DataError for arguments out of range, if
-    `out` exists and is not an empty folder, or cannot be written.
+    The folder appears only when it is complete. Returns `out`. Raises DataError for arguments out of range, and if
+    `out` is not a new or empty folder or cannot be written.
     """
     out = Path(out)
     _check_arguments(out, images, seed, size, objects)
@@ -112,12 +114,12 @@ def synthesize(
 
 
 def load_texture_photos(textures: Textures = "auto") -> list[Image.Image]:
-    """The photos textures are cut from; empty if `textures`, or the lack of scikit-image, says so.
+    """The photos that textures are cut from; none for "generated", or for "auto" without scikit-image.
 
-    Raises DataError if `textures` is unknown, or "photo" without scikit-image.
+    Raises DataError if `textures` is unknown, or if it is "photo" and scikit-image is not installed.
     """
     if textures not in ("auto", "photo", "generated"):
-        raise DataError(f"textures: expected 'auto', 'photo' or 'generated', came {textures!r}")
+        raise DataError(f"textures must be 'auto', 'photo' or 'generated', got {textures!r}")
     if textures == "generated":
         return []
     try:
@@ -126,12 +128,12 @@ def load_texture_photos(textures: Textures = "auto") -> list[Image.Image]:
         folder = None
     paths = [folder / name for name in _PHOTOS if (folder / name).is_file()] if folder else []
     if textures == "photo" and not paths:
-        raise DataError("textures: 'photo' needs scikit-image (pip install scikit-image)")
+        raise DataError("textures must be 'generated' without scikit-image, got 'photo' (pip install scikit-image)")
     return [Image.fromarray(load_image(path)) for path in paths]
 
 
 def random_shape(rng: np.random.Generator, side: int) -> NDArray[np.bool_]:
-    """Draw a shape of a random family: bool (side, side), centred, `side` pixels in its longer direction."""
+    """A shape of a random family: bool (side, side), centred, `side` pixels long in its longer direction."""
     alpha = _draw_shape(rng, _any_family(rng), side)
     shape = alpha[_MARGIN : _MARGIN + side, _MARGIN : _MARGIN + side] >= 0.5
     shape = shape[: alpha.shape[0] - 2 * _MARGIN, : alpha.shape[1] - 2 * _MARGIN]
@@ -142,7 +144,7 @@ def random_shape(rng: np.random.Generator, side: int) -> NDArray[np.bool_]:
 
 
 def random_texture(rng: np.random.Generator, height: int, width: int, photos: Sequence[Image.Image] = ()) -> Pixels:
-    """A texture, float32 (height, width, 3) around 0..255; where there are `photos`, mostly a crop of one."""
+    """A texture, float32 (height, width, 3), roughly from 0 to 255. With `photos` it is mostly a crop of one."""
     if photos and rng.random() < _PHOTO_SHARE:
         return _photo_texture(rng, height, width, photos)
     return _generated_texture(rng, height, width)
@@ -150,15 +152,15 @@ def random_texture(rng: np.random.Generator, height: int, width: int, photos: Se
 
 def _check_arguments(out: Path, images: int, seed: int, size: tuple[int, int], objects: tuple[int, int]) -> None:
     if images < 1:
-        raise DataError(f"images: expected 1 or more, came {images}")
+        raise DataError(f"images must be at least 1, got {images}")
     if seed < 0:
-        raise DataError(f"seed: expected 0 or more, came {seed}")
+        raise DataError(f"seed must be at least 0, got {seed}")
     if not 64 <= min(size) <= max(size) <= 8192:
-        raise DataError(f"size: expected a height and width from 64 to 8192, came {size}")
+        raise DataError(f"size must be a height and width from 64 to 8192, got {size}")
     if not 1 <= objects[0] <= objects[1] <= 100:
-        raise DataError(f"objects: expected 1 <= fewest <= most <= 100, came {objects}")
+        raise DataError(f"objects must be (fewest, most) with 1 <= fewest <= most <= 100, got {objects}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(f"{out}: exists already, expected a new or empty folder")
+        raise DataError(f"{out}: exists already; out must be a new or empty folder")
 
 
 def _write(
@@ -170,6 +172,7 @@ def _write(
     photos: Sequence[Image.Image],
     progress: bool,
 ) -> None:
+    """Draw all pictures and write them with their annotations into `folder`."""
     (folder / "images").mkdir(parents=True)
     height, width = size
     document: dict[str, Any] = {
@@ -187,7 +190,9 @@ def _write(
         scene, labels = _compose(rng, height, width, objects)
         name = f"{index + 1:06d}.png"
         picture = _render(rng, scene, height, width, photos)
-        picture.save(folder / "images" / name, compress_level=1)  # noise hardly compresses; be fast
+        picture.save(
+            folder / "images" / name, compress_level=1
+        )  # The pictures are noisy: more effort hardly saves space.
         document["images"].append({"id": index + 1, "file_name": name, "height": height, "width": width})
         for item, visible in _visible(scene, labels):
             document["annotations"].append(
@@ -199,8 +204,9 @@ def _write(
 def _compose(
     rng: np.random.Generator, height: int, width: int, objects: tuple[int, int]
 ) -> tuple[list[_Object], NDArray[np.uint8]]:
-    """Objects from back to front, and a map (height, width) of the one on top: its position + 1, else 0."""
-    for _ in range(20):  # where one object hides most others, deal again
+    """Objects from back to front, and at each pixel the position + 1 of the object on top, 0 for none."""
+    # A scene in which objects hide too many others is dropped.
+    for _ in range(20):
         scene = [_place(rng, height, width) for _ in range(rng.integers(objects[0], objects[1] + 1))]
         labels = np.zeros((height, width), np.uint8)
         for number, item in enumerate(scene, 1):
@@ -216,7 +222,7 @@ def _any_family(rng: np.random.Generator) -> str:
 
 
 def _draw_shape(rng: np.random.Generator, family: str, side: float) -> Pixels:
-    """Coverage, float32 (a, b) in [0, 1], of a shape `side` pixels long plus a margin for its soft edge."""
+    """Coverage, float32 (a, b) in [0, 1], of a shape that is `side` pixels long, with a margin for its soft edge."""
     outline = _outline(rng, family)
     low, high = outline.min(0), outline.max(0)
     scale = side / (high - low).max()
@@ -235,6 +241,7 @@ def _draw_shape(rng: np.random.Generator, family: str, side: float) -> Pixels:
 
 
 def _place(rng: np.random.Generator, height: int, width: int) -> _Object:
+    """An object of random family, size and place."""
     largest = _LARGEST_SHARE * max(height, width)
     side = math.exp(rng.uniform(math.log(_SMALLEST_SIDE), math.log(largest)))
     family = _any_family(rng)
@@ -245,7 +252,7 @@ def _place(rng: np.random.Generator, height: int, width: int) -> _Object:
 
 
 def _visible(scene: Sequence[_Object], labels: NDArray[np.uint8]) -> list[tuple[_Object, NDArray[np.bool_]]]:
-    """Objects of which enough is left to see, with their visible pixels, bool (height, width)."""
+    """The objects that are visible enough to be annotated, with their visible pixels, bool (height, width)."""
     counts = np.bincount(labels.ravel(), minlength=len(scene) + 1)
     return [
         (item, labels == number)
@@ -255,6 +262,7 @@ def _visible(scene: Sequence[_Object], labels: NDArray[np.uint8]) -> list[tuple[
 
 
 def _annotation(key: int, image_id: int, family: str, visible: NDArray[np.bool_]) -> dict[str, Any]:
+    """An object as an entry of the COCO file."""
     rle = coco_mask.encode(np.asfortranarray(visible, np.uint8))
     return {
         "id": key,
@@ -277,6 +285,7 @@ def _render(
     width: int,
     photos: Sequence[Image.Image],
 ) -> Image.Image:
+    """The picture of a scene: a background, the objects with shading and shadows, noise and a slight blur."""
     canvas = random_texture(rng, height, width, photos)
     for item in scene:
         outer, inner = item.regions(height, width)
@@ -292,7 +301,7 @@ def _render(
 
 
 def _shading(rng: np.random.Generator, height: int, width: int) -> Pixels:
-    """Brightness factor (height, width, 1) falling off in a random direction."""
+    """A brightness factor (height, width, 1) that falls off in a random direction."""
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
     direction = rng.uniform(0, 2 * math.pi)
     slope = rng.uniform(0, 0.35)
@@ -301,14 +310,14 @@ def _shading(rng: np.random.Generator, height: int, width: int) -> Pixels:
 
 
 def _shadow(rng: np.random.Generator, alpha: Pixels) -> Pixels:
-    """Darkness (a, b, 1) in [0, 1] that the object throws on what lies behind it."""
+    """Darkness (a, b, 1) in [0, 1] of the object's shadow on what lies behind it."""
     mask = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(1, 4)))
     darkness: Pixels = np.asarray(mask, np.float32) * np.float32(rng.uniform(0.1, 0.6) / 255)
     return darkness[..., None]
 
 
 def _outline(rng: np.random.Generator, family: str) -> NDArray[np.float64]:
-    """Corners (n, 2) of a shape around the origin, longest radius about 1, turned at random."""
+    """Corners (n, 2) of a shape around the origin with a largest radius of about 1, turned at random."""
     turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     if family == "blob":
         waves = np.arange(1, 6)[:, None]
@@ -328,11 +337,11 @@ def _outline(rng: np.random.Generator, family: str) -> NDArray[np.float64]:
         power = rng.uniform(3, 8)
         radius = (np.abs(np.cos(turn)) ** power + np.abs(np.sin(turn)) ** power) ** (-1 / power)
     else:
-        raise ValueError(f"family: expected one of {FAMILIES}, came {family!r}")
+        raise ValueError(f"family must be one of {FAMILIES}, got {family!r}")
     points = np.stack([radius * np.cos(turn), radius * np.sin(turn)], 1)
     points[:, 1] *= rng.uniform(0.15, 0.4) if family == "bar" else rng.uniform(0.4, 1)
     if family == "bar":
-        points[:, 1] += rng.uniform(-0.4, 0.4) * points[:, 0] ** 2  # bent
+        points[:, 1] += rng.uniform(-0.4, 0.4) * points[:, 0] ** 2  # bends the bar
     angle = rng.uniform(0, 2 * np.pi)
     rotation = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
     return points @ np.array(rotation)
@@ -372,7 +381,7 @@ def _generated_texture(rng: np.random.Generator, height: int, width: int) -> Pix
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int, cell: float) -> Pixels:
-    """Smooth noise, float32 (height, width) about in [0, 1]: three octaves, the coarsest of `cell` pixels."""
+    """Smooth noise, float32 (height, width), roughly in [0, 1]: three octaves, the coarsest of `cell` pixels."""
     total = np.zeros((height, width), np.float32)
     for octave in range(3):
         pixels = max(cell / 2**octave, 2)

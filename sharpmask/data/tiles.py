@@ -1,8 +1,9 @@
 """Dense training tiles: pieces of photos with pasted objects, and many labelled windows on each.
 
-A patch (:mod:`sharpmask.data.sampling`) costs one pass of the trunk and teaches one window. A tile costs one
-pass and teaches every window on its grid of 16 pixels that an object defines clearly: positives, centred on an
-object of the canonical size, and negatives, far from any. Training so sees what full-image inference sees.
+A patch (:mod:`sharpmask.data.sampling`) costs one pass of the trunk and teaches one window. A tile costs one pass
+and teaches many windows on its grid of 16 pixels: positives, which are centred on an object of the canonical size,
+and negatives, which are far from every object. Windows in between are left out. Training thus sees whole maps, as
+full-image inference does.
 """
 
 from __future__ import annotations
@@ -34,22 +35,26 @@ TRIES = 100
 
 @dataclass(frozen=True)
 class TileConfig:
-    """How tiles are made. Distances are pixels of the tile, sizes octaves from the canonical one."""
+    """How tiles are made. Distances are in pixels of the tile, sizes in octaves from the canonical size."""
 
     side: int = 256
     """Tile side in pixels."""
     tiles: int = 4
-    """Tiles a step."""
+    """Tiles in a step."""
     positives: int = 6
-    """Positive windows a tile, at most."""
+    """Largest number of positive windows on a tile."""
     negatives: int = 24
-    """Negative windows a tile, at most; half of them near an object."""
+    """Largest number of negative windows on a tile, half of them near an object."""
     positive_distance: float = POSITIVE_DISTANCE
+    """Largest distance of a positive window's centre from its object's."""
     positive_octaves: float = POSITIVE_OCTAVES
+    """Largest difference of its object's size from the canonical one."""
     negative_distance: float = 20.0
+    """A window farther than this from an object's centre may be negative."""
     negative_octaves: float = 0.8
+    """A nearer one may be, too, if the object's size differs by more than this from the canonical one."""
     pasted: int = 5
-    """Objects pasted on a tile, at most; at least one."""
+    """Largest number of objects pasted onto a tile; the smallest is 1, or 0 if this is 0."""
     shapes: float = 0.2
     """Share of the pasted objects that are textured shapes instead of objects cut from other photos."""
     anchored: float = 0.5
@@ -59,11 +64,11 @@ class TileConfig:
     blurred: float = 0.3
     """Share of tiles that are shrunk and enlarged again, as small objects are at inference."""
     max_enlargement: float = 3.0
-    """Photos and cut-outs are enlarged at most so much."""
+    """Largest factor by which photos and pasted objects are enlarged."""
 
 
 class Placed(NamedTuple):
-    """An object on a tile: its visible pixels, and the centre and longest side that decide labels."""
+    """An object on a tile: its visible pixels, and the centre and longest side that decide the labels, in pixels."""
 
     mask: npt.NDArray[np.bool_]
     """bool (side, side)"""
@@ -71,11 +76,11 @@ class Placed(NamedTuple):
     y: float
     longest: float
     usable: bool
-    """Whether it may be a positive: an example object, well visible, its extent known."""
+    """Whether it may have positive windows: it is no crowd, visible enough, and wholly on the tile."""
 
 
 class TileBatch(NamedTuple):
-    """One training step. Positives come first in ``windows``; ``masks`` are theirs."""
+    """One training step. The P positives come first in ``windows``, and ``masks`` are theirs."""
 
     image: Tensor
     """uint8 (tiles, 3, side, side)"""
@@ -85,7 +90,11 @@ class TileBatch(NamedTuple):
 
 
 class TileBatches(Dataset[TileBatch]):
-    """Item ``step`` is one whole batch of tiles, a pure function of (seed, step, rank)."""
+    """Whole batches of tiles. Item ``step`` depends only on the folder, the settings and (seed, step, rank).
+
+    Raises ``ValueError`` for settings out of range and ``DataError`` if no photo has an object, or if a photo is
+    damaged and the folder's ``skip_bad`` is not set.
+    """
 
     def __init__(
         self,
@@ -115,7 +124,7 @@ class TileBatches(Dataset[TileBatch]):
         return collate([self._usable_tile(rng) for _ in range(self.config.tiles)])
 
     def _usable_tile(self, rng: np.random.Generator) -> Tile:
-        """A tile of photos that can be read; the folder's ``skip_bad`` says whether others are left out."""
+        """A tile of readable photos. With the folder's ``skip_bad`` a damaged photo is noted and another one drawn."""
         for _ in range(TRIES):
             try:
                 return self.tile(rng)
@@ -124,7 +133,7 @@ class TileBatches(Dataset[TileBatch]):
                     raise
                 if str(error) not in self.folder.skipped:
                     self.folder.skipped.append(str(error))
-        raise DataError(f"{self.folder.annotation_file}: no tile in {TRIES} tries, so many photos are damaged")
+        raise DataError(f"{self.folder.annotation_file}: no tile in {TRIES} tries, because too many photos are damaged")
 
     def tile(self, rng: np.random.Generator) -> Tile:
         """One labelled tile."""
@@ -136,13 +145,14 @@ class TileBatches(Dataset[TileBatch]):
         return self._label(rng, image, [_visible(p) for p in placed])
 
     def _background(self, rng: np.random.Generator) -> tuple[Array, Region, list[Placed]]:
+        """A piece of a photo, the region of the tile that shows the photo, and the objects on it."""
         config, side = self.config, self.config.side
         photo = self.photos[rng.integers(len(self.photos))]
         left, top, w, h = photo.instances[rng.integers(len(photo.instances))].box
         scale = self._object_scale(rng, max(w, h), config.positive_octaves)
         anchored = rng.random() < config.anchored
         if not anchored:
-            # Uniform in scale, not in octaves: a pyramid has more windows on its finer levels, most of them empty.
+            # Uniform in scale, not in octaves: a pyramid has most of its windows at fine scales, and most are empty.
             scale = rng.uniform(*config.free_scales)
         x = self._offset(rng, photo.width * scale, (left + w / 2) * scale if anchored else None)
         y = self._offset(rng, photo.height * scale, (top + h / 2) * scale if anchored else None)
@@ -160,11 +170,12 @@ class TileBatches(Dataset[TileBatch]):
         return image, inside, placed
 
     def _object_scale(self, rng: np.random.Generator, longest: float, octaves: float) -> float:
+        """A scale that brings an object with a ``longest`` side to the canonical size, up to so many ``octaves``."""
         canonical = CANONICAL * self.window
         return min(self.config.max_enlargement, canonical / max(longest, 1) * 2 ** rng.uniform(-octaves, octaves))
 
     def _offset(self, rng: np.random.Generator, length: float, centre: float | None) -> float:
-        """Where the tile starts on an axis of the scaled photo; half a window of border is grey, as at inference."""
+        """Start of the tile on an axis of the scaled photo. Up to half a window may lie outside, as at inference."""
         side, margin = self.config.side, self.window / 2
         low, high = sorted((-margin, length + margin - side))
         if centre is not None:
@@ -179,6 +190,7 @@ class TileBatches(Dataset[TileBatch]):
         scale: float,
         cut: Callable[[Array, int], tuple[Array, Region]],
     ) -> Placed | None:
+        """An annotated object of the photo on the tile; None if its box is wholly outside."""
         x, y, w, h = (value * scale for value in instance.box)
         x, y = x - origin[0], y - origin[1]
         side = self.config.side
@@ -189,7 +201,7 @@ class TileBatches(Dataset[TileBatch]):
         return Placed(mask, x + w / 2, y + h / 2, max(w, h), whole and not instance.crowd)
 
     def _paste(self, rng: np.random.Generator, image: Array, inside: Region, placed: list[Placed]) -> None:
-        """Put one object over the tile, in place, its centre somewhere on the photo."""
+        """Paste one object onto the tile, in place, with its centre on the photo."""
         side = self.config.side
         pixels, alpha = self._shape(rng) if rng.random() < self.config.shapes else self._cutout(rng)
         longest = max(alpha.shape)
@@ -201,7 +213,7 @@ class TileBatches(Dataset[TileBatch]):
         turned = Image.fromarray(layers).resize(size, Image.Resampling.BILINEAR)
         layers = np.asarray(turned.rotate(angle, Image.Resampling.BILINEAR, expand=True))
         height, width = layers.shape[:2]
-        # The centres of windows on the grid, give or take.
+        # Roughly the range of the centres of windows on the grid.
         margin = self.window / 2 - STRIDE
         low, high = (np.clip([getattr(i, end) for i in inside], margin, side - margin) for end in ("start", "stop"))
         centre = rng.uniform(low, high)
@@ -214,12 +226,12 @@ class TileBatches(Dataset[TileBatch]):
         mask = np.zeros((side, side), dtype=bool)
         mask[y : y + layers.shape[0], x : x + layers.shape[1]] = layers[..., 3] > 127
         for i, other in enumerate(placed):
-            placed[i] = other._replace(mask=other.mask & ~mask, usable=other.usable)
+            placed[i] = other._replace(mask=other.mask & ~mask)
         whole = top >= 0 and left >= 0 and top + height <= side and left + width <= side
         placed.append(Placed(mask, left + width / 2, top + height / 2, max(height, width), whole))
 
     def _cutout(self, rng: np.random.Generator) -> tuple[Array, Array]:
-        """An object of some photo: its box's pixels (h, w, 3) and opacity (h, w)."""
+        """An object cut out of some photo: the pixels of its box, (h, w, 3), and opacity (h, w)."""
         for _ in range(20):
             photo = self.photos[rng.integers(len(self.photos))]
             instance = photo.instances[rng.integers(len(photo.instances))]
@@ -232,13 +244,14 @@ class TileBatches(Dataset[TileBatch]):
         return self._shape(rng)
 
     def _shape(self, rng: np.random.Generator) -> tuple[Array, Array]:
-        """A made-up shape, textured, often with a piece of some photo."""
+        """A generated shape with a texture, often a piece of some photo: pixels (h, w, 3) and opacity (h, w)."""
         shape = random_shape(rng, int(rng.integers(48, 129)))
         photo = self.photos[rng.integers(len(self.photos))]
         texture = random_texture(rng, shape.shape[0], shape.shape[1], [Image.fromarray(self.folder.load(photo))])
         return np.clip(texture, 0, 255).astype(np.uint8), shape.astype(np.uint8) * 255
 
     def _label(self, rng: np.random.Generator, image: Array, placed: list[Placed]) -> Tile:
+        """Choose positive and negative windows of the tile's grid."""
         config = self.config
         cells = (config.side - self.window) // STRIDE + 1
         row, col = (grid.ravel() for grid in np.indices((cells, cells)))
@@ -252,7 +265,7 @@ class TileBatches(Dataset[TileBatch]):
         good = (distance <= config.positive_distance) & (octaves <= config.positive_octaves) & usable
         far = ((distance > config.negative_distance) | (octaves > config.negative_octaves)).all(1)
         near = far & ((distance < 3 * config.negative_distance) & (octaves < 2)).any(1)
-        # Of several objects a window belongs to the one that it fits best.
+        # A window that fits several objects belongs to the one that it fits best.
         misfit = distance / config.positive_distance + octaves / config.positive_octaves
         owner = np.where(good, misfit, np.inf).argmin(1) if len(placed) else np.zeros(len(row), dtype=int)
         positives = _choose(rng, np.flatnonzero(good.any(1)), config.positives)
@@ -268,7 +281,7 @@ class TileBatches(Dataset[TileBatch]):
 
 
 class Tile(NamedTuple):
-    """One tile: image (side, side, 3), windows' (row, col), positives first, and the positives' masks."""
+    """One tile: image (side, side, 3), (row, col) of its windows, positives first, and the positives' masks."""
 
     image: Array
     cells: npt.NDArray[np.int64]
@@ -276,7 +289,7 @@ class Tile(NamedTuple):
 
 
 def collate(tiles: list[Tile]) -> TileBatch:
-    """Tiles to one batch, the positives of all tiles before the negatives of all."""
+    """Join tiles to a batch. The positives of all tiles come before all negatives."""
     count = [len(t.masks) for t in tiles]
     cells = np.concatenate([t.cells[:n] for t, n in zip(tiles, count, strict=True)]
                            + [t.cells[n:] for t, n in zip(tiles, count, strict=True)])  # fmt: skip
@@ -289,9 +302,9 @@ def collate(tiles: list[Tile]) -> TileBatch:
 
 
 def resample(layer: Array, origin: tuple[float, float], scale: float, side: int, fill: int) -> tuple[Array, Region]:
-    """The square of ``side`` pixels at ``origin`` (x, y) of ``layer`` scaled by ``scale``; ``fill`` outside.
+    """The square of ``side`` pixels at ``origin`` (x, y) of ``layer`` after scaling by ``scale``.
 
-    Also gives the rows and columns that are not outside.
+    Pixels outside the layer are ``fill``. Returns the square, and the rows and columns that are inside.
     """
     out = np.full((side, side, *layer.shape[2:]), fill, dtype=np.uint8)
     spans = []
@@ -309,11 +322,11 @@ def resample(layer: Array, origin: tuple[float, float], scale: float, side: int,
 
 
 def jitter_colours(rng: np.random.Generator, image: Array) -> Array:
-    """Random brightness, contrast, white balance and saturation; now and then none of the colours."""
+    """Change brightness, contrast, white balance and saturation at random; one image in 20 becomes greyscale."""
     saturation = 0.0 if rng.random() < 0.05 else 2 ** rng.uniform(-0.7, 0.5)
     gain = 2 ** (rng.uniform(-0.45, 0.45) + rng.uniform(-0.15, 0.15, 3))
     offset = rng.uniform(-20, 20)
-    # The three steps are one linear map of colours, and that is one small matrix product.
+    # Saturation, gain and white balance are linear in the colours, so one 3 x 3 matrix does them all.
     weights = np.array([0.299, 0.587, 0.114])
     matrix = (saturation * np.eye(3) + (1 - saturation) * weights[:, None]) * gain
     return (
@@ -324,19 +337,20 @@ def jitter_colours(rng: np.random.Generator, image: Array) -> Array:
 
 
 def _shrink_and_enlarge(image: Array, factor: float) -> Array:
+    """The image shrunk by ``factor`` and enlarged again, which blurs it."""
     side = image.shape[0]
     small = Image.fromarray(image).resize((round(side / factor),) * 2, Image.Resampling.BILINEAR)
     return np.array(small.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def _complete(photo: Photo, instance: Instance) -> bool:
-    """Whether an object ends inside its photo, not at the edge."""
+    """Whether an object lies wholly inside its photo, away from the border that may cut it."""
     x, y, w, h = instance.box
     return x > 2 and y > 2 and x + w < photo.width - 2 and y + h < photo.height - 2
 
 
 def _visible(placed: Placed) -> Placed:
-    """The object as it can be seen: centre and size of what others left of it."""
+    """The object with the centre and size of its visible pixels; not usable if fewer than 64 are visible."""
     rows, cols = np.flatnonzero(placed.mask.any(1)), np.flatnonzero(placed.mask.any(0))
     if not placed.usable or len(rows) == 0:
         return placed._replace(usable=False)
@@ -346,4 +360,5 @@ def _visible(placed: Placed) -> Placed:
 
 
 def _choose(rng: np.random.Generator, items: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """At most ``count`` of the items, at random."""
     return rng.permutation(items)[:count]

@@ -1,4 +1,4 @@
-"""Training in the paper's two stages, or all heads at once on dense tiles."""
+"""Training in the paper's two stages, or of all heads at once on dense tiles."""
 
 from .loop import train
 from .stages import TrainConfig, stage_defaults

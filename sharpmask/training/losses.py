@@ -1,4 +1,4 @@
-"""The losses of a batch of patches or tiles, by term: coarse mask, refined mask and score."""
+"""Losses of a batch of patches or tiles by term: coarse mask, refined mask and score."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .stages import TERMS, TrainConfig
 
 
 def mask_loss(logits: Tensor, target: Tensor, dice: float) -> Tensor:
-    """Mean over pixels of log(1 + exp(-y f)), y = +-1 (DeepMask, eq. 1), plus ``dice`` times the dice loss.
+    """Mean over pixels of log(1 + exp(-y f)) with y = +-1 (DeepMask, eq. 1), plus ``dice`` times the dice loss.
 
-    logits (N, h, w) are resized to the target's (N, H, W) in {0, 1} first.
+    ``target``, (N, H, W), is 0 or 1. The logits f, (N, h, w), are resized to (H, W) first. Returns a scalar.
     """
     logits = resize_masks(logits, target)
     loss = F.binary_cross_entropy_with_logits(logits, target)
@@ -30,7 +30,7 @@ def mask_loss(logits: Tensor, target: Tensor, dice: float) -> Tensor:
 
 
 def patch_losses(model: DeepMask, batch: dict[str, Any], config: TrainConfig) -> dict[str, Tensor]:
-    """Losses by term of one batch of patches, which is about masks or about scores."""
+    """Losses by term of a batch of patches. A batch trains either masks or scores, as its "kind" says."""
     wanted = TERMS[config.stage]
     taps = model.taps(batch["image"])
     if batch["kind"] == "score":
@@ -47,7 +47,7 @@ def patch_losses(model: DeepMask, batch: dict[str, Any], config: TrainConfig) ->
 
 
 def tile_losses(model: DeepMask, batch: TileBatch, config: TrainConfig) -> dict[str, Tensor]:
-    """Losses by term of one batch of tiles with labelled windows."""
+    """Losses by term of a batch of tiles. Terms without windows to learn from are left out."""
     wanted = TERMS[config.stage]
     image = batch.image.float() / 255
     taps = model.taps(image.contiguous(memory_format=torch.channels_last))
@@ -73,11 +73,11 @@ def tile_losses(model: DeepMask, batch: TileBatch, config: TrainConfig) -> dict[
 
 
 def quality(logits: Tensor, target: Tensor) -> Tensor:
-    """How good each mask (N, h, w) is, as a score to predict: clamp(1.1 IoU, .3, 1)."""
+    """The score that each mask deserves: clamp(1.1 IoU, .3, 1), (N,), of logits (N, h, w) and target (N, H, W)."""
     return (1.1 * mask_iou(resize_masks(logits, target), target)).clamp(0.3, 1).to(target)
 
 
 def total_loss(losses: dict[str, Tensor], config: TrainConfig) -> Tensor:
-    """The weighted sum that is minimised."""
+    """The weighted sum of the losses, which training minimises."""
     weighted = [config.score_weight * v if k == "score" else v for k, v in losses.items()]
     return config.loss_scale * torch.stack(weighted).sum()

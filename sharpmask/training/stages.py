@@ -1,7 +1,8 @@
-"""What each training stage learns: its settings, its parameters and its losses.
+"""What each training stage learns and how: settings, parameters, optimizer and learning rate.
 
-Stage "deepmask" learns the coarse mask and the score, stage "sharpmask" then the refinement with all else
-frozen (section 3.3). Stage "joint" learns everything at once, for small trunks and small data.
+Stage "deepmask" learns the coarse mask and the score. Stage "sharpmask" then learns the refinement while the other
+parameters are frozen (SharpMask, section 3.3). Stage "joint" learns everything at once, for small trunks and small
+data sets.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TERMS: dict[str, tuple[str, ...]] = {
     "sharpmask": ("refined",),
     "joint": ("coarse", "refined", "score"),
 }
-"""What each stage's loss is about."""
+"""The terms of each stage's loss."""
 
 EPOCH = 4000
 """Batches in an epoch of the released code."""
@@ -31,86 +32,98 @@ EPOCH = 4000
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All settings of a training run. A YAML file and the command line set the same fields."""
+    """All settings of a training run. A YAML file and the command line set the same fields.
+
+    Raises ``ValueError`` for settings that are out of range or do not fit together.
+    """
 
     dataset: Path
     """Folder with images and a COCO instances file."""
     out: Path
     """Folder of the run: checkpoints, log and settings."""
     annotations: Path | None = None
-    """COCO instances file of ``dataset``, where it is not found by itself."""
+    """COCO instances file of ``dataset``, if it is not in a standard place."""
     stage: tyro.conf.Suppress[StageName] = "deepmask"
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     trunk_weights: str | None = None
     """"imagenet", or a file with a classifier's state_dict."""
     start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Checkpoint to start from; its trunk and heads decide the model's."""
+    """Checkpoint to start from. The model takes the sizes of its trunk and heads."""
     validation: Path | None = None
-    """Folder like ``dataset`` to measure on; without one nothing is measured during training."""
+    """Folder like ``dataset`` to validate on. Without one there is no validation."""
     validation_annotations: Path | None = None
-    """COCO instances file of ``validation``, where it is not found by itself."""
+    """COCO instances file of ``validation``, if it is not in a standard place."""
     categories: tuple[str, ...] = ()
-    """Train on objects of these categories only; empty for all."""
+    """Categories of objects to train on; empty for all."""
     skip_bad: bool = False
     """Leave out broken images and annotations, and count them, instead of stopping."""
 
     sampling: Literal["patches", "dense"] = "patches"
-    """One window a patch (the paper), or many windows on each tile of a photo."""
+    """patches: one window each, as in the paper. dense: many windows on each tile of a photo."""
     rule: Literal["paper", "released"] = "paper"
-    """How patches are chosen: as the paper says, or as the released code does."""
+    """How patches are chosen: as in the paper, or as in the released code."""
     batch_size: int = 32
-    """Patches a step."""
+    """Patches in a step."""
     score_share: float = 0.5
-    """Share of patch batches that teach the score instead of the mask."""
+    """Share of the batches of patches that train the score; the others train the mask."""
     tiles: TileConfig = field(default_factory=TileConfig)
 
     steps: int = 300 * EPOCH
-    """Batches to train on."""
+    """Number of training steps, one batch each."""
     trained: Literal["stage", "all"] = "stage"
-    """Parameters that learn: those of the stage, or all of the model (fine-tuning)."""
+    """Parameters to train: those of the stage, or all of the model (fine-tuning)."""
     frozen_stages: int = 0
-    """Blocks of the trunk, from the image on, that never learn."""
+    """Number of stages of the trunk to freeze, counted from the image."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
     lr: float = 1e-3
     """Learning rate before the schedule."""
     trunk_lr: float = 1.0
-    """Factor on the trunk's learning rate."""
+    """The trunk's learning rate as a factor on ``lr``."""
     momentum: float = 0.9
+    """Momentum of SGD."""
     weight_decay: float = 5e-5
+    """Weight decay of all trained parameters."""
     schedule: Literal["steps", "cosine"] = "steps"
+    """Learning rate: in steps at the milestones, or along half a cosine down to 0."""
     milestones: tuple[int, ...] = (50 * EPOCH, 120 * EPOCH)
-    """Steps at which the schedule "steps" takes the next of ``factors``."""
+    """Steps at which the schedule "steps" moves to the next of ``factors``."""
     factors: tuple[float, ...] = (0.5, 0.1)
-    """Learning rates after each milestone, as factors on ``lr``."""
+    """Learning rate after each milestone, as a factor on ``lr``."""
     warmup: int = 0
-    """Steps over which the learning rate rises from zero."""
+    """Steps during which the learning rate rises linearly from zero."""
     clip: float = 0.0
-    """Largest norm of the gradient; 0 for no limit."""
+    """Largest norm of the gradient, to which longer ones are clipped; 0 for no limit."""
     ema: float = 0.0
-    """Decay of the weights' running average, which is what checkpoints hold; 0 for none."""
+    """Decay of the moving average of the weights. Checkpoints hold the average; 0 for none."""
 
     loss_scale: float = 32.0
-    """Factor on the whole loss: the released code sums mask losses over a batch of 32."""
+    """Factor on the whole loss. The paper's stages have 32, because the released code sums over 32 masks."""
     score_weight: float = 1 / 32
     """Weight of the score's loss (lambda in DeepMask, section 3)."""
     dice: float = 0.0
-    """Weight of the dice loss beside the logistic loss of masks."""
+    """Weight of a dice loss of masks, which is added to their logistic loss."""
     soft_scores: bool = False
-    """Score target of a positive window: how good its mask is, clamp(1.1 IoU, .3, 1), instead of 1. Tiles only."""
+    """Score target of a positive window: its mask's quality, clamp(1.1 IoU, .3, 1), instead of 1. Only if dense."""
 
     validate_every: int = 2 * EPOCH
+    """Steps from one validation to the next."""
     validation_samples: int = 512
-    """Patches to measure on, of each kind."""
+    """Patches to validate on: so many for masks and so many for scores."""
     save_every: int = 1000
+    """Steps from one checkpoint to the next."""
     log_every: int = 50
+    """Steps from one line of the log to the next."""
     workers: int = 2
     """Processes that prepare batches; 0 for none."""
     threads: int = 0
-    """CPU threads of PyTorch; 0 to leave its choice."""
+    """CPU threads of PyTorch; 0 for PyTorch's own choice."""
     device: str = "cpu"
+    """Device to train on: cpu, cuda, cuda:1, ..."""
     seed: int = 1
+    """Seed of all randomness: weights, batches and dropout."""
     resume: bool = False
-    """Go on with the run in ``out`` from its last saved step."""
+    """Continue the run in ``out`` from its last saved step."""
 
     def __post_init__(self) -> None:
         if self.stage != "deepmask" and self.model.architecture != "sharpmask":
@@ -139,15 +152,18 @@ SMALL = ModelConfig(
     skip_channels=(32, 16, 8, 8),
     skip_hidden=32,
 )
-"""A model for CPUs: the one that comes with the package. Of two channels at the end both can die, of eight not."""
+"""A model for CPUs, the one that comes with the package.
+
+Its last two mask encodings have 8 channels, because of the paper's 2 at the end both can die in training.
+"""
 
 
 def stage_defaults(stage: StageName) -> dict[str, Any]:
-    """Settings in which a stage differs from :class:`TrainConfig`'s own defaults."""
+    """The settings of a stage that differ from the defaults of :class:`TrainConfig`."""
     if stage == "deepmask":
         return {"stage": stage, "model": ModelConfig(architecture="deepmask")}
     if stage == "sharpmask":
-        # Plain gradient descent at a constant rate, as the released code runs it.
+        # The released code runs plain gradient descent at a constant rate.
         constant: dict[str, Any] = {"milestones": (), "factors": ()}
         return {"stage": stage, "momentum": 0.0, "weight_decay": 0.0, "score_share": 0.0, **constant}
     return {
@@ -174,7 +190,7 @@ def stage_defaults(stage: StageName) -> dict[str, Any]:
 
 
 def freeze(model: DeepMask, config: TrainConfig) -> None:
-    """Let learn what the stage trains, and nothing else."""
+    """Freeze all parameters that ``config`` does not train."""
     alone = config.stage == "sharpmask" and config.trained == "stage"
     model.requires_grad_(not alone)
     if alone:
@@ -186,7 +202,7 @@ def freeze(model: DeepMask, config: TrainConfig) -> None:
 
 
 def parameter_groups(model: DeepMask, config: TrainConfig) -> list[dict[str, Any]]:
-    """Learning parameters: the trunk's at ``trunk_lr`` times the rate of the others."""
+    """The trained parameters in two groups: those of the trunk have the factor ``trunk_lr``, the others 1."""
     trunk = {id(p) for p in model.trunk.parameters()}
     learning = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -197,6 +213,7 @@ def parameter_groups(model: DeepMask, config: TrainConfig) -> list[dict[str, Any
 
 
 def make_optimizer(model: DeepMask, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of the trained parameters. Each group holds its ``factor`` on the learning rate."""
     groups = parameter_groups(model, config)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
@@ -204,7 +221,7 @@ def make_optimizer(model: DeepMask, config: TrainConfig) -> torch.optim.Optimize
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of a step, counted from 0."""
+    """Learning rate at a step, counted from 0, by warm-up and schedule."""
     rate = config.lr * min(1.0, (step + 1) / (config.warmup + 1))
     if config.schedule == "cosine":
         return float(rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / config.steps))))

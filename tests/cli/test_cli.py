@@ -304,7 +304,7 @@ def test_propose_takes_folders(photos: list[Path], tiny_checkpoint: Path, tmp_pa
     (tmp_path / "empty").mkdir()
     base = ("propose", "--checkpoint", tiny_checkpoint)
     assert "no image file in this folder" in fails(capsys, *base, tmp_path / "empty")
-    assert "images: expected photos" in fails(capsys, *base)
+    assert "images must be photos" in fails(capsys, *base)
     assert "checkpoint: no file" in fails(capsys, "propose", photos[0], "--checkpoint", tmp_path / "none")
     for option, value in (("--threshold", 2), ("--scales", 0), ("--top-n", 0), ("--max-side", -3), ("--mask-nms", -1)):
         fails(capsys, *base, photos[0], option, value)

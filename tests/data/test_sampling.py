@@ -376,12 +376,12 @@ def test_a_loader_goes_on_where_it_stopped(make: Make) -> None:
 def test_batch_arguments(make: Make) -> None:
     mask = PatchSampler(make([rectangle(10, 10, 100, 100)]), head="mask")
     PatchBatches(mask, None, score_share=0.0)
-    with pytest.raises(ValueError, match="score: expected a PatchSampler"):
+    with pytest.raises(ValueError, match="score must be a PatchSampler"):
         PatchBatches(mask, None)
-    with pytest.raises(ValueError, match="score: expected a PatchSampler"):
+    with pytest.raises(ValueError, match="score must be a PatchSampler"):
         PatchBatches(mask, mask)
     for wrong in ({"batch_size": 0}, {"score_share": 1.5}, {"rank": 1}, {"seed": -1}):
-        with pytest.raises(ValueError, match="expected batch_size"):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
             PatchBatches(mask, None, **({"score_share": 0.0} | wrong))  # type: ignore[arg-type]
 
 

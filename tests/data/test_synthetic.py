@@ -127,7 +127,7 @@ def test_size_and_number_of_objects(tmp_path: Path) -> None:
     ],
 )
 def test_arguments_out_of_range(tmp_path: Path, arguments: dict[str, object]) -> None:
-    with pytest.raises(DataError, match=f"{next(iter(arguments))}: expected"):
+    with pytest.raises(DataError, match=f"{next(iter(arguments))} must be"):
         synthesize(tmp_path / "a", **({"images": 1, "seed": 0} | arguments))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
