@@ -234,7 +234,7 @@ def test_categories_are_drawn_alike(make: Make) -> None:
     "left_out", [{"iscrowd": 1}, {"area": 99}, {"bbox": [10, 10, 4, 100]}, {"bbox": [10, 10, 100, 4]}]
 )
 def test_what_masks_are_not_learned_from(make: Make, left_out: dict[str, object]) -> None:
-    with pytest.raises(DataError, match=r"instances\.json: no object to learn from"):
+    with pytest.raises(DataError, match=r"instances\.json: must hold an object to learn from"):
         PatchSampler(make([rectangle(10, 10, 100, 100) | left_out]), head="mask")
 
 
