@@ -1,7 +1,8 @@
 """Can the contract suite fail? Ten faults, planted in the reference one at a time, must each be caught.
 
 ``python -m tests.contract.faults`` runs, for each fault, the test that is there to catch it, and prints whether it did.
-It exits with 1 if a fault went unnoticed.
+It exits with 1 if a fault went unnoticed. Tests run as they do by default, with a selection of their parameters'
+combinations (:mod:`tests.grid`): what that catches, ``--full`` catches too.
 """
 
 from __future__ import annotations
