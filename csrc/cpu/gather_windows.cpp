@@ -203,11 +203,12 @@ struct Cut {
 };
 
 Cut cut(const MapGradient& map, bool channels_last, int64_t batch, int64_t channels, int64_t first) {
+    if (map.data == nullptr) return {1, 0, 0, 1, first, first};  // not asked for: no blocks
     const int64_t planes = channels_last ? 1 : channels;
     const int64_t row = map.width * (channels / planes);
     const int64_t rows = std::clamp<int64_t>(block_sums / row, 1, map.height);
     const int64_t blocks = (map.height + rows - 1) / rows;
-    return {planes, row, rows, blocks, first, first + (map.data == nullptr ? 0 : batch * planes * blocks)};
+    return {planes, row, rows, blocks, first, first + batch * planes * blocks};
 }
 
 template <class T>
