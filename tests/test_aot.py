@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from tools.aot import roofline
+from tools.aot import machine_code, roofline
 from tools.aot import triton as aot
 
 ROOT = Path(__file__).parents[1]
@@ -66,22 +66,22 @@ def test_a_configuration_that_autotune_drops_may_need_too_much_shared_memory() -
     ],
 )
 def test_how_wide_a_line_loads(line: str, bits: int | None) -> None:
-    assert aot._load_bits(line) == bits
+    assert machine_code.load_bits(line) == bits
 
 
 def code(width: int) -> Iterator[str]:
     """A load of every map of convolve, ``width`` bytes each."""
-    for line in aot.map_loads("conv3x3.py"):
+    for line in machine_code.map_loads("conv3x3.py"):
         yield f".loc 2 {line} 18 // conv3x3.py:{line}:18"
         yield f"cp.async.ca.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], {width:#x}, %r2;"
 
 
 def test_loads_are_told_apart_by_their_lines() -> None:
-    assert set(aot.map_loads("conv3x3.py").values()) == {"a", "b", "grad", "relu"}  # not the weights
+    assert set(machine_code.map_loads("conv3x3.py").values()) == {"a", "b", "grad", "relu"}  # not the weights
     channels = {"A": 8, "B": 8, "OUT": 8, "SPLIT": 8}
-    assert list(aot._narrow("\n".join(code(8)), channels, itemsize=2)) == []
-    assert sorted(aot._narrow("\n".join(code(4)), channels, itemsize=2)) == ["a", "b", "grad", "relu"]
-    assert list(aot._narrow("\n".join(code(4)), dict.fromkeys(channels, 2), itemsize=2)) == []  # whole pixels
+    assert list(machine_code.narrow("\n".join(code(8)), channels, itemsize=2)) == []
+    assert sorted(machine_code.narrow("\n".join(code(4)), channels, itemsize=2)) == ["a", "b", "grad", "relu"]
+    assert list(machine_code.narrow("\n".join(code(4)), dict.fromkeys(channels, 2), itemsize=2)) == []  # whole pixels
 
 
 def test_occupancy_is_what_registers_shared_memory_and_warps_allow() -> None:

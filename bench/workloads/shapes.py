@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +19,24 @@ WINDOW = 160
 CELLS = WINDOW // STRIDE
 """Cells on the side of a window's coarsest map."""
 
-LEVELS = [(10, 1024, 32, 32, 16), (20, 512, 16, 16, 8), (40, 256, 8, 8, 4), (80, 64, 4, 4, 2)]
-"""Of each refinement module: side of its maps for one window, channels of feature, skip, mask and output."""
+
+class Level(NamedTuple):
+    """A refinement module of SharpMask: side of its maps for one window, and channels."""
+
+    side: int
+    feature: int
+    skip: int
+    mask: int
+    out: int
+
+
+LEVELS = [
+    Level(10, 1024, 32, 32, 16),
+    Level(20, 512, 16, 16, 8),
+    Level(40, 256, 8, 8, 4),
+    Level(80, 64, 4, 4, 2),
+]
+"""SharpMask, section 3.2, with k = 32 and a ResNet-50 trunk."""
 
 MASK_CHANNELS = (32, 16, 8, 4, 2)
 SCALES = [2 ** (e / 2) for e in range(-5, 2)]

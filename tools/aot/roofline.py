@@ -15,27 +15,15 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from bench.workloads import shapes
+
 MOST_MOVED = 1.5
 """Gate: bytes that merge_upsample may move, as a multiple of the least."""
 
 
-@dataclass(frozen=True)
-class Level:
-    """One refinement level of SharpMask (section 3.2; k = 32, 16, 8, 4): map side and channel counts."""
+LEVELS = dict(enumerate(shapes.LEVELS, 1))
+"""By the numbers that the tables have."""
 
-    side: int
-    feature: int
-    skip: int
-    mask: int
-    out: int
-
-
-LEVELS = {
-    1: Level(10, 1024, 32, 32, 16),
-    2: Level(20, 512, 16, 16, 8),
-    3: Level(40, 256, 8, 8, 4),
-    4: Level(80, 64, 4, 4, 2),
-}
 BATCHES = (32, 256)
 
 # 16-bit tensor-core TFLOP/s (dense) and memory TB/s of the makers' datasheets (SXM and OAM forms).

@@ -1,40 +1,22 @@
-"""Compiles the Triton kernels for GPUs that need not be here and reads what the compiler made of them.
+"""Compiles the Triton kernels for GPUs that need not be here, and gates what the compiler made of them.
 
-    python -m tools.aot [--quick] [--targets sm_90 ...] [--jobs 2]
-
-The backend's own functions are called on tensors without memory, so what is compiled is what a GPU would run: every
-kernel, every configuration that autotune chooses from, specialised as at run time. Prints a table and the roofline of
-:mod:`tools.aot.roofline`, and exits with 1 if a gate fails:
+The backend's own functions are called on tensors without memory. So what is compiled is what a GPU would run: every
+kernel, every configuration that autotune chooses from, specialised as at run time. Gates:
 
 - nothing is spilled;
-- the matrix unit is used: in 16 bit always, in fp32 as three products in tf32 (NVIDIA) or as exact ones (AMD), never
-  as one in tf32;
+- the matrix unit is used, in 16 bit always. A product in fp32 is three in tf32 (NVIDIA) or exact (AMD), never one in
+  tf32;
 - a map in channels_last is loaded at least 64 bits at a time, or a whole pixel where that has less;
-- the first configuration of each kernel fits into shared memory (autotune drops others that do not);
-- ``merge_upsample`` moves at most 1.5 times the bytes that any implementation must.
-
-Where there is nvcc, and without --quick, the kernels of csrc/cuda are compiled and gated as well: see
-:mod:`tools.aot.cuda`. The whole takes some twenty minutes.
+- the first configuration of each kernel fits into shared memory (autotune drops others that do not).
 """
 
 from __future__ import annotations
 
-import argparse
-import ast
-import functools
 import itertools
 import multiprocessing
-import os
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -48,13 +30,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
-from sharpmask_kernels.backends.cuda import device as cuda_device
-from sharpmask_kernels.backends.triton import device, gather_windows, refinement
+from bench.workloads.shapes import Level
+from sharpmask_kernels.backends.triton import gather_windows, refinement
 
-from . import cuda, roofline
-from .roofline import LEVELS, Level
-
-KERNELS = Path(device.__file__).parent / "kernels"
+from . import machine_code
+from .roofline import LEVELS
 
 
 @dataclass(frozen=True)
@@ -77,9 +57,6 @@ TARGETS = {
 
 QUICK_TARGETS = ("sm_90", "gfx942")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-# What to compile.
 
 
 def maps(level: Level, dtype: torch.dtype, *channels: int, scale: int = 1) -> list[Tensor]:
@@ -126,9 +103,6 @@ def cases(targets: list[str], quick: bool) -> Iterator[Case]:
         return
     yield from itertools.product(targets, LEVELS, DTYPES, ("bilinear",), ("replicate",))
     yield from itertools.product(targets, LEVELS, ("fp16",), ("nearest",), ("zeros",))
-
-
-# Compiling without a GPU.
 
 
 @dataclass(frozen=True)
@@ -225,12 +199,7 @@ def compile_case(case: Case) -> list[Compiled]:
     return list(found.values())
 
 
-# Reading machine code.
-
-
 def inspect(kernel: Any, function: Any, constants: dict[str, Any], case: Case, first: bool) -> Compiled:
-    nvidia = "cubin" in kernel.asm
-    found = _read_nvidia(kernel) if nvidia else _read_amd(kernel)
     config = f"{constants['PIXELS']}px " if "PIXELS" in constants else ""
     metadata = kernel.metadata
     module = function.fn.__module__.rpartition(".")[2]
@@ -241,130 +210,10 @@ def inspect(kernel: Any, function: Any, constants: dict[str, Any], case: Case, f
         first=first,
         warps=metadata.num_warps,
         shared=metadata.shared,
-        narrow=tuple(_narrow(kernel.asm["ptx" if nvidia else "amdgcn"], constants, DTYPES[case[2]].itemsize)),
-        precision=_precision(kernel, nvidia) if case[2] == "fp32" else None,
-        **found,
+        narrow=machine_code.narrow_loads(kernel, constants, DTYPES[case[2]].itemsize),
+        precision=machine_code.precision(kernel) if case[2] == "fp32" else None,
+        **machine_code.read(kernel),
     )
-
-
-def _tool(name: str, *arguments: str) -> str:
-    path = getattr(triton.knobs.nvidia, name).path
-    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def _read_nvidia(kernel: Any) -> dict[str, Any]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]+)", code, re.M)
-    loads: Counter[int] = Counter()
-    for opcode in opcodes:
-        if opcode.startswith(("LDG", "LDGSTS")) and not opcode.startswith("LDGDEPBAR"):
-            width = re.search(r"\.(U?8|U?16|S8|S16|64|128)\b", opcode)
-            loads[int(width[1].lstrip("US")) if width else 32] += 1
-    registers = re.search(r"REG:(\d+)", usage)
-    assert registers
-    return {
-        "registers": int(registers[1]),
-        "spills": sum(o.startswith(("STL", "LDL")) for o in opcodes),
-        "matrix": sum(o.startswith(("HMMA", "HGMMA", "UTCHMMA")) for o in opcodes),
-        "loads": dict(loads),
-        "instructions": len(opcodes),
-    }
-
-
-AMD_WIDTHS = {"ubyte": 8, "sbyte": 8, "ushort": 16, "short": 16, "dword": 32}
-AMD_WIDTHS |= {"dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
-AMD_LOAD = re.compile(r"(?:buffer|global)_load_(?:lds_)?(dwordx[234]|dword|[us]byte|u?short)")
-
-
-def _read_amd(kernel: Any) -> dict[str, Any]:
-    code = kernel.asm["amdgcn"]
-
-    def count(field: str) -> int:
-        return int(re.search(rf"\.{field}:\s*(\d+)", code)[1])  # type: ignore[index]
-
-    loads = Counter(AMD_WIDTHS[width] for width in AMD_LOAD.findall(code))
-    return {
-        "registers": count("vgpr_count") + count("agpr_count"),
-        "spills": count("vgpr_spill_count") + count("sgpr_spill_count"),
-        "matrix": len(re.findall(r"^\s+v_mfma", code, re.M)),
-        "loads": dict(loads),
-        "instructions": len(re.findall(r"^\s+[a-z]+_[a-z0-9_]+ ", code, re.M)),
-    }
-
-
-def _precision(kernel: Any, nvidia: bool) -> str | None:
-    """What is wrong with the products of fp32 numbers, or None."""
-    dots = kernel.asm["ttir"].count("tt.dot ")
-    if not nvidia:
-        plain = re.search(r"v_mfma\w*xf32", kernel.asm["amdgcn"])
-        return "products in xf32" if plain else None
-    ptx = kernel.asm["ptx"]
-    single = len(re.findall(r"(?:mma|wgmma|tcgen05)\S*tf32", ptx))
-    if dots and (kernel.asm["ttir"].count("inputPrecision = tf32x3") != dots or single == 0 or single % 3):
-        return f"{single} tf32 instructions: not three products for one"
-    return None
-
-
-PIXEL = {
-    "a": ("A", "CHANNELS"),  # conv_relu gives its one map as a
-    "b": ("B",),
-    "addend": ("OUT",),
-    "map": ("C",),
-    "grad": ("C", "OUT"),
-    "relu": ("SPLIT",),
-}
-"""The constants, whichever a kernel has, that count the channels of the map behind ``<name>_ptr``."""
-
-
-@functools.cache
-def map_loads(source: str) -> dict[int, str]:
-    """The lines of a kernel file that load from a map, and the map's name."""
-    found = {}
-    for node in ast.walk(ast.parse((KERNELS / source).read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load":
-            names = [n.id.removesuffix("_ptr") for n in ast.walk(node.args[0]) if isinstance(n, ast.Name)]
-            for name in names:
-                if name in PIXEL:
-                    found[node.lineno] = name
-    return found
-
-
-def _narrow(code: str, constants: dict[str, Any], itemsize: int) -> Iterator[str]:
-    """Maps of which a lane loads less than 64 bits at a time, and less than a pixel.
-
-    Machine code names no map, but each load follows a comment with the line of the kernel that it comes from.
-    """
-    loaded: dict[str, int] = {}
-    name = None
-    for line in code.splitlines():
-        if place := re.search(r"\.loc\b.*?(\w+\.py):(\d+):\d+", line):
-            known = (KERNELS / place[1]).exists()
-            name = map_loads(place[1]).get(int(place[2])) if known else None
-        elif name and (width := _load_bits(line)):
-            loaded[name] = min(loaded.get(name, 128), width)
-    for name, width in loaded.items():
-        pixel = next(constants[c] for c in PIXEL[name] if c in constants) * itemsize * 8
-        # A pixel of 6 channels begins at even channels only: no wider than what divides it.
-        if width < min(64, pixel & -pixel):
-            yield name
-
-
-def _load_bits(line: str) -> int | None:
-    """Bits that one lane loads from global memory in this line of PTX or AMD assembly, if it does."""
-    if copied := re.search(r"cp\.async\.c[ag]\.shared\.global.*?, (0x[0-9a-f]+|\d+)[,;]", line):
-        return 8 * int(copied[1], 0)
-    if loaded := re.search(r"ld\.global\S*?(?:\.v(\d))?\.[bufs](\d+)\b", line):
-        return int(loaded[1] or 1) * int(loaded[2])
-    if loaded := AMD_LOAD.search(line):
-        return AMD_WIDTHS[loaded[1]]
-    return None
-
-
-# The report.
 
 
 def report(found: list[Compiled], console: Console) -> None:
@@ -383,43 +232,14 @@ def report(found: list[Compiled], console: Console) -> None:
     console.print(table)
 
 
-def check(found: list[Compiled]) -> list[str]:
+def faults(found: list[Compiled]) -> list[str]:
     """The gates that fail."""
-    faults = [f"{c.name}: {fault}" for c in found for fault in c.faults()]
-    return faults + roofline.faults()
+    return [f"{c.name}: {fault}" for c in found for fault in c.faults()]
 
 
-def compile_all(todo: list[Case], jobs: int, compile_one: Callable[[Case], list[Compiled]]) -> list[Compiled]:
+def compile_all(todo: list[Case], jobs: int) -> list[Compiled]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        cases = track(pool.map(compile_one, todo), "compiling", len(todo), console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        cases = track(pool.map(compile_case, todo), "compiling", len(todo), console=console, transient=True)
         return list(itertools.chain.from_iterable(cases))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two targets, two levels, fp16 only")
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, help="all, or two of them with --quick")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile")
-    options = parser.parse_args()
-    if device.INTERPRETED:
-        parser.error("TRITON_INTERPRET=1 is set: there is nothing to compile")
-    with_cuda = shutil.which("nvcc") and not options.quick
-    if with_cuda:
-        try:
-            cuda_device.module()
-        except RuntimeError as error:
-            parser.error(f"there is nvcc, so the kernels of csrc/cuda are due, too, but: {error}")
-    targets = options.targets or list(QUICK_TARGETS if options.quick else TARGETS)
-    found = compile_all(list(cases(targets, options.quick)), options.jobs, compile_case)
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    report(found, console)
-    roofline.report(console)
-    count, faults = len(found), check(found)
-    if with_cuda:
-        cuda_count, cuda_faults = cuda.compiled(console)
-        count, faults = count + cuda_count, faults + cuda_faults
-    for fault in faults:
-        print(fault)
-    print(f"{count} kernels compiled, {len(faults)} faults")
-    return bool(faults)
