@@ -7,49 +7,25 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
 from ..errors import DataError
-from .images import load_image
+from .shapes import FAMILIES, Pixels, draw_shape, random_family
+from .textures import Textures, load_texture_photos, random_texture
 
-FAMILIES = ("blob", "polygon", "ellipse", "star", "bar")
-"""Families of shapes. The category id of a family is its position plus one."""
-
-# Photos that are part of scikit-image's package (it would download others). `coffee` and `chelsea` must not be
-# added: they are kept for tests on photos that no training image contains.
-_PHOTOS = (
-    "astronaut.png",
-    "brick.png",
-    "camera.png",
-    "coins.png",
-    "grass.png",
-    "gravel.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "moon.png",
-    "motorcycle_left.png",
-    "retina.jpg",
-    "rocket.jpg",
-)
-_PHOTO_SHARE = 0.6  # of textures, if there are photos
 _SMALLEST_SIDE = 20  # longer side of an object, in pixels
 _LARGEST_SHARE = 0.6  # longer side of an object, as a share of the picture's
 # An object is annotated if at least so many pixels and such a share of it are visible.
 _SMALLEST_VISIBLE = 64
 _SMALLEST_VISIBLE_SHARE = 0.2
-_MARGIN = 4  # pixels around a shape for its soft edge
-_SUPERSAMPLING = 4
 
-Textures = Literal["auto", "photo", "generated"]
-Pixels = NDArray[np.float32]
 Region = tuple[slice, slice]
 
 
@@ -111,43 +87,6 @@ def synthesize(
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error.strerror or error}") from error
     return out
-
-
-def load_texture_photos(textures: Textures = "auto") -> list[Image.Image]:
-    """The photos that textures are cut from; none for "generated", or for "auto" without scikit-image.
-
-    Raises DataError if `textures` is unknown, or if it is "photo" and scikit-image is not installed.
-    """
-    if textures not in ("auto", "photo", "generated"):
-        raise DataError(f"textures must be 'auto', 'photo' or 'generated', got {textures!r}")
-    if textures == "generated":
-        return []
-    try:
-        folder = Path(str(import_module("skimage.data").__file__)).parent
-    except ImportError:
-        folder = None
-    paths = [folder / name for name in _PHOTOS if (folder / name).is_file()] if folder else []
-    if textures == "photo" and not paths:
-        raise DataError("textures must be 'generated' without scikit-image, got 'photo' (pip install scikit-image)")
-    return [Image.fromarray(load_image(path)) for path in paths]
-
-
-def random_shape(rng: np.random.Generator, side: int) -> NDArray[np.bool_]:
-    """A shape of a random family: bool (side, side), centred, `side` pixels long in its longer direction."""
-    alpha = _draw_shape(rng, _any_family(rng), side)
-    shape = alpha[_MARGIN : _MARGIN + side, _MARGIN : _MARGIN + side] >= 0.5
-    shape = shape[: alpha.shape[0] - 2 * _MARGIN, : alpha.shape[1] - 2 * _MARGIN]
-    square = np.zeros((side, side), bool)
-    top, left = (side - shape.shape[0]) // 2, (side - shape.shape[1]) // 2
-    square[top : top + shape.shape[0], left : left + shape.shape[1]] = shape
-    return square
-
-
-def random_texture(rng: np.random.Generator, height: int, width: int, photos: Sequence[Image.Image] = ()) -> Pixels:
-    """A texture, float32 (height, width, 3), roughly from 0 to 255. With `photos` it is mostly a crop of one."""
-    if photos and rng.random() < _PHOTO_SHARE:
-        return _photo_texture(rng, height, width, photos)
-    return _generated_texture(rng, height, width)
 
 
 def _check_arguments(out: Path, images: int, seed: int, size: tuple[int, int], objects: tuple[int, int]) -> None:
@@ -217,35 +156,12 @@ def _compose(
     return scene, labels
 
 
-def _any_family(rng: np.random.Generator) -> str:
-    return FAMILIES[int(rng.integers(len(FAMILIES)))]
-
-
-def _draw_shape(rng: np.random.Generator, family: str, side: float) -> Pixels:
-    """Coverage, float32 (a, b) in [0, 1], of a shape that is `side` pixels long, with a margin for its soft edge."""
-    outline = _outline(rng, family)
-    low, high = outline.min(0), outline.max(0)
-    scale = side / (high - low).max()
-    width, height = np.ceil((high - low) * scale).astype(int) + 2 * _MARGIN
-    image = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
-    draw = ImageDraw.Draw(image)
-    points = ((outline - low) * scale + _MARGIN) * _SUPERSAMPLING
-    draw.polygon(points.ravel().tolist(), fill=255)
-    if side >= 2 * _SMALLEST_SIDE and rng.random() < 0.15:
-        centre = points.mean(0) + rng.uniform(-0.1, 0.1, 2) * side * _SUPERSAMPLING
-        hole = _outline(rng, "blob") * rng.uniform(0.08, 0.2) * side * _SUPERSAMPLING + centre
-        draw.polygon(hole.ravel().tolist(), fill=0)
-    soft = image.reduce(_SUPERSAMPLING).filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.9)))
-    alpha: Pixels = np.asarray(soft, np.float32) / np.float32(255)
-    return alpha
-
-
 def _place(rng: np.random.Generator, height: int, width: int) -> _Object:
     """An object of random family, size and place."""
     largest = _LARGEST_SHARE * max(height, width)
     side = math.exp(rng.uniform(math.log(_SMALLEST_SIDE), math.log(largest)))
-    family = _any_family(rng)
-    alpha = _draw_shape(rng, family, side)
+    family = random_family(rng)
+    alpha = draw_shape(rng, family, side)
     top = round(rng.uniform(0, height) - alpha.shape[0] / 2)
     left = round(rng.uniform(0, width) - alpha.shape[1] / 2)
     return _Object(family, alpha, top, left)
@@ -314,78 +230,3 @@ def _shadow(rng: np.random.Generator, alpha: Pixels) -> Pixels:
     mask = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(1, 4)))
     darkness: Pixels = np.asarray(mask, np.float32) * np.float32(rng.uniform(0.1, 0.6) / 255)
     return darkness[..., None]
-
-
-def _outline(rng: np.random.Generator, family: str) -> NDArray[np.float64]:
-    """Corners (n, 2) of a shape around the origin with a largest radius of about 1, turned at random."""
-    turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
-    if family == "blob":
-        waves = np.arange(1, 6)[:, None]
-        amplitude = rng.uniform(0, 0.5, (5, 1)) / waves
-        radius = np.maximum(1 + (amplitude * np.cos(waves * turn + rng.uniform(0, 7, (5, 1)))).sum(0), 0.25)
-    elif family == "polygon":
-        corners = rng.integers(3, 9)
-        turn = (np.arange(corners) + rng.uniform(-0.35, 0.35, corners)) / corners * 2 * np.pi
-        radius = rng.uniform(0.6, 1, corners)
-    elif family == "ellipse":
-        radius = np.ones_like(turn)
-    elif family == "star":
-        tips = rng.integers(4, 9)
-        turn = np.arange(2 * tips) / tips * np.pi
-        radius = np.where(np.arange(2 * tips) % 2, rng.uniform(0.35, 0.65), 1) * rng.uniform(0.9, 1, 2 * tips)
-    elif family == "bar":  # superellipse: a box with rounded corners
-        power = rng.uniform(3, 8)
-        radius = (np.abs(np.cos(turn)) ** power + np.abs(np.sin(turn)) ** power) ** (-1 / power)
-    else:
-        raise ValueError(f"family must be one of {FAMILIES}, got {family!r}")
-    points = np.stack([radius * np.cos(turn), radius * np.sin(turn)], 1)
-    points[:, 1] *= rng.uniform(0.15, 0.4) if family == "bar" else rng.uniform(0.4, 1)
-    if family == "bar":
-        points[:, 1] += rng.uniform(-0.4, 0.4) * points[:, 0] ** 2  # bends the bar
-    angle = rng.uniform(0, 2 * np.pi)
-    rotation = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
-    return points @ np.array(rotation)
-
-
-def _photo_texture(rng: np.random.Generator, height: int, width: int, photos: Sequence[Image.Image]) -> Pixels:
-    """A crop of one of the photos at a random zoom, mirrored and recoloured."""
-    photo = photos[int(rng.integers(len(photos)))]
-    zoom = math.exp(rng.uniform(math.log(0.4), math.log(1.6)))
-    zoom = max(zoom, width / photo.width, height / photo.height)
-    crop_width, crop_height = min(width / zoom, photo.width), min(height / zoom, photo.height)
-    left = rng.uniform(0, photo.width - crop_width)
-    top = rng.uniform(0, photo.height - crop_height)
-    box = (left, top, min(left + crop_width, photo.width), min(top + crop_height, photo.height))
-    crop = photo.resize((width, height), Image.Resampling.BILINEAR, box=box)
-    pixels = np.asarray(crop, np.float32)[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-    return pixels * rng.uniform(0.5, 1.3, 3).astype(np.float32) + rng.uniform(-30, 40, 3).astype(np.float32)
-
-
-def _generated_texture(rng: np.random.Generator, height: int, width: int) -> Pixels:
-    """Two random colours mixed by clouds, stripes, checks or spots."""
-    colours = rng.uniform(0, 255, (2, 3)).astype(np.float32)
-    kind = rng.choice(["clouds", "stripes", "checks", "spots"])
-    mix = _clouds(rng, height, width, rng.uniform(8, 64))
-    if kind in ("stripes", "checks"):
-        y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
-        angle, period = rng.uniform(0, math.pi), rng.uniform(5, 30)
-        along = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / period)
-        wave = np.sin(along + rng.uniform(0, 8) * mix)
-        if kind == "checks":
-            wave = wave * np.sin((x * math.sin(angle) - y * math.cos(angle)) * (2 * math.pi / period))
-        mix = np.clip(rng.uniform(0.6, 4) * wave / 2 + 0.5, 0, 1)
-    elif kind == "spots":
-        mix = np.clip(rng.uniform(4, 15) * (mix - rng.uniform(0.4, 0.6)) + 0.5, 0, 1)
-    mixed: Pixels = colours[0] + mix[..., None].astype(np.float32) * (colours[1] - colours[0])
-    return mixed
-
-
-def _clouds(rng: np.random.Generator, height: int, width: int, cell: float) -> Pixels:
-    """Smooth noise, float32 (height, width), roughly in [0, 1]: three octaves, the coarsest of `cell` pixels."""
-    total = np.zeros((height, width), np.float32)
-    for octave in range(3):
-        pixels = max(cell / 2**octave, 2)
-        grid = rng.random((math.ceil(height / pixels) + 1, math.ceil(width / pixels) + 1), np.float32)
-        smooth = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
-        total += np.asarray(smooth) * np.float32(4 / 7 / 2**octave)
-    return total

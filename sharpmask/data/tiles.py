@@ -25,7 +25,8 @@ from sharpmask_kernels.windows import STRIDE
 from ..errors import DataError
 from ..geometry import CANONICAL, GREY_BYTE, POSITIVE_DISTANCE, POSITIVE_OCTAVES
 from .coco import CocoFolder, Instance, Photo
-from .synthetic import random_shape, random_texture
+from .shapes import random_shape
+from .textures import random_texture
 
 Array = npt.NDArray[np.uint8]
 Region = tuple[slice, slice]

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharpmask.data import synthetic
+from sharpmask.data import synthetic, textures
 from sharpmask.data.coco import CocoFolder
-from sharpmask.data.synthetic import FAMILIES, load_texture_photos, random_shape, random_texture, synthesize
+from sharpmask.data.shapes import FAMILIES, draw_shape, random_shape
+from sharpmask.data.synthetic import synthesize
+from sharpmask.data.textures import load_texture_photos, random_texture
 from sharpmask.errors import DataError
 
 
@@ -166,7 +168,7 @@ def test_photo_textures(tmp_path: Path) -> None:
 
 
 def test_photos_kept_for_demonstration_are_never_used() -> None:
-    assert not any("coffee" in name or "chelsea" in name for name in synthetic._PHOTOS)
+    assert not any("coffee" in name or "chelsea" in name for name in textures._PHOTOS)
 
 
 def test_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +202,7 @@ def test_photo_textures_larger_than_their_photo() -> None:
     widths = [width for width in range(90, 400) if width / (width / 49) > 49]
     assert widths
     for width in widths:
-        texture = synthetic._photo_texture(np.random.default_rng(0), 20, width, [Image.new("RGB", (49, 300))])
+        texture = textures._photo_texture(np.random.default_rng(0), 20, width, [Image.new("RGB", (49, 300))])
         assert texture.shape == (20, width, 3)
 
 
@@ -208,6 +210,6 @@ def test_photo_textures_larger_than_their_photo() -> None:
 def test_every_family_has_its_look(family: str) -> None:
     """Solidity (share of the bounding circle) tells thin bars and spiky stars from round shapes."""
     rng = np.random.default_rng(0)
-    shares = [(synthetic._draw_shape(rng, family, 60) >= 0.5).sum() / (np.pi * 30**2) for _ in range(40)]
+    shares = [(draw_shape(rng, family, 60) >= 0.5).sum() / (np.pi * 30**2) for _ in range(40)]
     low, high = {"bar": (0.1, 0.5), "star": (0.2, 0.65)}.get(family, (0.4, 1.1))
     assert low < np.mean(shares) < high
