@@ -2,9 +2,9 @@
 
 The argument ``backend=`` names one backend, strictly: it runs the op or says why it cannot. Without it, the
 preferences of :func:`use_backend` are tried in order, or those of the environment variable ``SHARPMASK_BACKEND`` (names
-separated by commas). Each op is decided on its own: one that no preferred backend can run takes the reference, and says so once at
-INFO level. Without preferences, the best backend for the tensors' device runs the op. GPU kernels are taken only after
-:mod:`sharpmask_kernels.self_check` has found them to agree with the reference on that GPU.
+separated by commas). Each op is decided on its own: one that no preferred backend can run takes the reference, and says
+so once at INFO level. Without preferences, the best backend for the tensors' device runs the op. GPU kernels are taken
+only after :mod:`sharpmask_kernels.self_check` has found them to agree with the reference on that GPU.
 """
 
 from __future__ import annotations

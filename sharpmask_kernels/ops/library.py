@@ -126,48 +126,49 @@ def differentiable(
     kept = [name for name in backward.parameters if name in known]
     tensors = [name for name in kept if backward.parameters[name] is Tensor]
     options = [name for name in kept if name not in tensors]
+    others = [name for name in backward.parameters if name not in (*known, "grad", "needs")]
     pick_tensors, pick_options = _picker(known, tensors), _picker(known, options)
-    pick_needs = _picker(tuple(op.parameters), inputs)
+    pick_arguments = _picker(("grad", "needs", *tensors, *options, *others), list(backward.parameters))
+    places = [list(op.parameters).index(name) for name in inputs]
 
-    # PyTorch calls it with keywords.
+    # PyTorch passes the arguments by these names.
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        arguments, outputs = inputs, output if isinstance(output, tuple) else (output,)
+        outputs = output if isinstance(output, tuple) else (output,)
         ctx.mark_non_differentiable(*outputs[1:])
         ctx.set_materialize_grads(False)  # no zeros as gradients of the results that are made for the backward
-        values = (*arguments, *outputs)
+        values = (*inputs, *outputs)
         ctx.save_for_backward(*pick_tensors(values))
-        ctx.options = {**dict(zip(options, pick_options(values), strict=True)), **derived(op.arguments(*arguments))}
+        ctx.options = pick_options(values)
+        if others:
+            made = derived(op.arguments(*inputs))
+            ctx.options += tuple(made[name] for name in others)
 
     def run(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
-        needs = dict(zip(inputs, pick_needs(ctx.needs_input_grad), strict=True))
+        needs = [ctx.needs_input_grad[place] for place in places]
+        asked_for = [need for of_input in needs for need in (of_input if _is_list(of_input) else (of_input,))]
         if grad is None:
-            return _placed(op, needs, itertools.repeat(None))
-        values = {**ctx.options, **dict(zip(tensors, ctx.saved_tensors, strict=True)), "grad": grad}
-        values["needs"] = [need for of_input in needs.values() for need in _as_list(of_input)]
-        return _placed(op, needs, iter(backward(*(values[name] for name in backward.parameters))))
+            found: Iterator[Tensor | None] = itertools.repeat(None)
+        else:
+            found = iter(backward(*pick_arguments((grad, asked_for, *ctx.saved_tensors, *ctx.options))))
+        gradients: list[Any] = [None] * len(op.parameters)
+        for place, need in zip(places, needs, strict=True):
+            if _is_list(need):
+                gradients[place] = [next(found) if one else None for one in need]
+            elif need:
+                gradients[place] = next(found)
+        return tuple(gradients)
 
     torch.library.register_autograd(f"sharpmask::{op.name}", run, setup_context=setup_context, lib=_library)
     refuse_gradient(backward, f"{op.name} has no second derivative")
 
 
-def _as_list(need: Any) -> Sequence[bool]:
-    """What PyTorch tells of an input's need for a gradient: one bool, or one for each tensor of a list."""
-    return need if isinstance(need, (tuple, list)) else [need]
-
-
-def _placed(op: Op, needs: dict[str, Any], gradients: Iterator[Tensor | None]) -> tuple[Any, ...]:
-    """The gradients at the places of their inputs, None at the other arguments; for a list of inputs a list."""
-
-    def placed(need: Any) -> Any:
-        if isinstance(need, (tuple, list)):
-            return [placed(one) for one in need]
-        return next(gradients) if need else None
-
-    return tuple(placed(needs.get(name, False)) for name in op.parameters)
+def _is_list(need: Any) -> bool:
+    """Whether PyTorch tells the needs of a list of tensors, not the need of one tensor."""
+    return isinstance(need, (tuple, list))
 
 
 def _picker(names: Sequence[str], wanted: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Picks the ``wanted`` of values in the order of ``names``: as quick as by number."""
+    """Picks the ``wanted`` of values in the order of ``names``: names here, numbers in every call."""
     places = [names.index(name) for name in wanted]
     return lambda values: tuple([values[place] for place in places])
 
