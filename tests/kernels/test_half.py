@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sharpmask_kernels.backends.cpu import device as cpu
+from sharpmask_kernels.backends.cpu import gather_windows
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -15,7 +15,9 @@ def summed(*values: Tensor) -> Tensor:
     """The sum of vectors in fp32, rounded once: the gradient of a map of one cell under a window for each of them."""
     zeros = torch.zeros(len(values), dtype=torch.int64)
     grad = torch.stack(values)[:, :, None, None]
-    (gradient,) = cpu.gather_windows_backward(grad, zeros, zeros, zeros, zeros, 1, [1], [1], False, [True], 1)
+    (gradient,) = gather_windows.gather_windows_backward(
+        grad, zeros, zeros, zeros, zeros, 1, [1], [1], False, [True], 1
+    )
     return gradient.flatten()
 
 
