@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,22 @@ def test_every_command_tells_its_options(name: str, capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert f"usage: sharpmask {name}" in out
     assert "MISSING" not in out and "--search." not in out and "--model." not in out
+
+
+def test_as_a_module_and_without_the_training_loop() -> None:
+    """``python -m sharpmask.cli`` is the command, and no command loads modules that only others need."""
+    program = """
+import runpy, sys
+import sharpmask.cli.commands
+sys.argv = ["sharpmask", "propose", "--help"]
+try:
+    runpy.run_module("sharpmask.cli", run_name="__main__", alter_sys=True)
+finally:
+    print([m for m in ("sharpmask.training", "sharpmask.evaluation") if m in sys.modules])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "usage: sharpmask propose" in ended.stdout and ended.stdout.endswith("[]\n")
 
 
 def test_usage_errors_exit_with_2(capsys: Capture) -> None:
