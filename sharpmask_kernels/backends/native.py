@@ -49,6 +49,21 @@ def required(loaded: ModuleType | str) -> ModuleType:
     return loaded
 
 
+class LazyModule:
+    """The compiled module ``name``, loaded when something of it is first asked for.
+
+    That raises ``RuntimeError`` if there is none. A type checker reads the module's stub in its place.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> object:
+        value = getattr(required(load(self._name)), name)
+        setattr(self, name, value)  # found at once the next time
+        return value
+
+
 class TensorView(NamedTuple):
     """What a compiled module sees of a tensor of up to four dimensions."""
 

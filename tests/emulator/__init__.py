@@ -18,7 +18,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import ninja
@@ -47,43 +47,58 @@ def compiler() -> list[str]:
 
 
 def build(sanitized: bool = False, csrc: Path = CSRC, folder: Path | None = None) -> Path:
-    """Compiles the module and returns its path. Raises CalledProcessError.
-
-    Processes and test runs share one copy. Its folder is named after a hash of all that it is made of, and the first
-    process to come compiles it, while the others wait for the lock.
-    """
+    """Compiles the module and returns its path. Raises CalledProcessError."""
     folder = folder or ROOT / "build" / ("emulator-sanitized" if sanitized else "emulator")
     flags = [*FLAGS, *(SANITIZE if sanitized else [])]
-    target = folder / _fingerprint(csrc, flags) / MODULE_FILE
+    return _once(folder, MODULE_FILE, [HERE, csrc], flags, lambda target: _compile(target, csrc, flags))
+
+
+def build_self_test() -> Path:
+    """Compiles self_test.cpp, sanitized, and returns the program's path. Raises CalledProcessError."""
+    sources = [str(HERE / name) for name in ("emulator.cpp", "self_test.cpp")]
+    flags = ["-std=c++17", "-g1", *SANITIZE]
+
+    def compile_program(target: Path) -> None:
+        subprocess.run([*compiler(), *flags, *sources, "-o", str(target)], check=True)
+
+    return _once(ROOT / "build" / "emulator-self-test", "self_test", [HERE], flags, compile_program)
+
+
+def _once(folder: Path, name: str, tops: Sequence[Path], flags: list[str], make: Callable[[Path], None]) -> Path:
+    """The file that ``make`` makes at the path it is given, made once for all processes and test runs.
+
+    Its folder is named after a hash of all that it is made of: the sources below ``tops``, the compiler and its
+    ``flags``. The first process to come makes it, while the others wait for the lock.
+    """
+    target = folder / _fingerprint(tops, flags) / name
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            os.replace(_compile(folder, csrc, flags), target)
+            make(folder / name)
+            os.replace(folder / name, target)
     return target
 
 
-def _fingerprint(csrc: Path, flags: list[str]) -> str:
+def _fingerprint(tops: Sequence[Path], flags: list[str]) -> str:
     """A hash of the sources, the compiler, its flags and the versions of Python and pybind11."""
     digest = hashlib.sha256(json.dumps([sys.version, pybind11.__version__, compiler(), flags]).encode())
     digest.update(subprocess.run([*compiler(), "--version"], capture_output=True, check=True).stdout)
-    for top in (HERE, csrc):
-        for path in sorted(p for p in top.rglob("*") if p.suffix in SOURCES and csrc / "cpu" not in p.parents):
+    for top in tops:
+        for path in sorted(p for p in top.rglob("*") if p.suffix in SOURCES and top / "cpu" not in p.parents):
             digest.update(f"\n{path.relative_to(top)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _compile(folder: Path, csrc: Path, flags: list[str]) -> Path:
+def _compile(target: Path, csrc: Path, flags: list[str]) -> None:
     """Compiles what has changed since the last time in this folder, and links it."""
-    target = folder / MODULE_FILE
-    _write_graph(folder, target, csrc, flags)
-    command = [str(Path(ninja.BIN_DIR, "ninja")), "--quiet", "-C", str(folder)]
+    _write_graph(target.parent, target, csrc, flags)
+    command = [str(Path(ninja.BIN_DIR, "ninja")), "--quiet", "-C", str(target.parent)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout)
-    return target
 
 
 def _write_graph(folder: Path, target: Path, csrc: Path, flags: list[str]) -> None:

@@ -9,7 +9,6 @@ import itertools
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -399,17 +398,9 @@ KERNELS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def self_test(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("emulator") / "self_test"
-    sources = [str(emulator.HERE / name) for name in ("emulator.cpp", "self_test.cpp")]
-    command = [*emulator.compiler(), "-std=c++17", "-g1", *emulator.SANITIZE, *sources, "-o", str(program)]
-    subprocess.run(command, check=True)
-    return program
-
-
 @pytest.mark.parametrize("kernel", [*KERNELS, "split_barrier"])
-def test_the_emulator_sees_planted_faults(self_test: Path, kernel: str) -> None:
+def test_the_emulator_sees_planted_faults(kernel: str) -> None:
+    self_test = emulator.build_self_test()
     for schedule in SCHEDULES:
         done = subprocess.run([self_test, kernel, str(schedule)], capture_output=True, text=True)
         assert (done.returncode == 0) == (kernel == "right"), done.stdout + done.stderr

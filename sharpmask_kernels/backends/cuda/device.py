@@ -12,13 +12,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...registry import Backend
 from .. import native
+
+if TYPE_CHECKING:
+    from ... import _cuda
+else:
+    _cuda = native.LazyModule("_cuda")
 
 
 def _load() -> ModuleType | str:

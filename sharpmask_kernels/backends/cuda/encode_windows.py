@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import rle
 from ...windows import logit, scaled_size
 from .. import native
-from .device import on_device
+from .device import _cuda, on_device
 
 
 @on_device
@@ -26,8 +26,6 @@ def encode_windows(
     threshold: float,
     stream: int,
 ) -> tuple[Tensor, Tensor]:
-    from ... import _cuda
-
     count, (height, width) = logits.shape[0], image_size
     sizes = [scaled_size(height, width, s) for s in scales]
     ratios = torch.tensor([(h / height, w / width) for h, w in sizes], dtype=torch.float64, device=logits.device)

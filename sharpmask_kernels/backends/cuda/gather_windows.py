@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import native
-from .device import on_device
+from .device import _cuda, on_device
 
 
 @on_device
 def gather_windows(
     maps: Sequence[Tensor], image: Tensor, scale: Tensor, row: Tensor, col: Tensor, size: int, step: int, stream: int
 ) -> Tensor:
-    from ... import _cuda
-
     run = functools.partial(_cuda.gather_windows, stream=stream)
     return native.gather_windows(run, maps, image, scale, row, col, size, step)
 
@@ -36,8 +34,6 @@ def gather_windows_backward(
     step: int,
     stream: int,
 ) -> list[Tensor]:
-    from ... import _cuda
-
     run = functools.partial(_cuda.gather_windows_backward, stream=stream)
     places, sizes = (image, scale, row, col), (batch, heights, widths)
     return native.gather_windows_backward(run, grad, *places, *sizes, channels_last, needs, step)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...windows import logit
 from .. import native
-from .device import on_device
+from .device import _cuda, on_device
 
 
 @on_device
@@ -31,8 +31,6 @@ def refine_windows(
     out: Tensor,
     stream: int,
 ) -> None:
-    from ... import _cuda
-
     top_down_pass = _cuda.TopDownPass(
         size=encoding.shape[-1],
         channels=encoding.shape[1],
