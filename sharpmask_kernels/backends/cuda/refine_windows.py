@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -31,19 +32,13 @@ def refine_windows(
     out: Tensor,
     stream: int,
 ) -> None:
-    top_down_pass = _cuda.TopDownPass(
-        size=encoding.shape[-1],
-        channels=encoding.shape[1],
-        convs=convs,
-        out_channels=[weight.shape[0] for weight in weights],
-        nearest=upsample == "nearest",
-        zeros=padding_mode == "zeros",
-    )
+    outs = tuple(weight.shape[0] for weight in weights)
+    top_down_pass, workspace_bytes = _top_down_pass(*encoding.shape[1:3], tuple(convs), outs, upsample, padding_mode)
     windows = [x.contiguous() for x in (image, scale, row, col)]
     fits = out.is_contiguous() and out.data_ptr() % 8 == 0
     dense = out if fits else torch.empty_like(out, memory_format=torch.contiguous_format)
     # Freed when this returns. On a GPU, PyTorch then gives the memory only to what comes later in the stream.
-    workspace = encoding.new_empty(_cuda.refine_windows_workspace(top_down_pass), dtype=torch.uint8)
+    workspace = encoding.new_empty(workspace_bytes, dtype=torch.uint8)
     _cuda.refine_windows(
         top_down_pass,
         encoding=native.view(encoding),
@@ -58,6 +53,22 @@ def refine_windows(
     )
     if dense is not out:
         out.copy_(dense)
+
+
+@functools.lru_cache
+def _top_down_pass(
+    channels: int, size: int, convs: tuple[int, ...], outs: tuple[int, ...], upsample: str, padding_mode: str
+) -> tuple[_cuda.TopDownPass, int]:
+    """The shapes and modes, and the bytes of device memory that they need."""
+    top_down_pass = _cuda.TopDownPass(
+        size=size,
+        channels=channels,
+        convs=convs,
+        out_channels=outs,
+        nearest=upsample == "nearest",
+        zeros=padding_mode == "zeros",
+    )
+    return top_down_pass, _cuda.refine_windows_workspace(top_down_pass)
 
 
 def _float_below(x: float) -> float:
