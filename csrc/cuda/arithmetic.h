@@ -1,4 +1,4 @@
-// Of the host and the device.
+// Integer arithmetic, for the host and the device.
 #pragma once
 
 #include <type_traits>

@@ -1,5 +1,5 @@
-// What the kernels and their launchers need of CUDA, and nothing of PyTorch. A host compiler takes it from
-// the emulator in tests/emulator instead.
+// All that the kernels and their launchers need of CUDA; they need nothing of PyTorch. A host compiler gets
+// the same from the emulator in tests/emulator.
 #pragma once
 
 #include <cstddef>
@@ -51,14 +51,14 @@ __device__ inline BFloat16 from_float<BFloat16>(float value) {
     return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 }
 
-// A word of a map: 2 to 16 bytes of elements that lie side by side. Maps, and nothing else, are read this
-// way, which tells these loads from all others in the machine code (see tools/aot/cuda.py).
+// Loads a word of a map: 2 to 16 bytes of adjacent elements. Only maps are loaded by this function, so that
+// tools/aot/cuda.py can tell these loads from others in the machine code.
 template <class Word>
 __device__ Word load_map(const Word* from) {
     return __ldg(from);
 }
 
-// The block's shared memory, of the size that the launch gave.
+// The block's shared memory, whose size is given at the launch.
 template <class T>
 __device__ T* shared_memory() {
     extern __shared__ uint4 memory[];
@@ -67,11 +67,11 @@ __device__ T* shared_memory() {
 
 inline void check(cudaError_t error) {
     if (error == cudaSuccess) return;
-    cudaGetLastError();  // or the next launch would report it again
+    cudaGetLastError();  // clears it, or the next launch would report it again
     throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
-// Of the current device.
+// An attribute of the current device.
 inline std::size_t attribute(cudaDeviceAttr which) {
     int device = 0, value = 0;
     check(cudaGetDevice(&device));
@@ -85,8 +85,8 @@ inline std::size_t shared_per_multiprocessor() {
     return attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
 }
 
-// How many blocks of the kernel run on a multiprocessor at a time. They may take all the shared memory there
-// is; without the second attribute the driver might leave some of it to the cache.
+// How many blocks of the kernel run on a multiprocessor at a time. Lets them use all of its shared memory:
+// without the second attribute, the driver might leave some of it to the cache.
 template <class... Parameters>
 std::size_t resident_blocks(void (*kernel)(Parameters...), unsigned threads, std::size_t shared) {
     check(
@@ -98,7 +98,8 @@ std::size_t resident_blocks(void (*kernel)(Parameters...), unsigned threads, std
     return static_cast<std::size_t>(blocks);
 }
 
-// Puts the kernel into the stream. More than 48 KB of shared memory ask for resident_blocks() first.
+// Puts the kernel into the stream. With more than 48 KB of shared memory, resident_blocks() must be called
+// first.
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, Stream stream,
             std::common_type_t<Parameters>... arguments) {

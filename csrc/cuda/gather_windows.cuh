@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(gather_threads)
     const std::int64_t i = blockIdx.x;
     const std::int64_t scale = windows.scale[i], image = windows.image[i];
     const bool known = scale >= 0 && scale < scales && image >= 0 && image < batch;
-    // A window of no map is zero; the first launch writes it.
+    // A window of no map is all zeros. The first launch writes it.
     const std::int64_t index = known ? scale - first_scale : (first_scale == 0 ? 0 : -1);
     if (index < 0 || index >= count) return;
     const Map& map = table.maps[index];
@@ -76,8 +76,8 @@ struct Origin {
 
 constexpr int sums_per_thread = 8;
 
-// The cell of a thread's sum `s` within its tile. Rows (channels, if not channels_last) beyond the tile's
-// belong to threads that have no cell there.
+// The cell of a thread's sum `s` within its tile. If its row (its channel, if not channels_last) lies beyond
+// the tile, the sum has no cell.
 struct Cell {
     int channel, row, col;
 };

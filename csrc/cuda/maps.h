@@ -1,12 +1,12 @@
-// Feature maps as kernels on a GPU take them.
+// How kernels on a GPU take feature maps.
 #pragma once
 
 #include "../common/maps.h"
 
 namespace sharpmask::cuda {
 
-// Kernels get their maps by value, as parameters: nothing has to be copied to the device first. 4 KB is what
-// parameters may take; longer lists go to several launches.
+// Kernels get their maps by value, as parameters, so nothing has to be copied to the device first. Parameters
+// may take 4 KB; longer lists need several launches.
 constexpr int maps_per_launch = 64;
 
 struct MapTable {

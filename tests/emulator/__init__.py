@@ -1,7 +1,7 @@
-"""The backend ``cuda`` without a GPU: its sources compiled for the CPU, CUDA's threads emulated (see emulator.h).
+"""The backend ``cuda`` without a GPU: its sources compiled for the CPU, with CUDA's threads emulated (see emulator.h).
 
 :func:`install` puts the module made of them where the backend looks for its own. :func:`machine` sets the schedule of
-the threads and the GPU that is imitated. ``python -m tests.emulator.schedules`` runs the tests under every schedule,
+the threads and the GPU to imitate. ``python -m tests.emulator.schedules`` runs the tests under every schedule,
 ``python -m tests.emulator.barriers`` removes barriers from the kernels.
 """
 
@@ -119,7 +119,7 @@ def _write_graph(folder: Path, target: Path, csrc: Path, flags: list[str]) -> No
 
 
 def install() -> None:
-    """The backend's module, if not loaded yet, is from now on that of $SHARPMASK_EMULATOR, or else of :func:`build`."""
+    """Gives the backend the module at $SHARPMASK_EMULATOR, by default that of :func:`build`; to be called first."""
     path = os.environ.get("SHARPMASK_EMULATOR") or build()
     spec = importlib.util.spec_from_file_location(MODULE, path)
     assert spec is not None and spec.loader is not None
@@ -129,7 +129,7 @@ def install() -> None:
 
 
 def usual_schedule() -> int:
-    """That of $SHARPMASK_EMULATOR_SCHEDULE: forward (the default), reverse, or the seed of a shuffled one."""
+    """From $SHARPMASK_EMULATOR_SCHEDULE: forward (the default), reverse, or the seed of a shuffled one."""
     name = os.environ.get("SHARPMASK_EMULATOR_SCHEDULE", "forward")
     return NAMES[name] if name in NAMES else int(name)
 
@@ -149,7 +149,7 @@ def sanitizers() -> dict[str, str]:
 
 @contextlib.contextmanager
 def machine(schedule: int | None = None, **gpu: int) -> Iterator[None]:
-    """Another schedule or GPU than usual; ``gpu`` as in :func:`_set`."""
+    """Another schedule or GPU than usual. ``gpu``: see :func:`_set`."""
     _set(schedule, **gpu)
     try:
         yield
@@ -158,7 +158,7 @@ def machine(schedule: int | None = None, **gpu: int) -> Iterator[None]:
 
 
 def map_loads() -> dict[int, int]:
-    """How often the kernels have loaded 2, 4, 8 and 16 bytes of maps since they were last asked."""
+    """How often the kernels have loaded 2, 4, 8 and 16 bytes of maps since the last call."""
     count = _library().emulator_map_loads
     count.restype = ctypes.c_uint64
     found = {size: count(size) for size in (2, 4, 8, 16)}

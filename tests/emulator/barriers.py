@@ -1,6 +1,6 @@
-"""Does a kernel without one of its barriers fail? ``python -m tests.emulator.barriers`` removes each in turn.
+"""Do the tests notice a missing barrier? ``python -m tests.emulator.barriers`` removes each in turn, in a copy.
 
-Exits with 1 if the tests of the CUDA kernels pass without one. The kernels are those of a copy.
+Exits with 1 if the tests of the CUDA kernels pass without one of the barriers.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ struct Fiber {
     State state = State::ready;
     int line = 0;             // of the source, where it waits
     unsigned mask = 0;        // of the lanes it waits for
-    std::uint64_t value = 0;  // that it gives them
+    std::uint64_t value = 0;  // that it gives to them
 };
 
 struct Warp {
@@ -51,14 +51,14 @@ Fiber* current = nullptr;
 std::minstd_rand random_numbers;
 std::string problem;
 
-// AddressSanitizer has to know on which stack the program is: it is told before and after every change.
+// AddressSanitizer has to know on which stack the program runs. It is told before and after every change.
 #ifdef __SANITIZE_ADDRESS__
 void* scheduler_fake = nullptr;
 const void* scheduler_stack = nullptr;
 std::size_t scheduler_size = 0;
 #endif
 
-// Back to the scheduler, until it chooses this fiber again.
+// Returns to the scheduler until it chooses this fiber again.
 void leave(State state) {
     current->state = state;
 #ifdef __SANITIZE_ADDRESS__
@@ -106,7 +106,7 @@ void complain(unsigned thread, const std::string& what) {
         problem = name(thread) + ", line " + std::to_string(fibers[thread].line) + ": " + what;
 }
 
-// Lets the block go on if all its threads that still run wait at the barrier.
+// Lets the block continue if all its threads that have not finished wait at the barrier.
 bool open_barrier() {
     int line = 0;
     for (unsigned i = 0; i < block.x; ++i) {
@@ -122,7 +122,7 @@ bool open_barrier() {
     return line != 0;
 }
 
-// Lets the lanes go on that wait for each other, if all of them do.
+// Lets the lanes that wait for each other continue if all of them wait.
 bool open_exchange(unsigned thread) {
     const Fiber& first = fibers[thread];
     const unsigned base = thread & ~31u;
@@ -152,7 +152,7 @@ void prepare(unsigned thread) {
     Fiber& fiber = fibers[thread];
     fiber.state = State::ready;
 #ifdef __SANITIZE_ADDRESS__
-    // The last thread on this stack may have left it in the middle of a function.
+    // The stack's last thread may have ended in the middle of a function.
     __asan_unpoison_memory_region(fiber.stack.get(), stack_size);
 #endif
     getcontext(&fiber.context);
@@ -171,7 +171,7 @@ std::vector<unsigned> in_order(unsigned count) {
     return order;
 }
 
-// Lets each of the warp's threads go on to where it waits; returns whether any did.
+// Lets each of the warp's threads run to where it waits next; returns whether any ran.
 bool advance(unsigned warp) {
     bool moved = false;
     for (const unsigned lane : in_order(std::min(32u, block.x - 32 * warp))) {
@@ -196,7 +196,7 @@ void run_block(std::size_t bytes) {
     while (!finished()) {
         bool moved = false;
         for (const unsigned warp : in_order((block.x + 31) / 32)) {
-            // As far ahead of the others as it comes; if shuffled, mostly.
+            // As far ahead of the others as it can; if shuffled, most of the time.
             while (advance(warp)) {
                 moved = true;
                 if (machine.schedule >= 0 && random_numbers() % 8 == 0) break;
@@ -263,7 +263,7 @@ void run(dim3 blocks, unsigned threads, std::size_t bytes, const std::function<v
 
 // For tests in Python, through ctypes.
 
-// Of words of `bytes` bytes, since it was last asked.
+// How many loads of `bytes` bytes there were since the last call.
 extern "C" __attribute__((visibility("default"))) std::uint64_t emulator_map_loads(int bytes) {
     return std::exchange(emulator::map_loads[bytes], 0);
 }

@@ -1,12 +1,13 @@
 // CUDA's threads on the host: the kernels of csrc/cuda, compiled by a C++ compiler, one block after another.
 //
-// Every thread of a block is a fiber that runs until it waits: at a barrier for its block, at a shuffle or
-// ballot for its warp. Which one runs next is the schedule: in order of their numbers, in reverse, or
-// shuffled. A warp runs as far as it comes before the next one does, or, if shuffled, mostly. A kernel that
-// lacks a barrier reads, under one of them, what has not been written or what has been overwritten. Shared
-// memory is allocated anew for each block, to the byte, and filled with NaN: AddressSanitizer sees what lies
-// outside of it. Where the hardware's behaviour is undefined (lanes that do not arrive, a shuffle from a lane
-// that takes no part, threads of a block at different barriers), the launch fails.
+// Every thread of a block is a fiber that runs until it waits: for its block at a barrier, for its warp at a
+// shuffle or ballot. The schedule says which one runs next: in the order of their numbers, in reverse order,
+// or in shuffled order. A warp runs as far as it can before the next one does (if shuffled, most of the
+// time). If a kernel lacks a barrier, some schedule makes it read what is not yet written or already
+// overwritten. Each block gets new shared memory of exactly the size asked for, filled with NaN, so
+// AddressSanitizer finds accesses outside of it. Where the hardware's behaviour is undefined, the launch
+// fails: lanes that do not arrive, a shuffle from a lane that takes no part, threads of a block at different
+// barriers.
 #pragma once
 
 #include <cmath>
@@ -49,7 +50,7 @@ namespace emulator {
 
 constexpr int forward = -1, reverse = -2;  // schedules; from 0 on, seeds of shuffled ones
 
-// What the machine would be asked for.
+// What a kernel can ask of the GPU that is imitated.
 struct Machine {
     int schedule = forward;
     int multiprocessors = 3;
@@ -61,7 +62,7 @@ extern Machine machine;
 extern dim3 grid, block;
 extern uint3 block_index;
 extern unsigned thread_index;
-extern std::uint64_t map_loads[17];  // how many there were, by bytes
+extern std::uint64_t map_loads[17];  // how many loads of maps there were, by their bytes
 
 [[noreturn]] void fail(const char* what, int line);
 
@@ -71,7 +72,7 @@ void run(dim3 grid, unsigned block, std::size_t shared, const std::function<void
 void* shared_memory();
 void wait_for_block(int line);
 void wait_for_warp(unsigned mask, int line);
-// Gives `value` to the lanes of `mask`; returns what those gave, by lane.
+// Gives `value` to the lanes of `mask`, and returns the values that they gave, by lane.
 const std::uint64_t* exchange(unsigned mask, std::uint64_t value, int line);
 
 template <class T>
@@ -109,6 +110,6 @@ inline unsigned ballot(unsigned mask, bool vote, int line) {
 #define __ballot_sync(mask, vote) emulator::ballot(mask, vote, __LINE__)
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-// Products and sums that no compiler joins: this is compiled with -ffp-contract=off.
+// Products and sums that no compiler contracts: this is compiled with -ffp-contract=off.
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }

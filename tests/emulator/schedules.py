@@ -1,4 +1,4 @@
-"""The contract and the tests of the CUDA kernels under several schedules of threads, and with addresses checked.
+"""Runs the contract and the tests of the CUDA kernels under several schedules of threads, and with addresses checked.
 
     python -m tests.emulator.schedules [--sanitized] [SCHEDULE ...]
 
@@ -17,7 +17,7 @@ from . import NAMES, ROOT, build, sanitizers
 
 SCHEDULES = (*NAMES, "0", "1", "2")
 TESTS = ("tests/contract", "tests/kernels/test_cuda.py")
-# The emulator's own faults are programs that start with sanitizers of their own.
+# The emulator's planted faults are programs with sanitizers of their own.
 WHICH = "cuda and not planted"
 
 

@@ -1,6 +1,6 @@
-// Can the emulator see a fault? `self_test KERNEL SCHEDULE` reverses each block's values through shared
-// memory, the lanes of each warp by a shuffle, and says whether the result is right (exit status 0) or wrong
-// (1). Every KERNEL but "right" has one fault.
+// Does the emulator detect faults? `self_test KERNEL SCHEDULE` reverses each block's values through shared
+// memory and the lanes of each warp by a shuffle. The exit status is 0 if the result is right, 1 if it is
+// wrong. Every KERNEL but "right" has one fault.
 
 #include <cstdio>
 #include <cstdlib>

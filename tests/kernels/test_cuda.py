@@ -91,7 +91,7 @@ def gathered() -> None:
 
 
 def gpu(per_block: int, per_multiprocessor: int | None = None) -> dict[str, int]:
-    """One with so many KB of shared memory, as emulator.machine takes it."""
+    """A GPU with this much shared memory in KB, as arguments of emulator.machine."""
     both = (per_block, per_multiprocessor or per_block + 1)
     return dict(zip(("shared_per_block", "shared_per_multiprocessor"), (n * KB for n in both), strict=True))
 
@@ -112,7 +112,7 @@ def encoded() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules(schedule: int) -> None:
-    """Whatever the order of the threads. Few blocks: each has several windows."""
+    """The order of the threads does not matter. There are few blocks, so that each has several windows."""
     with emulator.machine(schedule, multiprocessors=1):
         gathered()
         encoded()
@@ -124,7 +124,7 @@ def test_schedules(schedule: int) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_read_or_written_outside() -> None:
-    """These tests and the contract's, with the addresses and the arithmetic of every kernel checked."""
+    """These tests and the contract's pass with the addresses and the arithmetic of every kernel checked."""
     done = schedules.run("1", sanitized=True)
     assert done.returncode == 0, done.stdout
 
@@ -167,7 +167,7 @@ def test_the_shapes_of_models(capability: int, shape: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("shape", "shared"), [(shape, n) for shape, sizes in SMALL for n in sizes])
 def test_any_plan_gives_the_same(shape: dict[str, Any], shared: int) -> None:
-    """Bands of different heights, weights that stay, that come layer by layer and in several rounds."""
+    """Bands have different heights; weights stay, or come layer by layer, in one round or several."""
     for upsample, padding_mode in MODES[::3]:
         cascade, modes = Cascade(torch.float32, count=3, **shape), {"upsample": upsample, "padding_mode": padding_mode}
         expected = refined(cascade, **modes)
@@ -232,7 +232,7 @@ def test_wide_loads_of_maps(dtype: torch.dtype, widths: tuple[int, ...], shift: 
 
 @pytest.mark.parametrize("dtype", cuda.BACKEND.dtypes, ids=str)
 def test_how_many_bits_a_load_of_maps_has(dtype: torch.dtype) -> None:
-    """128 in channels_last; but two channels of two neighbours, all that a thread has of a row, may be less."""
+    """128 in channels_last, except where all that a thread reads of a row (two channels of two cells) is less."""
     sides, widths, element = (2, 4, 8, 16), (16, 8, 4, 2), dtype.itemsize
     cascade = Cascade(dtype, count=1, size=2, widths=(3, *widths))
     cascade.windows = windows_at((0, 0, 1, 1))  # all inside
@@ -331,7 +331,7 @@ def test_the_stream_is_the_current_one_of_the_tensors_device(monkeypatch: pytest
 
 
 def test_kernels_are_not_waited_for() -> None:
-    """Nor is memory allocated or freed, all of which a graph that is being captured would not allow."""
+    """Nor is memory allocated or freed. The capture of a CUDA graph would allow none of this."""
     sources = "".join(path.read_text() for path in (emulator.CSRC / "cuda").rglob("*.*"))
     assert set(re.findall(r"\b(cuda[A-Z]\w*)\(", sources)) == {
         "cudaGetDevice",
@@ -343,8 +343,8 @@ def test_kernels_are_not_waited_for() -> None:
     }
 
 
-def test_of_pytorch_only_memory_is_asked() -> None:
-    """No value of a tensor comes to the host, which would wait for the device."""
+def test_pytorch_only_allocates_memory() -> None:
+    """No value of a tensor is read on the host, which would wait for the device."""
 
     class Asked(TorchDispatchMode):
         def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

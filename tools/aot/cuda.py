@@ -1,14 +1,15 @@
-"""Compiles the CUDA kernels for GPUs that need not be here and reads what nvcc made of them.
+"""Compiles the CUDA kernels for GPUs that need not be here, and gates what nvcc makes of them.
 
     python -m tools.aot.cuda [--archs 80 90a 100]
 
-Needs nvcc, and cuobjdump from the CUDA toolkit or from triton. Prints a table, and for `refine_windows` on the paper's
-windows what arithmetic and memory take at least, beside an estimate. Exits with 1 if a gate fails:
+Needs nvcc, and cuobjdump from the CUDA toolkit or from triton. Prints a table and, for `refine_windows` on the paper's
+windows, the least time that arithmetic and memory take, with an estimate. Exits with 1 if a gate fails:
 
 - nothing is spilled;
 - `refine_windows` runs with at least two blocks on a multiprocessor of compute capability 9.0;
-- it, and `gather_windows` in channels_last, load maps 128 bits at a time: counted are the loads of load_map in
-  csrc/cuda/device.cuh, which look different from all others. tests/kernels/test_cuda.py counts which of them run.
+- `refine_windows`, and `gather_windows` in channels_last, load maps 128 bits at a time. The loads counted are those of
+  load_map in csrc/cuda/device.cuh, which look different from all others; tests/kernels/test_cuda.py counts how many of
+  them run.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ HORIZONTALS = sum(k * side**2 for k, side in zip(WIDTHS[1:], SIDES, strict=False
 class Kernel:
     """A compiled kernel.
 
-    ``loads`` counts the instructions that load from maps, by bits; ``inner`` those of the loop that multiplies most,
-    and its multiply-adds.
+    ``loads`` counts the instructions that load from maps, by bits. ``inner`` is the number of instructions in the loop
+    with most multiply-adds, and the number of these.
     """
 
     name: str
@@ -83,7 +84,7 @@ class Kernel:
             return {128: 1}
         if "refine_kernel<" not in self.name:
             return {}
-        # Each for two kinds of layers. Tiles of eight outputs add runs of eight, or two of four; others one of four.
+        # For each of two kinds of layers: tiles of eight outputs add a run of eight or two of four, others one of four.
         return {128: 2 * (2 + 2 + 1)} if "<float" in self.name else {128: 2 * 1, 64: 2 * (2 + 1)}
 
 
@@ -171,7 +172,7 @@ def _starting(opcodes: Sequence[str], *names: str) -> list[str]:
 
 
 def _inner_loop(addresses: list[int], opcodes: Sequence[str], operands: Sequence[str]) -> tuple[int, int]:
-    """Instructions and multiply-adds of the innermost loop with most of these."""
+    """The numbers of instructions and multiply-adds in the innermost loop with most multiply-adds."""
     loops = []
     for last, (opcode, operand) in enumerate(zip(opcodes, operands, strict=True)):
         target = re.search(r"0x([0-9a-f]+)", operand)
@@ -197,7 +198,7 @@ def report(kernels: list[Kernel], console: Console) -> None:
 
 
 def floor(console: Console, inner: tuple[int, int], windows: int = 1000) -> None:
-    """What `windows` of the paper's take on an H100 SXM (132 multiprocessors, 1.98 GHz, 3.35 TB/s), on paper.
+    """The time of `windows` of the paper's windows on an H100 SXM (132 multiprocessors, 1.98 GHz, 3.35 TB/s), on paper.
 
     ``inner``: of refine_kernel, as in :class:`Kernel`.
     """
@@ -206,8 +207,8 @@ def floor(console: Console, inner: tuple[int, int], windows: int = 1000) -> None
     dram, l2 = 160 * 160 // 8 + 2 * 3200, 2 * HORIZONTALS  # of a window: bits out, 16-bit encodings and maps
     flops = 2 * FMAS * windows
     found = plan(90)
-    # The plan counts little beside multiply-adds. A multiprocessor issues four warp instructions a clock, and a
-    # thread's count stands for its warp's.
+    # The plan counts few instructions besides multiply-adds. A multiprocessor issues four warp instructions a clock, a
+    # warp has as many as each of its threads.
     instructions = found["instructions"] * inner[0] // inner[1]
     cycles = instructions * THREADS / 32 / 4
     console.print(

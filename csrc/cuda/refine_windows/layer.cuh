@@ -41,7 +41,7 @@ __device__ __forceinline__ void run_layer(const Layer& layer, const Rows& range,
     }
 }
 
-// run_layer as the layer's tiles are.
+// Calls run_layer for the kind of tiles that the layer has.
 template <class T>
 __device__ __forceinline__ void run_layer_of_any_tiles(const Layer& layer, const Rows& range,
                                                        const Round& round, const Planes& input,
