@@ -1,7 +1,7 @@
-// fp16 and bf16 as the 16 bits that they are (g++ 12 has no type for either), and the arithmetic around them.
+// fp16 and bf16 as 16 bits each (g++ 12 has no type for either), and their conversions.
 //
-// The conversions have no branches, so that loops over them are vectorised. They round to nearest, ties to
-// even, keep NaN a NaN, and give the same where the processor is set to flush subnormal floats.
+// The conversions have no branches, so that the compiler vectorises loops over them. They round to nearest,
+// ties to even, and a NaN stays a NaN. The result is the same where the processor flushes subnormal floats.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace sharpmask {
 
-// The numbers are those of DTYPES in sharpmask_kernels/backends/native.py.
+// The numbers are those of NUMBERS in sharpmask_kernels/backends/native.py.
 enum class DType { float16, bfloat16, float32, float64, uint8 };
 
 constexpr std::int64_t bytes_of(DType dtype) {
@@ -36,7 +36,7 @@ struct BFloat16 {
     std::uint16_t bits;
 };
 
-// What values of type T are summed in.
+// The type in which values of type T are summed.
 template <class T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -67,7 +67,7 @@ inline float widen(Half value) {
     const std::int32_t exponent = shifted & exponent_mask;
     const std::int32_t normal = shifted + rebias;
     const std::int32_t not_finite = normal + rebias;  // exponent 31 becomes 255
-    // Exponent 0 stands for 2^-14 * 0.mantissa: take 2^-14 * 1.mantissa, and 2^-14 away from it.
+    // Exponent 0 stands for 2^-14 * 0.mantissa, which is 2^-14 * 1.mantissa - 2^-14.
     const std::int32_t subnormal = float_bits(float_from_bits(normal + (1 << 23)) - 0x1p-14f);
     const std::int32_t magnitude = exponent == 0               ? subnormal
                                    : exponent == exponent_mask ? not_finite
@@ -97,7 +97,7 @@ inline Half narrow<Half>(float value) {
     const std::int32_t bits = float_bits(value);
     const std::int32_t magnitude = bits & 0x7fffffff;
     const std::int32_t normal = (magnitude - rebias + 0xfff + ((bits >> 13) & 1)) >> 13;
-    // The last place of 1/2 is 2^-24, that of the subnormals: the addition rounds them.
+    // The last place of 1/2 is 2^-24, as is that of the subnormals: adding 1/2 rounds them.
     const std::int32_t subnormal = float_bits(float_from_bits(magnitude) + 0.5f) - float_bits(0.5f);
     const std::int32_t not_finite = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
     const std::int32_t result = magnitude >= infinity         ? not_finite

@@ -15,8 +15,8 @@ struct Windows {
     const std::int64_t* col;
 };
 
-// A window's first map cell, `step` map cells per grid cell. Beyond 2^40, farther than any map reaches, it is
-// held there: no value of `cell` or `step` overflows.
+// A window's first map cell, with `step` map cells per grid cell. It is clamped to about 2^40, which is
+// beyond any map, so that no value of `cell` or `step` overflows.
 constexpr std::int64_t window_start(std::int64_t cell, std::int64_t step) {
     constexpr std::int64_t far = std::int64_t{1} << 40;
     return std::clamp(cell, -far / step - 1, far / step + 1) * std::min(step, far);

@@ -5,8 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "../common/half.h"
-#include "../common/maps.h"
+#include "typed_map.h"
 
 namespace sharpmask {
 
@@ -24,11 +23,11 @@ class ColumnSampler {
   public:
     virtual ~ColumnSampler();
 
-    // From now on: the columns of this window, at the pixels `vertical`, which must not be empty.
+    // Chooses the window whose columns are asked for from now on, and their pixels, at least one.
     virtual void start(std::int64_t window, const Samples& vertical) = 0;
 
-    // bits[p / 64] >> p % 64 & 1: whether the sample at pixel p of the column between the columns of logits
-    // `low` and the next is above the limit, in fp64 arithmetic. Beyond the last pixel the bits are 0.
+    // bits[p / 64] >> p % 64 & 1: whether the sample at pixel p is above the limit, in fp64 arithmetic. The
+    // samples lie between the columns of logits `low` and the next. Beyond the last pixel the bits are 0.
     virtual void column(std::int64_t low, double fraction, std::uint64_t* bits) = 0;
 };
 

@@ -18,7 +18,7 @@ using std::int64_t;
 Samples samples(int64_t length, double ratio, int64_t cell, int64_t window) {
     const double side = static_cast<double>(window), end = static_cast<double>(length);
     const double offset = side / 2 - 16.0 * static_cast<double>(cell);
-    // Brackets the pixels; v itself decides.
+    // Bounds on the pixels that lie in the window; the test of v below decides.
     const double first = std::clamp(std::floor(-offset / ratio - 0.5) - 1, 0.0, end);
     const double last = std::clamp(std::ceil((side - offset) / ratio - 0.5) + 2, first, end);
     Samples found;
@@ -33,10 +33,10 @@ Samples samples(int64_t length, double ratio, int64_t cell, int64_t window) {
     return found;
 }
 
-// Runs of ones, in reading order (column by column), to the characters that COCO stores.
+// Turns runs of ones, in COCO's reading order (column by column), into the characters that COCO stores.
 class Counts {
   public:
-    // Ones begin or end at a pixel; both at the same is neither.
+    // Ones begin or end at a pixel. Two toggles of the same pixel cancel.
     void toggle(int64_t pixel) {
         if (!edges_.empty() && edges_.back() == pixel) {
             edges_.pop_back();
@@ -79,7 +79,7 @@ class Counts {
     }
 };
 
-// Where the ones of a column begin and end that starts at pixel `origin`.
+// Adds the places where ones begin and end in the column that starts at pixel `origin`.
 void add_column(const std::vector<std::uint64_t>& bits, int64_t origin, Counts& counts) {
     std::uint64_t before = 0;
     for (const std::uint64_t word : bits) {
@@ -99,13 +99,12 @@ Samples samples(const Axis& axis, int64_t scale, int64_t cell, int64_t window) {
 
 }  // namespace
 
-std::vector<std::string> encode_windows(DType dtype, const Map& logits, const Windows& windows,
-                                        const Axis& vertical, const Axis& horizontal, double limit,
-                                        int threads) {
+std::vector<std::string> encode_windows(const TypedMap& logits, const Windows& windows, const Axis& vertical,
+                                        const Axis& horizontal, double limit, int threads) {
     std::vector<std::string> counts(windows.count);
     threads = useful_threads(threads, windows.count * logits.height * logits.height * 4);
     parallel_for(windows.count, threads, [&](int64_t begin, int64_t end) {
-        const std::unique_ptr<ColumnSampler> sampler = kernels().column_sampler(dtype, logits, limit);
+        const std::unique_ptr<ColumnSampler> sampler = kernels().column_sampler(logits, limit);
         Counts runs;
         std::vector<std::uint64_t> bits;
         for (int64_t i = begin; i < end; ++i) {

@@ -4,10 +4,8 @@
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
-#include <string>
 #include <type_traits>
 
-#include "../common/half.h"
 #include "parallel.h"
 
 namespace sharpmask {
@@ -15,6 +13,7 @@ namespace {
 
 using std::int64_t;
 
+// Whether the window lies on a map that there is.
 bool is_known(const Windows& windows, int64_t i, int64_t scales, int64_t batch) {
     const int64_t scale = windows.scale[i], image = windows.image[i];
     return scale >= 0 && scale < scales && image >= 0 && image < batch;
@@ -73,17 +72,18 @@ void copy_window(T* to, const Map& map, int64_t image, int64_t top, int64_t left
 }
 
 template <class T>
-void gather(const std::vector<Map>& maps, const Windows& windows, int64_t batch, int64_t channels,
-            int64_t size, int64_t step, bool channels_last, T* out, int threads) {
-    const int64_t elements = channels * size * size;
+void gather(const std::vector<TypedMap>& maps, const Windows& windows, int64_t step, const TypedMap& out,
+            int threads) {
+    const int64_t channels = out.channels, size = out.height, elements = channels * size * size;
     const auto scales = static_cast<int64_t>(maps.size());
+    T* const data = static_cast<T*>(const_cast<void*>(out.data));
     threads = useful_threads(threads, windows.count * elements * static_cast<int64_t>(sizeof(T)));
     parallel_for(windows.count, threads, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-            T* to = out + i * elements;
-            if (is_known(windows, i, scales, batch)) {
+            T* to = data + i * elements;
+            if (is_known(windows, i, scales, maps[0].batch)) {
                 copy_window(to, maps[windows.scale[i]], windows.image[i], window_start(windows.row[i], step),
-                            window_start(windows.col[i], step), channels, size, channels_last);
+                            window_start(windows.col[i], step), channels, size, is_channels_last(out));
             } else {
                 std::fill_n(to, elements, T{0});
             }
@@ -91,10 +91,10 @@ void gather(const std::vector<Map>& maps, const Windows& windows, int64_t batch,
     });
 }
 
-// Backward: each map is cut into blocks of whole rows, each block is summed by one thread. Rows of a
-// contiguous gradient are those of one channel; rows of a channels_last one hold all channels.
+// Backward: each map is cut into blocks of whole rows, and one thread sums up a block. A row of a contiguous
+// gradient is of one channel; a row of a channels_last one holds all channels.
 
-constexpr int64_t block_sums = 1 << 14;  // of one block: 64 KB in fp32, well inside a core's L2 cache
+constexpr int64_t block_sums = 16 << 10;  // of one block: 64 KB in fp32, well inside a core's second cache
 
 struct Placed {  // one window on its map
     int64_t index, top, left;
@@ -202,85 +202,88 @@ struct Cut {
     int64_t first, end;  // its blocks in the numbering of all maps' blocks
 };
 
-Cut cut(const MapGradient& map, bool channels_last, int64_t batch, int64_t channels, int64_t first) {
-    if (map.data == nullptr) return {1, 0, 0, 1, first, first};  // not asked for: no blocks
-    const int64_t planes = channels_last ? 1 : channels;
-    const int64_t row = map.width * (channels / planes);
+Cut cut(const TypedMap& map, int64_t first) {
+    if (map.data == nullptr) return {1, 0, 0, 0, first, first};
+    const int64_t planes = is_channels_last(map) ? 1 : map.channels;
+    const int64_t row = map.width * (map.channels / planes);
     const int64_t rows = std::clamp<int64_t>(block_sums / row, 1, map.height);
     const int64_t blocks = (map.height + rows - 1) / rows;
-    return {planes, row, rows, blocks, first, first + batch * planes * blocks};
+    return {planes, row, rows, blocks, first, first + map.batch * planes * blocks};
+}
+
+// Block number `i` of a map.
+template <class T>
+void sum_numbered_block(int64_t i, const Cut& c, const TypedMap& map, const Incoming<T>& grad,
+                        const Buckets& buckets, int64_t scale, std::vector<Sum<T>>& buffer) {
+    const int64_t plane = (i - c.first) / c.blocks, image = plane / c.planes;
+    const int64_t top = (i - c.first) % c.blocks * c.rows;
+    const Block block{plane % c.planes, top, std::min(top + c.rows, map.height), map.width,
+                      is_channels_last(map)};
+    const int64_t* first = &buckets.first[scale * map.batch + image];
+    T* data = static_cast<T*>(const_cast<void*>(map.data));
+    sum_block(data + (plane * map.height + top) * c.row, (block.bottom - block.top) * c.row, grad,
+              buckets.windows.data() + first[0], buckets.windows.data() + first[1], block, buffer);
 }
 
 template <class T>
-void scatter(const Incoming<T>& grad, const Windows& windows, int64_t batch, int64_t step,
-             const std::vector<MapGradient>& gradients, bool channels_last, int threads) {
-    const Buckets buckets = by_image(windows, static_cast<int64_t>(gradients.size()), batch, step);
+void scatter(const Incoming<T>& grad, const Windows& windows, int64_t step,
+             const std::vector<TypedMap>& gradients, int threads) {
     std::vector<Cut> cuts;
-    int64_t total = 0, elements = windows.count * grad.channels * grad.size * grad.size;
-    for (const MapGradient& map : gradients) {
-        cuts.push_back(cut(map, channels_last, batch, grad.channels, total));
+    int64_t total = 0, batch = 0, elements = windows.count * grad.channels * grad.size * grad.size;
+    for (const TypedMap& map : gradients) {
+        cuts.push_back(cut(map, total));
         total = cuts.back().end;
-        elements += batch * grad.channels * map.height * map.width;
+        batch = std::max(batch, map.batch);  // the same for all that are asked for
+        elements += map.batch * map.channels * map.height * map.width;
     }
+    const Buckets buckets = by_image(windows, static_cast<int64_t>(gradients.size()), batch, step);
     threads = useful_threads(threads, elements * static_cast<int64_t>(sizeof(T)));
     parallel_for(total, threads, [&](int64_t begin, int64_t end) {
         std::vector<Sum<T>> buffer;
         int64_t scale = 0;
         for (int64_t i = begin; i < end; ++i) {
             while (i >= cuts[scale].end) ++scale;
-            const Cut& c = cuts[scale];
-            const MapGradient& map = gradients[scale];
-            const int64_t plane = (i - c.first) / c.blocks, image = plane / c.planes;
-            const int64_t top = (i - c.first) % c.blocks * c.rows;
-            const Block block{plane % c.planes, top, std::min(top + c.rows, map.height), map.width,
-                              channels_last};
-            const int64_t* first = &buckets.first[scale * batch + image];
-            sum_block(static_cast<T*>(map.data) + (plane * map.height + top) * c.row,
-                      (block.bottom - block.top) * c.row, grad, buckets.windows.data() + first[0],
-                      buckets.windows.data() + first[1], block, buffer);
+            sum_numbered_block(i, cuts[scale], gradients[scale], grad, buckets, scale, buffer);
         }
     });
 }
 
 }  // namespace
 
-void gather_windows(const std::vector<Map>& maps, const Windows& windows, int64_t batch, int64_t channels,
-                    int64_t size, int64_t step, int64_t element_size, bool channels_last, void* out,
-                    int threads) {
-    const auto run = [&](auto* typed_out) {
-        gather(maps, windows, batch, channels, size, step, channels_last, typed_out, threads);
-    };
-    switch (element_size) {
+void gather_windows(const std::vector<TypedMap>& maps, const Windows& windows, int64_t step,
+                    const TypedMap& out, int threads) {
+    switch (bytes_of(out.dtype)) {
         case 2:
-            return run(static_cast<std::uint16_t*>(out));
+            return gather<std::uint16_t>(maps, windows, step, out, threads);
         case 4:
-            return run(static_cast<std::uint32_t*>(out));
+            return gather<std::uint32_t>(maps, windows, step, out, threads);
         case 8:
-            return run(static_cast<std::uint64_t*>(out));
+            return gather<std::uint64_t>(maps, windows, step, out, threads);
     }
-    throw std::invalid_argument("element_size must be 2, 4 or 8, got " + std::to_string(element_size));
+    throw std::invalid_argument("maps must be of a floating dtype");
 }
 
-void gather_windows_backward(const void* grad, const Strides& strides, DType dtype, const Windows& windows,
-                             int64_t batch, int64_t channels, int64_t size, int64_t step,
-                             const std::vector<MapGradient>& gradients, bool channels_last, int threads) {
-    const auto run = [&](const auto* data) {
-        scatter(Incoming<std::decay_t<decltype(*data)>>{data, strides, channels, size}, windows, batch, step,
-                gradients, channels_last, threads);
+void gather_windows_backward(const TypedMap& grad, const Windows& windows, int64_t step,
+                             const std::vector<TypedMap>& gradients, int threads) {
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        const Incoming<T> incoming{static_cast<const T*>(grad.data), grad.strides, grad.channels,
+                                   grad.height};
+        scatter(incoming, windows, step, gradients, threads);
     };
-    switch (dtype) {
+    switch (grad.dtype) {
         case DType::float16:
-            return run(static_cast<const Half*>(grad));
+            return run(Half{});
         case DType::bfloat16:
-            return run(static_cast<const BFloat16*>(grad));
+            return run(BFloat16{});
         case DType::float32:
-            return run(static_cast<const float*>(grad));
+            return run(float{});
         case DType::float64:
-            return run(static_cast<const double*>(grad));
+            return run(double{});
         case DType::uint8:
             break;
     }
-    throw std::invalid_argument("unknown dtype " + std::to_string(static_cast<int>(dtype)));
+    throw std::invalid_argument("grad must be of a floating dtype");
 }
 
 }  // namespace sharpmask

@@ -4,23 +4,20 @@
 #include <cstdint>
 #include <vector>
 
-#include "../common/half.h"
-#include "../common/maps.h"
 #include "../common/windows.h"
+#include "typed_map.h"
 
 namespace sharpmask {
 
-// Writes all of `out` (windows, channels, size, size), dense, contiguous or channels_last.
-// Elements of 2, 4 or 8 bytes are copied without a look at their value.
-void gather_windows(const std::vector<Map>& maps, const Windows& windows, std::int64_t batch,
-                    std::int64_t channels, std::int64_t size, std::int64_t step, std::int64_t element_size,
-                    bool channels_last, void* out, int threads);
+// Writes all of `out` (windows, channels, size, size), dense, contiguous or channels_last. Elements are
+// copied without a look at their value.
+void gather_windows(const std::vector<TypedMap>& maps, const Windows& windows, std::int64_t step,
+                    const TypedMap& out, int threads);
 
-// Writes all of every gradient asked for, contiguous or channels_last: at each cell the sum of `grad`
-// (windows, channels, size, size) over the windows that cover it, in their order and rounded once, hence the
-// same bits for any number of threads.
-void gather_windows_backward(const void* grad, const Strides& strides, DType dtype, const Windows& windows,
-                             std::int64_t batch, std::int64_t channels, std::int64_t size, std::int64_t step,
-                             const std::vector<MapGradient>& gradients, bool channels_last, int threads);
+// Writes all of every gradient that has data, dense, contiguous or channels_last. A cell's gradient is the
+// sum of `grad` (windows, channels, size, size) over the windows that cover it, in their order and rounded
+// once. Hence the bits are the same for any number of threads.
+void gather_windows_backward(const TypedMap& grad, const Windows& windows, std::int64_t step,
+                             const std::vector<TypedMap>& gradients, int threads);
 
 }  // namespace sharpmask

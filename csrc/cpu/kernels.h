@@ -5,6 +5,7 @@
 // linker keeps one, perhaps the one that this processor cannot run.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "column_sampler.h"
@@ -15,20 +16,19 @@ namespace sharpmask {
 
 struct Kernels {
     const char* isa;
-    std::unique_ptr<ColumnSampler> (*column_sampler)(DType dtype, const Map& logits, double limit);
-    // ReLU(conv(feature)) of one input of many channels, without addend, mask, upsample and bits.
-    void (*convolve_feature)(const Convolve&);
-    // The gradient of that input; `layer` has the weight as it is.
-    void (*feature_gradient)(const InputGradient&);
-    void (*refine_windows)(const RefineWindows&);
-    void (*convolve)(const Convolve&);
-    void (*before_relu)(const BeforeRelu&);
+    void (*convolve_upsample)(const ConvolveUpsample&);
+    void (*upsample_gradient)(const UpsampleGradient&);
     void (*input_gradient)(const InputGradient&);
     void (*weight_gradient)(const WeightGradient&);
+    void (*feature_forward)(const FeatureForward&);
+    void (*feature_gradient)(const FeatureGradient&);
+    void (*refine_windows)(const RefineWindows&);
+    std::unique_ptr<ColumnSampler> (*column_sampler)(const TypedMap& logits, double limit);
 };
 
-// Those of the environment variable SHARPMASK_CPU_ISA, else of the best instruction set of this processor.
-// Throws std::invalid_argument where the variable names none that was compiled and that runs here.
+// The kernels for the instruction set that the environment variable SHARPMASK_CPU_ISA names, else for the
+// best one of this processor. Throws std::invalid_argument where the variable names none that was compiled
+// and that runs here.
 const Kernels& kernels();
 
 // The instruction sets that run here, best last, separated by commas.

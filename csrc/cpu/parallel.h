@@ -10,16 +10,14 @@ namespace sharpmask {
 
 // How many of `threads` are worth waking for a task that moves this many bytes.
 inline int useful_threads(int threads, std::int64_t bytes) {
-    constexpr std::int64_t bytes_per_thread = 1 << 16;  // some microseconds' work, as long as waking takes
+    constexpr std::int64_t bytes_per_thread = 64 << 10;  // moving them takes about as long as waking a thread
     return static_cast<int>(std::min<std::int64_t>(threads, 1 + bytes / bytes_per_thread));
 }
 
 // Calls body(state, begin, end) on ranges that make up [0, count), with one state = make() for every thread.
-// Which thread takes which range is left to chance: a body must compute the same for an index whatever range
-// it stands in.
+// Ranges go to threads by chance, so what a body computes for an index must not depend on its range.
 //
-// A forked child of a process that used threads hangs in an OpenMP region: it asks for one thread, which
-// enters none.
+// One thread enters no OpenMP region: a forked child of a process that used threads would hang in it.
 template <class Make, class Body>
 void parallel_for(std::int64_t count, int threads, const Make& make, const Body& body) {
 #ifdef _OPENMP

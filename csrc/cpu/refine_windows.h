@@ -1,38 +1,30 @@
-// The cascade of refinement modules on top-N windows: see sharpmask_kernels.refine_windows.
+// The top-down pass of top-N windows: see sharpmask_kernels.refine_windows.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
-#include "../common/half.h"
-#include "../common/maps.h"
 #include "../common/windows.h"
+#include "typed_map.h"
 
 namespace sharpmask {
 
-struct Layer {           // of a 3x3 convolution, in fp32, or fp64 where the maps are
-    const void* weight;  // (outputs, inputs, 3, 3), dense
-    const void* bias;    // (outputs); null in refine_windows: zeros
-    std::int64_t inputs, outputs;
-};
-
 struct RefineWindows {
-    DType dtype;  // of encoding and horizontals
-    Map encoding;
-    std::vector<Map> horizontals;  // scale 0 stage 0, scale 0 stage 1, ...
-    std::int64_t batch;            // of horizontals
+    TypedMap encoding;
+    std::vector<TypedMap> horizontals;  // scale 0 stage 0, scale 0 stage 1, ...
     Windows windows;
-    std::vector<Layer> layers;        // of all stages, then the head
-    std::vector<std::int64_t> convs;  // layers of each stage
+    std::vector<TensorView> weights;  // of the convolutions of all stages, then of the head
+    std::vector<std::optional<TensorView>> biases;
+    std::vector<std::int64_t> convs;  // how many convolutions each stage has
     bool nearest, zeros;              // the upsampling is not bilinear, the padding is not "replicate"
-    bool bits;                        // whether `logit > limit` is wanted, packed along x
-    double limit;
-    void* out;
-    Strides strides;  // of out; it has no channels
+    std::optional<double> limit;      // the bits of `logit > limit` are wanted, packed along x
+    TensorView out;                   // (windows, side, side), or bits (windows, side, ceil(side / 8))
     int threads;
 };
 
-// The windows in the order of their places: neighbours read much the same cells, which are in the cache then.
+// The windows in the order of their places. Neighbours read mostly the same cells, which are then in the
+// cache.
 std::vector<std::int64_t> by_place(const Windows& windows);
 
 }  // namespace sharpmask

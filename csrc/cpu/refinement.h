@@ -1,67 +1,76 @@
 // What merge_upsample, add_upsample and refine are made of, forward and backward: see sharpmask_kernels.ops.
-// All weights are dense, in fp32, or fp64 where the maps are; so are the gradients of weights.
+//
+// A weight is (outputs, inputs, 3, 3) and a bias is (outputs); both may have any strides and any dtype of a
+// map. Gradients of weights and biases are dense, in fp32, or in fp64 for fp64 maps. `zeros`: the padding is
+// "zeros", else "replicate". `nearest`: the upsampling is "nearest", else "bilinear".
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
-#include "../common/half.h"
-#include "../common/maps.h"
-#include "refine_windows.h"
+#include "typed_map.h"
 
 namespace sharpmask {
 
-struct MapOf {  // a map and its dtype and channels; data is null where there is none
-    DType dtype;
-    Map map;
-    std::int64_t channels;
-};
-
-// out = ReLU(conv(joined inputs) + addend), or that upsampled, or, where `mask` is there, the convolution's
-// result where `mask` is above 0.
-struct Convolve {
-    std::int64_t batch, height, width;
-    std::vector<MapOf> inputs;  // one, or two whose channels are joined
-    MapOf addend, mask;
-    Layer layer;
-    bool zeros;
-    bool relu, upsampled, nearest;
-    MapOf out;
-    std::uint8_t*
-        active;  // one bit per value that ReLU let through, (batch, outputs, height, bytes), or null
+// out = upsample2x(ReLU(conv(joined inputs) + addend)).
+struct ConvolveUpsample {
+    std::vector<TypedMap> inputs;  // their channels are joined
+    TypedMap addend;               // may have no data
+    TensorView weight;
+    std::optional<TensorView> bias;
+    bool zeros, nearest;
+    TypedMap out;
+    // One bit for every activation that ReLU let through, (batch, outputs, height, ceil(width / 8)); or null.
+    std::uint8_t* active;
     int threads;
 };
 
-// The gradient before ReLU and upsample: `grad` (batch, channels, 2 height, 2 width) to `out`, fp32 or fp64.
-struct BeforeRelu {
-    std::int64_t batch, height, width;
-    MapOf grad;
+// out: the gradient before ReLU and upsampling, in fp32 or fp64.
+struct UpsampleGradient {
+    TypedMap grad;  // of the upsampled map
     const std::uint8_t* active;
     bool nearest;
-    MapOf out;
+    TypedMap out;
     int threads;
 };
 
-// The gradient of a convolution's input: `layer` has the weight turned round, its outputs the input's
-// channels.
+// out: the gradient of a convolution's input.
 struct InputGradient {
-    std::int64_t batch, height, width;
-    MapOf grad;  // as BeforeRelu gives it
-    Layer layer;
+    TypedMap grad;  // of the convolution's output, in fp32 or fp64
+    TensorView weight;
     bool zeros;
-    MapOf relu;  // the input, if a ReLU made it whose gradient this is to pass, too
-    MapOf out;
+    TypedMap relu;  // the input, if a ReLU made it: the gradient is then the one before that ReLU
+    TypedMap out;
     int threads;
 };
 
-// The gradients of a convolution's weight (outputs, inputs, 3, 3) and bias (outputs).
+// The gradients of a convolution's weight and bias. Either may be null.
 struct WeightGradient {
-    std::int64_t batch, height, width;
-    MapOf grad;  // as BeforeRelu gives it
-    std::vector<MapOf> inputs;
+    TypedMap grad;  // of the convolution's output, in fp32 or fp64
+    std::vector<TypedMap> inputs;
     bool zeros;
     void* weight;
     void* bias;
+    int threads;
+};
+
+// out = ReLU(conv(feature)), for a feature of many channels.
+struct FeatureForward {
+    TypedMap feature;
+    TensorView weight;
+    std::optional<TensorView> bias;
+    bool zeros;
+    TypedMap out;
+    int threads;
+};
+
+// out: the gradient of the feature.
+struct FeatureGradient {
+    TypedMap grad;  // of the convolution's output
+    TensorView weight;
+    bool zeros;
+    TypedMap out;
     int threads;
 };
 

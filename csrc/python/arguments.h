@@ -1,16 +1,14 @@
-// Tensors as the backends of compiled modules hand them over: addresses, sizes and strides, which
-// sharpmask_kernels/backends/compiled.py has taken from checked arguments.
+// How tensors and windows come from Python: as the named tuples of sharpmask_kernels/backends/native.py,
+// which the backends have taken from checked arguments.
 #pragma once
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
 
-#include "../common/maps.h"
 #include "../common/tensor_view.h"
 #include "../common/windows.h"
 
@@ -18,66 +16,18 @@ namespace sharpmask {
 
 using Address = std::uintptr_t;  // Tensor.data_ptr()
 
-// Of batch, channel, row, column.
-using StridesArgument = std::array<std::int64_t, 4>;
-// Address, height, width, strides.
-using MapArgument = std::array<std::int64_t, 7>;
-// Address (0: not asked for), height, width.
-using GradientArgument = std::array<std::int64_t, 3>;
-// Count; addresses of image, scale, row, col.
-using WindowsArgument = std::array<std::int64_t, 5>;
-
 template <class T>
 T* pointer(std::uint64_t address) {
     return reinterpret_cast<T*>(static_cast<Address>(address));
 }
 
-inline Strides strides_from(const StridesArgument& s) { return {s[0], s[1], s[2], s[3]}; }
-
-inline Map map_from(const MapArgument& m) {
-    return {pointer<const void>(m[0]), m[1], m[2], {m[3], m[4], m[5], m[6]}};
-}
-
-inline std::vector<Map> maps_from(const std::vector<MapArgument>& maps) {
-    std::vector<Map> typed;
-    for (const auto& m : maps) typed.push_back(map_from(m));
-    return typed;
-}
-
-inline std::vector<MapGradient> gradients_from(const std::vector<GradientArgument>& gradients) {
-    std::vector<MapGradient> typed;
-    for (const auto& g : gradients) typed.push_back({pointer<void>(g[0]), g[1], g[2]});
-    return typed;
-}
-
-inline Windows windows_from(const WindowsArgument& w) {
-    const auto field = [&](int i) { return pointer<const std::int64_t>(w[i]); };
-    return {w[0], field(1), field(2), field(3), field(4)};
-}
-
 using TensorViews = std::vector<TensorView>;
 using OptionalTensorView = std::optional<TensorView>;
 
-inline std::vector<Map> maps_of(const TensorViews& views) {
-    std::vector<Map> maps;
-    maps.reserve(views.size());
-    for (const TensorView& view : views) maps.push_back(map_of(view));
-    return maps;
-}
-
-// Of each map: where its gradient goes, or null.
-inline std::vector<MapGradient> gradients_of(const std::vector<OptionalTensorView>& views) {
-    std::vector<MapGradient> gradients;
-    gradients.reserve(views.size());
-    for (const OptionalTensorView& view : views)
-        gradients.push_back(view ? MapGradient{view->data, view->sizes[2], view->sizes[3]} : MapGradient{});
-    return gradients;
-}
-
 }  // namespace sharpmask
 
-// The tuples are read item by item, without a list or an array in between: a call on small tensors costs
-// little more than its arguments. Whatever is no such tuple is refused, for which pybind11 raises TypeError.
+// The tuples are read item by item, with no container in between, because on small tensors the arguments are
+// most of a call's cost. Anything else is refused: pybind11 then raises TypeError.
 namespace pybind11::detail {
 
 inline bool read_integer(PyObject* item, std::int64_t& to) {

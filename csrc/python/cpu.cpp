@@ -1,10 +1,9 @@
-// The module sharpmask_kernels._cpu. No other file knows Python: tensors arrive as addresses, sizes and
-// strides, which sharpmask_kernels/backends/cpu.py has taken from checked arguments.
+// The module sharpmask_kernels._cpu; its functions are declared in sharpmask_kernels/_cpu.pyi. Tensors arrive
+// as views, which sharpmask_kernels/backends/cpu has taken from checked arguments.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -23,132 +22,97 @@ using std::int64_t;
 
 namespace {
 
-// Dtype, then a MapArgument, then channels; all 0: no map.
-using TypedMapArgument = std::array<int64_t, 9>;
-// Addresses of weight and bias, inputs, outputs.
-using LayerArgument = std::array<int64_t, 4>;
+TypedMap map_or_none(const OptionalTensorView& view) { return view ? typed_map(*view) : TypedMap{}; }
 
-MapOf map_of(const TypedMapArgument& m) {
-    return {static_cast<DType>(m[0]), map_from({m[1], m[2], m[3], m[4], m[5], m[6], m[7]}), m[8]};
+std::vector<TypedMap> typed_maps(const TensorViews& views) {
+    std::vector<TypedMap> maps;
+    maps.reserve(views.size());
+    for (const TensorView& view : views) maps.push_back(typed_map(view));
+    return maps;
 }
 
-std::vector<MapOf> maps_of(const std::vector<TypedMapArgument>& maps) {
-    std::vector<MapOf> typed;
-    for (const auto& m : maps) typed.push_back(map_of(m));
-    return typed;
+template <class T>
+T* data_or_null(const OptionalTensorView& view) {
+    return view ? static_cast<T*>(view->data) : nullptr;
 }
 
-Layer layer_from(const LayerArgument& l) { return {pointer<void>(l[0]), pointer<void>(l[1]), l[2], l[3]}; }
+// merge_upsample, add_upsample, refine
+
+void convolve_upsample(const TensorViews& inputs, const OptionalTensorView& addend, const TensorView& weight,
+                       const OptionalTensorView& bias, bool zeros, bool nearest, const TensorView& out,
+                       const OptionalTensorView& active, int threads) {
+    kernels().convolve_upsample({typed_maps(inputs), map_or_none(addend), weight, bias, zeros, nearest,
+                                 typed_map(out), data_or_null<std::uint8_t>(active), threads});
+}
+
+void upsample_gradient(const TensorView& grad, const TensorView& active, bool nearest, const TensorView& out,
+                       int threads) {
+    kernels().upsample_gradient(
+        {typed_map(grad), static_cast<const std::uint8_t*>(active.data), nearest, typed_map(out), threads});
+}
+
+void input_gradient(const TensorView& grad, const TensorView& weight, bool zeros,
+                    const OptionalTensorView& relu, const TensorView& out, int threads) {
+    kernels().input_gradient({typed_map(grad), weight, zeros, map_or_none(relu), typed_map(out), threads});
+}
+
+void weight_gradient(const TensorView& grad, const TensorViews& inputs, bool zeros,
+                     const OptionalTensorView& weight, const OptionalTensorView& bias, int threads) {
+    kernels().weight_gradient({typed_map(grad), typed_maps(inputs), zeros, data_or_null<void>(weight),
+                               data_or_null<void>(bias), threads});
+}
+
+void feature_forward(const TensorView& feature, const TensorView& weight, const OptionalTensorView& bias,
+                     bool zeros, const TensorView& out, int threads) {
+    kernels().feature_forward({typed_map(feature), weight, bias, zeros, typed_map(out), threads});
+}
+
+void feature_gradient(const TensorView& grad, const TensorView& weight, bool zeros, const TensorView& out,
+                      int threads) {
+    kernels().feature_gradient({typed_map(grad), weight, zeros, typed_map(out), threads});
+}
+
+// gather_windows
 
 void gather(const TensorViews& maps, const Windows& windows, int64_t step, const TensorView& out,
             int threads) {
-    gather_windows(maps_of(maps), windows, maps.front().sizes[0], out.sizes[1], out.sizes[2], step,
-                   bytes_of(out.dtype), is_channels_last(out), out.data, threads);
+    gather_windows(typed_maps(maps), windows, step, typed_map(out), threads);
 }
 
 void gather_backward(const TensorView& grad, const Windows& windows, int64_t step,
                      const std::vector<OptionalTensorView>& gradients, int threads) {
-    const auto asked = std::find_if(gradients.begin(), gradients.end(),
-                                    [](const OptionalTensorView& view) { return view.has_value(); });
-    if (asked == gradients.end()) return;
-    gather_windows_backward(grad.data, map_of(grad).strides, grad.dtype, windows, (*asked)->sizes[0],
-                            grad.sizes[1], grad.sizes[2], step, gradients_of(gradients),
-                            is_channels_last(**asked), threads);
+    std::vector<TypedMap> maps;
+    maps.reserve(gradients.size());
+    for (const OptionalTensorView& view : gradients) maps.push_back(map_or_none(view));
+    gather_windows_backward(typed_map(grad), windows, step, maps, threads);
 }
 
-void cascade(int dtype, const MapArgument& encoding, const std::vector<MapArgument>& horizontals,
-             int64_t batch, const WindowsArgument& windows, const std::vector<LayerArgument>& layers,
-             const std::vector<int64_t>& convs, bool nearest, bool zeros, std::optional<double> limit,
-             Address out, const std::array<int64_t, 3>& strides, int threads) {
-    std::vector<Layer> typed;
-    for (const auto& l : layers) typed.push_back(layer_from(l));
-    kernels().refine_windows({static_cast<DType>(dtype),
-                              map_from(encoding),
-                              maps_from(horizontals),
-                              batch,
-                              windows_from(windows),
-                              typed,
-                              convs,
-                              nearest,
-                              zeros,
-                              limit.has_value(),
-                              limit.value_or(0),
-                              pointer<void>(out),
-                              {strides[0], 0, strides[1], strides[2]},
-                              threads});
+// refine_windows
+
+void refine(const TensorView& encoding, const TensorViews& horizontals, const Windows& windows,
+            TensorViews weights, std::vector<OptionalTensorView> biases, std::vector<int64_t> convs,
+            bool nearest, bool zeros, std::optional<double> limit, const TensorView& out, int threads) {
+    kernels().refine_windows({typed_map(encoding), typed_maps(horizontals), windows, std::move(weights),
+                              std::move(biases), std::move(convs), nearest, zeros, limit, out, threads});
 }
 
-void convolve(const std::array<int64_t, 3>& size, const std::vector<TypedMapArgument>& inputs,
-              const TypedMapArgument& addend, const LayerArgument& layer, bool zeros, bool relu,
-              bool upsampled, bool nearest, const TypedMapArgument& out, Address active, int threads) {
-    kernels().convolve({size[0],
-                        size[1],
-                        size[2],
-                        maps_of(inputs),
-                        map_of(addend),
-                        {},
-                        layer_from(layer),
-                        zeros,
-                        relu,
-                        upsampled,
-                        nearest,
-                        map_of(out),
-                        pointer<std::uint8_t>(active),
-                        threads});
-}
-
-void before_relu(const std::array<int64_t, 3>& size, const TypedMapArgument& grad, Address active,
-                 bool nearest, const TypedMapArgument& out, int threads) {
-    kernels().before_relu({size[0], size[1], size[2], map_of(grad), pointer<const std::uint8_t>(active),
-                           nearest, map_of(out), threads});
-}
-
-void input_gradient(const std::array<int64_t, 3>& size, const TypedMapArgument& grad,
-                    const LayerArgument& layer, bool zeros, const TypedMapArgument& relu,
-                    const TypedMapArgument& out, int threads) {
-    kernels().input_gradient({size[0], size[1], size[2], map_of(grad), layer_from(layer), zeros, map_of(relu),
-                              map_of(out), threads});
-}
-
-void weight_gradient(const std::array<int64_t, 3>& size, const TypedMapArgument& grad,
-                     const std::vector<TypedMapArgument>& inputs, bool zeros, Address weight, Address bias,
-                     int threads) {
-    kernels().weight_gradient({size[0], size[1], size[2], map_of(grad), maps_of(inputs), zeros,
-                               pointer<void>(weight), pointer<void>(bias), threads});
-}
-
-void convolve_feature(const std::array<int64_t, 3>& size, const TypedMapArgument& feature,
-                      const LayerArgument& layer, bool zeros, const TypedMapArgument& out, int threads) {
-    Convolve arguments{};
-    arguments.batch = size[0], arguments.height = size[1], arguments.width = size[2];
-    arguments.inputs.push_back(map_of(feature));
-    arguments.layer = layer_from(layer);
-    arguments.zeros = zeros;
-    arguments.out = map_of(out);
-    arguments.threads = threads;
-    kernels().convolve_feature(arguments);
-}
-
-void feature_gradient(const std::array<int64_t, 3>& size, const TypedMapArgument& grad,
-                      const LayerArgument& layer, bool zeros, const TypedMapArgument& out, int threads) {
-    kernels().feature_gradient(
-        {size[0], size[1], size[2], map_of(grad), layer_from(layer), zeros, {}, map_of(out), threads});
-}
+// encode_windows
 
 // The counts of all windows, one after another, and where each ends.
-std::pair<py::bytes, std::vector<int64_t>> encode(int dtype, const MapArgument& logits,
-                                                  const WindowsArgument& windows,
+std::pair<py::bytes, std::vector<int64_t>> encode(TensorView logits, const Windows& windows,
                                                   const std::array<int64_t, 2>& image_size,
-                                                  const std::vector<double>& vertical,
-                                                  const std::vector<double>& horizontal, double limit,
-                                                  int threads) {
+                                                  std::vector<double> vertical,
+                                                  std::vector<double> horizontal, double limit, int threads) {
+    // (windows, side, side) as maps of one channel
+    const auto& [count, height, width, _] = logits.sizes;
+    const auto& [window, row, col, __] = logits.strides;
+    const TypedMap map{{logits.data, height, width, {window, 0, row, col}}, logits.dtype, count, 1};
     std::string joined;
     std::vector<int64_t> ends;
     {
         py::gil_scoped_release release;
-        for (const std::string& counts :
-             encode_windows(static_cast<DType>(dtype), map_from(logits), windows_from(windows),
-                            {image_size[0], vertical}, {image_size[1], horizontal}, limit, threads)) {
+        const Axis rows{image_size[0], std::move(vertical)}, cols{image_size[1], std::move(horizontal)};
+        for (const std::string& counts : encode_windows(map, windows, rows, cols, limit, threads)) {
             joined += counts;
             ends.push_back(static_cast<int64_t>(joined.size()));
         }
@@ -175,21 +139,29 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
-    using release_gil = py::call_guard<py::gil_scoped_release>;
     using namespace py::literals;
+    using release_gil = py::call_guard<py::gil_scoped_release>;
     const py::kw_only named;
+    m.def("convolve_upsample", convolve_upsample, release_gil(), named, "inputs"_a, "addend"_a, "weight"_a,
+          "bias"_a, "zeros"_a, "nearest"_a, "out"_a, "active"_a, "threads"_a);
+    m.def("upsample_gradient", upsample_gradient, release_gil(), named, "grad"_a, "active"_a, "nearest"_a,
+          "out"_a, "threads"_a);
+    m.def("input_gradient", input_gradient, release_gil(), named, "grad"_a, "weight"_a, "zeros"_a, "relu"_a,
+          "out"_a, "threads"_a);
+    m.def("weight_gradient", weight_gradient, release_gil(), named, "grad"_a, "inputs"_a, "zeros"_a,
+          "weight"_a, "bias"_a, "threads"_a);
+    m.def("feature_forward", feature_forward, release_gil(), named, "feature"_a, "weight"_a, "bias"_a,
+          "zeros"_a, "out"_a, "threads"_a);
+    m.def("feature_gradient", feature_gradient, release_gil(), named, "grad"_a, "weight"_a, "zeros"_a,
+          "out"_a, "threads"_a);
     m.def("gather_windows", gather, release_gil(), named, "maps"_a, "windows"_a, "step"_a, "out"_a,
           "threads"_a);
     m.def("gather_windows_backward", gather_backward, release_gil(), named, "grad"_a, "windows"_a, "step"_a,
           "gradients"_a, "threads"_a);
-    m.def("refine_windows", cascade, release_gil());
-    m.def("convolve", convolve, release_gil());
-    m.def("before_relu", before_relu, release_gil());
-    m.def("input_gradient", input_gradient, release_gil());
-    m.def("weight_gradient", weight_gradient, release_gil());
-    m.def("convolve_feature", convolve_feature, release_gil());
-    m.def("feature_gradient", feature_gradient, release_gil());
-    m.def("encode_windows", encode);
+    m.def("refine_windows", refine, release_gil(), named, "encoding"_a, "horizontals"_a, "windows"_a,
+          "weights"_a, "biases"_a, "convs"_a, "nearest"_a, "zeros"_a, "limit"_a, "out"_a, "threads"_a);
+    m.def("encode_windows", encode, named, "logits"_a, "windows"_a, "image_size"_a, "vertical"_a,
+          "horizontal"_a, "limit"_a, "threads"_a);
     m.def("isa", [] { return kernels().isa; });
     m.def("build_info", build_info);
 }

@@ -98,16 +98,6 @@ def windows_view(image: Tensor, scale: Tensor, row: Tensor, col: Tensor) -> Wind
     return WindowsView(scale.shape[0], image.data_ptr(), scale.data_ptr(), row.data_ptr(), col.data_ptr())
 
 
-def map_of(x: Tensor) -> tuple[int, ...]:
-    """Address, height, width and strides of maps (batch, channels, height, width)."""
-    return (x.data_ptr(), x.shape[2], x.shape[3], *x.stride())
-
-
-def windows_of(*fields: Tensor) -> tuple[int, ...]:
-    """Count, then the addresses of image, scale, row and col, each contiguous."""
-    return (fields[0].shape[0], *(x.data_ptr() for x in fields))
-
-
 # gather_windows is the same for both backends. `run` is the module's function, with its last argument already given.
 
 

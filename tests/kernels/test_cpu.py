@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sharpmask_kernels import _cpu
 from sharpmask_kernels.backends import native
 from sharpmask_kernels.backends.cpu import device, encode_windows, gather_windows, refinement
 from sharpmask_kernels.backends.reference import encode_windows as encode_reference
@@ -145,6 +146,36 @@ def test_a_large_result_has_the_bits_of_small_ones(width: int, upsample: str) ->
         assert torch.equal(found[i : i + 1], alone)
 
 
+def every_other(x: Tensor) -> Tensor:
+    """The same values, 2 apart in memory along the last dimension."""
+    return x.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def turned(x: Tensor) -> Tensor:
+    """The same values, with the first two dimensions' strides swapped."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1) if x.ndim == 4 else every_other(x)
+
+
+@pytest.mark.parametrize("change", [every_other, turned, channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parameters_of_any_strides(dtype: torch.dtype, change: Callable[[Tensor], Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    randn = functools.partial(torch.randn, generator=generator)
+    maps = [randn(2, channels, 6, 9).to(dtype) for channels in (40, 3)]
+    parameters = [randn(*shape).to(dtype) for shape in ((5, 40, 3, 3), (5,), (4, 8, 3, 3), (4,))]
+    strided = [change(x) if x.ndim == 4 or change is not channels_last else x for x in parameters]
+    needs = [True] * 6
+
+    def both_ways(skip_weight: Tensor, skip_bias: Tensor, merge_weight: Tensor, merge_bias: Tensor) -> list[Tensor]:
+        arguments = (*maps, skip_weight, skip_bias, merge_weight, merge_bias, "bilinear", "replicate", True)
+        out, skip, active = refinement.refine(*arguments)
+        saved = (active, skip, *maps, skip_weight, merge_weight)
+        return [out, *refinement.refine_backward(out, *saved, "bilinear", "replicate", False, needs)]
+
+    for found, expected in zip(both_ways(*strided), both_ways(*parameters), strict=True):
+        assert torch.equal(found, expected)
+
+
 def in_child(results: Any) -> None:
     torch.set_num_threads(1)
     results.put([x.double().sum().item() for x in both_ways(torch.float32, torch.contiguous_format)])
@@ -209,6 +240,38 @@ def test_what_it_refuses() -> None:
     assert "on backend 'cpu', got torch.float8_e5m2" in str(
         device.BACKEND.refusal(torch.device("cpu"), torch.float8_e5m2)
     )
+
+
+# Arguments that the backend never gives.
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        None,
+        1,
+        (0, 2, (1, 1, 1, 1)),
+        (0, 2, (1, 1, 1, 1), (1, 1, 1)),
+        (0, 2, (1,) * 5, (1,) * 5),
+        (0, 2, [1, 1, 1, 1], (1, 1, 1, 1)),
+        (0, 5, (1, 1, 1, 1), (1, 1, 1, 1)),
+        (0, -1, (1, 1, 1, 1), (1, 1, 1, 1)),
+        (-1, 2, (1, 1, 1, 1), (1, 1, 1, 1)),
+        (0, 2, (1, 1, 1, 2**63), (1, 1, 1, 1)),
+        (0, 2, (1, 1, 1, "1"), (1, 1, 1, 1)),
+    ],
+    ids=str,
+)
+def test_what_is_no_view_of_a_tensor_is_refused(view: Any) -> None:
+    weight = native.view(torch.zeros(1, 1, 3, 3))
+    out = native.view(torch.zeros(1, 1, 1, 1))
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        _cpu.feature_forward(feature=view, weight=weight, bias=None, zeros=True, out=out, threads=1)
+
+
+def test_the_compiled_functions_take_names_only() -> None:
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        _cpu.gather_windows([], native.WindowsView(0, 0, 0, 0, 0), 1, None, 1)  # type: ignore[misc, arg-type]
 
 
 # The choice of an instruction set. It is made once for a process.

@@ -3,8 +3,9 @@
 #include <cmath>
 #include <limits>
 
-#include "conv3x3.h"
+#include "kernels.h"
 #include "maps.h"
+#include "planes.h"
 
 namespace sharpmask::SHARPMASK_ISA {
 namespace {
@@ -19,9 +20,8 @@ V lerp(V low, V high, T fraction) {
 template <class T>
 class Sampler final : public ColumnSampler {
   public:
-    Sampler(DType dtype, const Map& logits, double limit)
-        : dtype_(dtype),
-          logits_(logits),
+    Sampler(const TypedMap& logits, double limit)
+        : logits_(logits),
           side_(logits.height),
           row_(round_up<T>(side_)),
           limit_(limit),
@@ -30,7 +30,7 @@ class Sampler final : public ColumnSampler {
     void start(int64_t window, const Samples& vertical) override {
         vertical_ = &vertical;
         for (int64_t y = 0; y < side_; ++y)
-            read_row(dtype_, logits_, window, y, 0, 1, side_, window_.get() + y * row_, 0);
+            read_row(logits_, window, y, 0, 1, side_, window_.get() + y * row_, 0);
         set_bounds();
         const int64_t length = (vertical.count() + 63) / 64 * 64;
         if (length > length_) {
@@ -63,8 +63,7 @@ class Sampler final : public ColumnSampler {
     }
 
   private:
-    const DType dtype_;
-    const Map& logits_;
+    const TypedMap& logits_;
     const int64_t side_, row_;
     const double limit_;
     const Samples* vertical_ = nullptr;
@@ -84,11 +83,12 @@ class Sampler final : public ColumnSampler {
         }
         double largest = std::abs(limit_);
         for (int i = 0; i < lanes<T>; ++i) largest = std::max<double>(largest, most[i]);
-        // Each of some ten operations rounds by half an epsilon.
-        const double margin = 8 * static_cast<double>(std::numeric_limits<T>::epsilon()) * largest;
+        // A sample takes some ten operations, each of which rounds by half an epsilon.
+        constexpr double epsilons = 8, no_overflow = 1e30;
+        const double margin = epsilons * static_cast<double>(std::numeric_limits<T>::epsilon()) * largest;
         surely_ = static_cast<T>(limit_ + margin);
         maybe_ = static_cast<T>(limit_ - margin);
-        all_open_ = !(largest < 1e30);  // infinity times 0 is NaN, and rounding makes zeros
+        all_open_ = !(largest < no_overflow);  // infinity times 0 is NaN, and rounding makes zeros
     }
 
     // A column of logits, sampled at the vertical pixels.
@@ -126,9 +126,9 @@ class Sampler final : public ColumnSampler {
 
 }  // namespace
 
-std::unique_ptr<ColumnSampler> column_sampler(DType dtype, const Map& logits, double limit) {
-    if (dtype == DType::float64) return std::make_unique<Sampler<double>>(dtype, logits, limit);
-    return std::make_unique<Sampler<float>>(dtype, logits, limit);
+std::unique_ptr<ColumnSampler> column_sampler(const TypedMap& logits, double limit) {
+    if (logits.dtype == DType::float64) return std::make_unique<Sampler<double>>(logits, limit);
+    return std::make_unique<Sampler<float>>(logits, limit);
 }
 
 }  // namespace sharpmask::SHARPMASK_ISA

@@ -1,122 +1,25 @@
 // 3x3 convolutions, row by row, on planes that lie in a core's cache.
-//
-// A convolution after a x2 upsample is a convolution before it: conv(up2(x), w) = pixel_shuffle(conv(x, W),
-// 2) with composite weights W of four phases (a, b), W[o, (a, b), i] = sum_kl w[o, i, k, l] U[a, k] (x) U[b,
-// l], where U[a, k] says which cells of x the upsampled row 2y + a + k - 1 is made of. x goes on beyond its
-// border by clamping. That is exact for "replicate"; for "zeros" the taps beyond the upsampled border are
-// left out of W, so that the first and the last row and column have weights of their own.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
-#include <new>
 
+#include "composite.h"
+#include "planes.h"
 #include "vector.h"
 
 namespace sharpmask::SHARPMASK_ISA {
-
-// Zeroed memory that starts on a cache line.
-template <class T>
-class Buffer {
-  public:
-    Buffer() = default;
-    explicit Buffer(int64_t count)
-        : data_(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64}))) {
-        std::memset(static_cast<void*>(data_), 0, count * sizeof(T));
-    }
-    Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
-    Buffer& operator=(Buffer&& other) noexcept {
-        std::swap(data_, other.data_);
-        return *this;
-    }
-    ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
-    T* get() const { return data_; }
-
-  private:
-    T* data_ = nullptr;
-};
-
-// Channels of height x width cells with a border of one cell around: one plane after another, whose rows have
-// room for whole vectors, or all channels of a pixel side by side.
-template <class T>
-struct Planes {
-    int64_t channels = 0, height = 0, width = 0;
-    bool by_pixel = false;
-    int64_t col = 0, stride = 0, plane = 0;  // from a cell to the next one's, row's, channel's
-    Buffer<T> memory;
-
-    Planes() = default;
-    Planes(int64_t channels, int64_t height, int64_t width, bool by_pixel = false)
-        : channels(channels),
-          height(height),
-          width(width),
-          by_pixel(by_pixel),
-          col(by_pixel ? channels : 1),
-          stride(by_pixel ? (width + 2) * channels : round_up<T>(width) + lanes<T>),
-          plane(by_pixel ? 1 : (height + 2) * stride),
-          memory(by_pixel ? (height + 2) * stride : channels * plane) {}
-
-    T* row(int64_t channel, int64_t y) const {
-        return memory.get() + channel * plane + (y + 1) * stride + col;
-    }
-
-    void fill_border(bool clamped) const {
-        for (int64_t y = 0; y < height; ++y) {
-            for (int64_t c = 0; c < channels; ++c) {
-                T *begin = row(c, y), *end = begin + width * col;
-                begin[-col] = clamped ? begin[0] : T{0};
-                *end = clamped ? end[-col] : T{0};
-            }
-        }
-        if (!clamped) return;  // the rows above and below were never written
-        for (int64_t c = 0; c < (by_pixel ? 1 : channels); ++c) {
-            std::memcpy(row(c, -1) - col, row(c, 0) - col, (width + 2) * col * sizeof(T));
-            std::memcpy(row(c, height) - col, row(c, height - 1) - col, (width + 2) * col * sizeof(T));
-        }
-    }
-};
-
-// Where a cell lies on its axis; a single cell is both the first and the last.
-constexpr int inner = 0, first = 1, last = 2;
-
-constexpr int place(int64_t i, int64_t length) {
-    return (i == 0 ? first : inner) | (i == length - 1 ? last : inner);
-}
-
-struct Taps {  // U[phase][tap][cell of the low resolution]
-    double u[2][3][3];
-};
-
-inline Taps upsampling_taps(bool nearest, int where) {
-    constexpr double n[2][3][3] = {{{1, 0, 0}, {0, 1, 0}, {0, 1, 0}}, {{0, 1, 0}, {0, 1, 0}, {0, 0, 1}}};
-    constexpr double b[2][3][3] = {{{.75, .25, 0}, {.25, .75, 0}, {0, .75, .25}},
-                                   {{.25, .75, 0}, {0, .75, .25}, {0, .25, .75}}};
-    Taps taps;
-    std::memcpy(taps.u, nearest ? n : b, sizeof taps.u);
-    if (where & first) std::memset(taps.u[0][0], 0, sizeof taps.u[0][0]);
-    if (where & last) std::memset(taps.u[1][2], 0, sizeof taps.u[1][2]);
-    return taps;
-}
-
-// What three weights, `step` apart, make of a cell on one axis. A weight that is not finite spreads no
-// further than it must.
-template <class T>
-double seen(const T* weights, int step, const double (&taps)[3][3], int cell) {
-    double sum = 0;
-    for (int k = 0; k < 3; ++k) {
-        if (taps[k][cell] != 0) sum += weights[k * step] * taps[k][cell];
-    }
-    return sum;
-}
 
 // One convolution and how it is vectorised: along x, with each weight broadcast, or over the outputs, with
 // each input broadcast.
 template <class T>
 class Conv3x3 {
   public:
+    // `weight` (outputs, inputs, 3, 3), `bias` (outputs) or null for zeros; neither is needed afterwards.
+    // `upsampled`: the input is upsampled first, by composite weights; only then do `nearest` and `zeros`
+    // matter, as else the borders of the cells say how they are padded.
     Conv3x3(const T* weight, const T* bias, int64_t inputs, int64_t outputs, int64_t height, int64_t width,
-            bool upsampled, bool nearest, bool zeros);
+            bool upsampled = false, bool nearest = false, bool zeros = false);
 
     int64_t inputs, outputs;  // outputs of one phase
     int64_t height, width;    // of the input
@@ -129,20 +32,20 @@ class Conv3x3 {
     int64_t tile_size() const { return along_x ? 1 : row_length() * rows; }
 
     // Row `y` of the output: all of out[phase * outputs + o], each row_length() long. `from` points at the
-    // left border cells of rows y - 1, y, y + 1 of the first channel, the next one's being `plane` further
-    // on.
+    // left border cells of rows y - 1, y, y + 1 of the first channel; those of the next channel are `plane`
+    // further on.
     void row(const T* const (&from)[3], int64_t plane, int64_t y, T* out, T* tile) const {
         part_of_row(from, plane, y, 0, inputs, out, tile);
     }
 
-    // The share of the inputs [begin, end), which `from` begins with; the shares of those before are in
-    // `out`. (Where outputs are vectorised over, they are in `tile`, which must be left alone until the last
-    // share.)
+    // Adds the share of the inputs [begin, end), which `from` begins with, to that of the inputs before them,
+    // which is in `out`. (Where outputs are vectorised over, it is in `tile`, which must be left alone until
+    // the last share.)
     void part_of_row(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end, T* out,
                      T* tile) const;
 
-    // Where outputs are vectorised over: the same with the outputs of a pixel side by side, tile[x * rows +
-    // phase * outputs + o], from cells that are `col` apart.
+    // Where outputs are vectorised over: the same with the outputs of a pixel side by side,
+    // tile[x * rows + phase * outputs + o], from cells that are `col` apart.
     void part_of_pixels(const T* const (&from)[3], int64_t col, int64_t plane, int64_t y, int64_t begin,
                         int64_t end, T* tile) const;
 
@@ -151,70 +54,46 @@ class Conv3x3 {
     int64_t set_;  // the size of one set of weights
     Buffer<T> weights_, bias_;
 
-    // The weights for rows at the place `vertical`, columns (or vectors of columns) at `horizontal`.
+    // The weights of the cells that touch these borders; along x, of the vectors of cells that do.
     T* weights(int vertical, int horizontal) const {
-        return weights_.get() + (bordered_ ? vertical * 4 + horizontal : 0) * set_;
+        return weights_.get() + (bordered_ ? vertical * border_kinds + horizontal : 0) * set_;
     }
-    void compose(const T* weight, bool nearest, int vertical, int horizontal, T* to, int64_t step) const;
-    void build(const T* weight, bool nearest);
+    void pack_set(const T* weight, bool nearest, int vertical, int horizontal, T* to, int64_t step) const;
+    void pack_all(const T* weight, bool nearest);
     void part_along_x(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end,
                       T* out) const;
 };
 
-// `to`[(i, ky, kx, phase, o) * step] of the convolution, upsampled or not.
+// The weights of cells that touch these borders, `step` apart.
 template <class T>
-void Conv3x3<T>::compose(const T* weight, bool nearest, int vertical, int horizontal, T* to,
-                         int64_t step) const {
-    if (!upsampled) {
-        for (int64_t i = 0; i < inputs; ++i) {
-            for (int tap = 0; tap < 9; ++tap) {
-                for (int64_t o = 0; o < outputs; ++o) {
-                    to[((i * 9 + tap) * rows + o) * step] = weight[(o * inputs + i) * 9 + tap];
-                }
-            }
-        }
-        return;
-    }
-    const Taps above = upsampling_taps(nearest, vertical), beside = upsampling_taps(nearest, horizontal);
-    for (int64_t i = 0; i < inputs; ++i) {
-        for (int64_t o = 0; o < outputs; ++o) {
-            const T* w = weight + (o * inputs + i) * 9;
-            double across[3][2][3];  // of every row of taps, phase and cell
-            for (int row = 0; row < 3; ++row) {
-                for (int b = 0; b < 2; ++b) {
-                    for (int x = 0; x < 3; ++x) across[row][b][x] = seen(w + row * 3, 1, beside.u[b], x);
-                }
-            }
-            for (int phase = 0; phase < 4; ++phase) {
-                for (int tap = 0; tap < 9; ++tap) {
-                    const double sum = seen(&across[0][phase % 2][tap % 3], 6, above.u[phase / 2], tap / 3);
-                    to[((i * 9 + tap) * rows + phase * outputs + o) * step] = static_cast<T>(sum);
-                }
-            }
-        }
-    }
+void Conv3x3<T>::pack_set(const T* weight, bool nearest, int vertical, int horizontal, T* to,
+                          int64_t step) const {
+    const PackedWeights<T> packed{to, rows, step};
+    if (!upsampled) return pack(weight, inputs, outputs, packed);
+    pack_composite(weight, inputs, outputs, upsampling_taps(nearest, vertical),
+                   upsampling_taps(nearest, horizontal), packed);
 }
 
 // Every set of weights that some cell needs.
 template <class T>
-void Conv3x3<T>::build(const T* weight, bool nearest) {
+void Conv3x3<T>::pack_all(const T* weight, bool nearest) {
     const int step = bordered_ && along_x ? lanes<T> : 1;
-    for (int vertical = 0; vertical < (bordered_ ? 4 : 1); ++vertical) {
-        // A row is at both ends if it is the only one; inner ones need a third.
-        const bool occurs = vertical == (first | last) ? height == 1 : height >= (vertical == inner ? 3 : 2);
-        if (bordered_ && !occurs) continue;
-        for (int horizontal = 0; horizontal < (bordered_ ? 4 : 1); ++horizontal) {
+    const int kinds = bordered_ ? border_kinds : 1;
+    for (int vertical = 0; vertical < kinds; ++vertical) {
+        if (bordered_ && !borders_occur(vertical, height)) continue;
+        for (int horizontal = 0; horizontal < kinds; ++horizontal) {
             T* to = weights(vertical, horizontal);
             if (step == 1) {
-                compose(weight, nearest, vertical, horizontal, to, 1);
+                pack_set(weight, nearest, vertical, horizontal, to, 1);
                 continue;
             }
-            // A vector at both ends, or at one, or at none: its columns' weights lane by lane.
+            // A vector touches both borders, or one, or none. Each of its lanes is a column and has weights
+            // of its own.
             for (int lane = 0; lane < lanes<T>; ++lane) {
                 const int64_t end = (width - 1) % lanes<T>;
-                const int column = (horizontal & first && lane == 0 ? first : inner) |
-                                   (horizontal & last && lane == end ? last : inner);
-                compose(weight, nearest, vertical, column, to + lane, step);
+                const int column = (lane == 0 ? horizontal & low_border : no_border) |
+                                   (lane == end ? horizontal & high_border : no_border);
+                pack_set(weight, nearest, vertical, column, to + lane, step);
             }
         }
     }
@@ -234,13 +113,13 @@ Conv3x3<T>::Conv3x3(const T* weight, const T* bias, int64_t inputs, int64_t outp
     along_x = double(width) / round_up<T>(width) * used / blocked >= over_outputs;
     rows = along_x ? blocked : round_up<T>(used);
     set_ = inputs * 9 * rows * (along_x && bordered_ ? lanes<T> : 1);
-    weights_ = Buffer<T>(set_ * (bordered_ ? 16 : 1));
+    weights_ = Buffer<T>(set_ * (bordered_ ? border_kinds * border_kinds : 1));
     bias_ = Buffer<T>(rows);
     for (int64_t i = 0; i < used && bias != nullptr; ++i) bias_.get()[i] = bias[i % outputs];
-    build(weight, nearest);
+    pack_all(weight, nearest);
 }
 
-// Along x: O outputs of V vectors of pixels. Weights are one a lane, or one for all lanes.
+// Along x: O outputs of V vectors of pixels. PerLane: each lane has a weight of its own, else all share one.
 template <class T, int O, int V, bool PerLane>
 void accumulate_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs,
                         const T* const (&weights)[V], int64_t step, const T* bias, bool fresh, T* out,
@@ -327,8 +206,8 @@ void accumulate_over_outputs(const T* const (&from)[3], int64_t col, int64_t pla
     }
 }
 
-// Vectors [v, end) of a row in blocks of V, then of fewer; never a single one if that can be, as its few sums
-// wait for each other.
+// Vectors [v, end) of a row in blocks of V, then of fewer. A block of one vector is avoided where possible:
+// it has few sums, and each waits for the one before it.
 template <class T, int O, int V, bool PerLane, class WeightsAt>
 void blocks_along_x(const T* const (&from)[3], int64_t plane, int64_t inputs, const WeightsAt& weights_at,
                     int64_t step, const T* bias, bool fresh, T* out, int64_t out_stride, int64_t v,
@@ -364,9 +243,9 @@ void blocks_over_outputs(const T* const (&from)[3], int64_t col, int64_t plane, 
 template <class T>
 void Conv3x3<T>::part_of_pixels(const T* const (&from)[3], int64_t col, int64_t plane, int64_t y,
                                 int64_t begin, int64_t end, T* tile) const {
-    const int vertical = place(y, height);
+    const int vertical = borders_at(y, height);
     const auto columns = [&](int64_t first_x, int64_t end_x) {
-        const T* w = weights(vertical, place(first_x, width)) + begin * 9 * rows;
+        const T* w = weights(vertical, borders_at(first_x, width)) + begin * 9 * rows;
         int64_t o = 0;
         const auto run = [&](auto pixels, auto vectors) {
             constexpr int P = pixels, V = vectors;
@@ -408,10 +287,10 @@ template <class T>
 void Conv3x3<T>::part_along_x(const T* const (&from)[3], int64_t plane, int64_t y, int64_t begin, int64_t end,
                               T* out) const {
     const int64_t vectors = row_length() / lanes<T>;
-    const int vertical = place(y, height);
+    const int vertical = borders_at(y, height);
     const auto weights_at = [&](int64_t o, int64_t scale) {
         return [this, vertical, vectors, at = (begin * 9 * rows + o) * scale](int64_t v) {
-            return weights(vertical, place(v, vectors)) + at;
+            return weights(vertical, borders_at(v, vectors)) + at;
         };
     };
     int64_t o = 0;

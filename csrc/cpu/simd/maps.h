@@ -1,21 +1,55 @@
-// Reading maps of any dtype and strides into rows of fp32 (fp64 for fp64).
+// Maps of any dtype and strides, read into rows of fp32 (fp64 for fp64 maps) and written from them.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
+#include <vector>
 
 #include "../../common/half.h"
-#include "../../common/maps.h"
+#include "../typed_map.h"
+#include "planes.h"
 #include "vector.h"
 
 namespace sharpmask::SHARPMASK_ISA {
 
-constexpr int64_t size_of(DType dtype) {
-    return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+// Calls run(T{}) for the type T that maps of this dtype are computed in.
+template <class Run>
+void in_precision_of(DType dtype, const Run& run) {
+    dtype == DType::float64 ? run(double{}) : run(float{});
 }
 
-// The first `count` lanes, others 0.
+// Calls body(pointer of the dtype's type) for memory whose values are computed with in T.
+template <class T, class Body>
+void with_pointer(DType dtype, const void* data, const Body& body) {
+    if constexpr (std::is_same_v<T, double>) {
+        body(static_cast<const double*>(data));
+    } else if (dtype == DType::float16) {
+        body(static_cast<const Half*>(data));
+    } else if (dtype == DType::bfloat16) {
+        body(static_cast<const BFloat16*>(data));
+    } else {
+        body(static_cast<const float*>(data));
+    }
+}
+
+// The same for memory that is written.
+template <class T, class Body>
+void with_pointer(DType dtype, void* data, const Body& body) {
+    with_pointer<T>(dtype, static_cast<const void*>(data), [&](auto* from) {
+        body(const_cast<std::remove_const_t<std::remove_pointer_t<decltype(from)>>*>(from));
+    });
+}
+
+// The map without the channels before `channel`.
+inline TypedMap from_channel(const TypedMap& map, int64_t channel) {
+    TypedMap part = map;
+    part.data = static_cast<const char*>(map.data) + channel * map.strides.channel * bytes_of(map.dtype);
+    part.channels -= channel;
+    return part;
+}
+
+// Loads the first `count` lanes; the others are 0.
 template <class T, class From>
 Vector<T> load_some(const From* from, int64_t count) {
     if (std::is_same_v<T, From> && count >= lanes<T>) return load(reinterpret_cast<const T*>(from));
@@ -24,7 +58,7 @@ Vector<T> load_some(const From* from, int64_t count) {
     return load(all);
 }
 
-// `Channels` channels, a power of 2, of which those of a cell lie side by side, and the cells `col` apart.
+// Reads `Channels` channels, a power of 2, that lie side by side in a cell. Cells are `col` apart.
 template <int Channels, class T, class From>
 void read_side_by_side(const From* from, int64_t col, int64_t width, T* to, int64_t to_stride) {
     for (int64_t x = 0; x < width; x += lanes<T>, from += lanes<T> * col) {
@@ -73,21 +107,14 @@ void read_typed(const From* from, const Strides& s, int64_t channels, int64_t wi
     }
 }
 
-// Row `y` of an image from column `x` on: to[channel * to_stride + column].
+// Row `y` of an image from column `x` on, of the first `channels` channels: to[channel * to_stride + column].
 template <class T>
-void read_row(DType dtype, const Map& map, int64_t image, int64_t y, int64_t x, int64_t channels,
-              int64_t width, T* to, int64_t to_stride) {
+void read_row(const TypedMap& map, int64_t image, int64_t y, int64_t x, int64_t channels, int64_t width,
+              T* to, int64_t to_stride) {
     const Strides& s = map.strides;
     const int64_t offset = image * s.batch + y * s.row + x * s.col;
-    if constexpr (std::is_same_v<T, double>) {
-        read_typed(static_cast<const double*>(map.data) + offset, s, channels, width, to, to_stride);
-    } else if (dtype == DType::float16) {
-        read_typed(static_cast<const Half*>(map.data) + offset, s, channels, width, to, to_stride);
-    } else if (dtype == DType::bfloat16) {
-        read_typed(static_cast<const BFloat16*>(map.data) + offset, s, channels, width, to, to_stride);
-    } else {
-        read_typed(static_cast<const float*>(map.data) + offset, s, channels, width, to, to_stride);
-    }
+    with_pointer<T>(map.dtype, map.data,
+                    [&](const auto* from) { read_typed(from + offset, s, channels, width, to, to_stride); });
 }
 
 template <int Channels, class To, class T>
@@ -147,34 +174,73 @@ void write_typed(To* to, const Strides& s, int64_t channels, int64_t width, cons
 // As read_row, but with the channels of a cell side by side: to[column * channels + channel]. `scratch` has
 // room for as much in whole vectors.
 template <class T>
-void read_pixels(DType dtype, const Map& map, int64_t image, int64_t y, int64_t x, int64_t channels,
-                 int64_t width, T* to, T* scratch) {
+void read_pixels(const TypedMap& map, int64_t image, int64_t y, int64_t x, int64_t channels, int64_t width,
+                 T* to, T* scratch) {
     if (map.strides.channel == 1 && map.strides.col == channels) {
-        Map dense = map;
+        TypedMap dense = map;
         dense.strides.col = 1;
-        return read_row(dtype, dense, image, y, x * channels, 1, width * channels, to, 0);
+        return read_row(dense, image, y, x * channels, 1, width * channels, to, 0);
     }
     const int64_t stride = round_up<T>(width);
-    read_row(dtype, map, image, y, x, channels, width, scratch, stride);
+    read_row(map, image, y, x, channels, width, scratch, stride);
     write_typed(to, Strides{0, 1, 0, channels}, channels, width, scratch, stride);
 }
 
 // The opposite of read_row, of a whole row.
 template <class T>
-void write_row(DType dtype, const Map& map, int64_t image, int64_t y, int64_t channels, int64_t width,
-               const T* from, int64_t from_stride) {
+void write_row(const TypedMap& map, int64_t image, int64_t y, int64_t channels, int64_t width, const T* from,
+               int64_t from_stride) {
     const Strides& s = map.strides;
     const int64_t offset = image * s.batch + y * s.row;
-    void* data = const_cast<void*>(map.data);
-    if constexpr (std::is_same_v<T, double>) {
-        write_typed(static_cast<double*>(data) + offset, s, channels, width, from, from_stride);
-    } else if (dtype == DType::float16) {
-        write_typed(static_cast<Half*>(data) + offset, s, channels, width, from, from_stride);
-    } else if (dtype == DType::bfloat16) {
-        write_typed(static_cast<BFloat16*>(data) + offset, s, channels, width, from, from_stride);
-    } else {
-        write_typed(static_cast<float*>(data) + offset, s, channels, width, from, from_stride);
-    }
+    with_pointer<T>(map.dtype, const_cast<void*>(map.data),
+                    [&](auto* to) { write_typed(to + offset, s, channels, width, from, from_stride); });
 }
+
+inline int64_t joined_channels(const std::vector<TypedMap>& maps) {
+    int64_t sum = 0;
+    for (const TypedMap& m : maps) sum += m.channels;
+    return sum;
+}
+
+// Some maps whose channels are joined, padded for a convolution.
+template <class T>
+struct JoinedMaps {
+    const std::vector<TypedMap>& maps;
+    bool zeros;
+
+    // Reads channels [begin, end) of the rows [top - 1, bottom + 1). `to` begins with channel `begin`, row
+    // top - 1.
+    void read(int64_t image, int64_t begin, int64_t end, int64_t top, int64_t bottom,
+              const Planes<T>& to) const {
+        int64_t first = 0, done = 0;  // channels of the maps before, channels read
+        for (const TypedMap& m : maps) {
+            const int64_t from = std::max(begin, first) - first;
+            const int64_t count = std::min(end, first + m.channels) - first - from;
+            if (count > 0) {
+                const TypedMap part = from_channel(m, from);
+                for (int64_t y = top - 1; y <= bottom; ++y)
+                    read_padded_row(part, image, count, y, to.row(done, y - top), to);
+                done += count;
+            }
+            first += m.channels;
+        }
+    }
+
+  private:
+    void read_padded_row(const TypedMap& map, int64_t image, int64_t count, int64_t y, T* cells,
+                         const Planes<T>& to) const {
+        const int64_t width = map.width;
+        const bool beyond = y < 0 || y >= map.height;
+        if (!beyond || !zeros) {
+            const int64_t nearest = std::clamp<int64_t>(y, 0, map.height - 1);
+            read_row(map, image, nearest, 0, count, width, cells, to.plane);
+        }
+        for (int64_t c = 0; c < count; ++c, cells += to.plane) {
+            if (beyond && zeros) std::fill_n(cells, width, T{0});
+            cells[-1] = zeros ? T{0} : cells[0];
+            cells[width] = zeros ? T{0} : cells[width - 1];
+        }
+    }
+};
 
 }  // namespace sharpmask::SHARPMASK_ISA

@@ -9,14 +9,16 @@
 
 namespace sharpmask::SHARPMASK_ISA {
 
-// A block has 12 x 2 or 4 x 3 vectors of sums, as 32 or 16 registers hold.
+constexpr int64_t depth_at_once = 256;  // of a product: its operands stay in the first cache
+
+// A block has 12 x 2 or 4 x 3 vectors of sums: what 32 or 16 registers hold beside the operands.
 constexpr int block_rows = vector_registers == 32 ? 12 : 4;
 constexpr int block_vectors = vector_registers == 32 ? 2 : 3;
 
 template <class T>
 constexpr int block_columns = block_vectors * lanes<T>;
 
-// What `a` has room for: whole blocks of `block_rows`, then of 4.
+// The rows that `a` and `c` must have room for: blocks of `block_rows` rows are followed by blocks of 4.
 constexpr int64_t room_for_rows(int64_t rows) { return (rows + 3) / 4 * 4; }
 
 template <class T>
@@ -24,8 +26,8 @@ constexpr int64_t room_for_columns(int64_t columns) {
     return (columns + block_columns<T> - 1) / block_columns<T> * block_columns<T>;
 }
 
-// What is to be read soon, fetched line by line of the cache while others are multiplied: stretches of
-// memory, each `rows` times, `step` bytes apart.
+// Memory that is read soon. It is fetched into the cache, one line after another, during a multiplication of
+// other data. It consists of stretches, each of which is repeated in `rows` rows that are `step` bytes apart.
 class Ahead {
   public:
     Ahead() = default;
@@ -49,7 +51,7 @@ class Ahead {
     }
 
   private:
-    static constexpr int most = 32;
+    static constexpr int most = 32;  // what is beyond is not fetched
     const char* lines_[most];
     const char* next_ = nullptr;
     int count_ = 0, line_ = 0;
@@ -85,8 +87,8 @@ void multiply_block(int64_t depth, const T* a, int64_t a_step, const T* b, int64
     }
 }
 
-// c[row][column] = sum_k a[k][row] b[k][column] for block_columns<T> columns, added to c unless `fresh`. All
-// three have room for whole blocks.
+// c[row][column] = sum_k a[k][row] b[k][column] for block_columns<T> columns; it is added to c unless
+// `fresh`. All three must have room for whole blocks.
 template <class T>
 void multiply(int64_t rows, int64_t depth, const T* a, int64_t a_step, const T* b, int64_t b_step, bool fresh,
               T* c, int64_t c_step, Ahead& ahead) {
@@ -113,7 +115,7 @@ void copy_matrix(const From* from, int64_t row, int64_t column, int64_t rows, in
                 for (int64_t c = 0; c < columns; ++c) to[r * to_step + c] = widen(from[r * row + c]);
             }
         }
-    } else if (row == 1) {  // square after square is transposed
+    } else if (row == 1) {  // transposed square by square
         for (int64_t c = 0; c < columns; c += n) {
             for (int64_t r = 0; r < rows; r += n) {
                 Vector<T> square[n];

@@ -1,5 +1,6 @@
 #include "../refine_windows.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -7,14 +8,17 @@
 
 #include "../parallel.h"
 #include "conv3x3.h"
+#include "kernels.h"
 #include "maps.h"
+#include "parameters.h"
 
 namespace sharpmask::SHARPMASK_ISA {
 namespace {
 
-// What happens to the rows of a convolution.
+// What follows a convolution.
 enum class Then { relu, add_horizontal_and_relu, output };
 
+// One convolution of the top-down pass.
 template <class T>
 struct Step {
     Conv3x3<T> conv;
@@ -22,18 +26,17 @@ struct Step {
     int64_t stage;
 };
 
-// The steps of the cascade. Every stage but the first starts at the resolution before the x2 upsample of the
-// one before it, as its weights are composite: no upsampled map exists.
+// The steps of the top-down pass. Each stage but the first starts with a convolution of composite weights,
+// which reads the map that the stage before it has not upsampled: no upsampled map is ever made.
 template <class T>
 std::unique_ptr<std::unique_ptr<Step<T>>[]> plan(const RefineWindows& a) {
-    auto steps = std::make_unique<std::unique_ptr<Step<T>>[]>(a.layers.size());
+    auto steps = std::make_unique<std::unique_ptr<Step<T>>[]>(a.weights.size());
     int64_t size = a.encoding.height, index = 0;
     const auto add = [&](Then then, int64_t stage, bool upsampled) {
-        const Layer& layer = a.layers[index];
-        steps[index++] = std::unique_ptr<Step<T>>(
-            new Step<T>{Conv3x3<T>(static_cast<const T*>(layer.weight), static_cast<const T*>(layer.bias),
-                                   layer.inputs, layer.outputs, size, size, upsampled, a.nearest, a.zeros),
-                        then, stage});
+        const TensorView& weight = a.weights[index];
+        Conv3x3<T> conv(Dense<T>(weight).get(), dense_or_null<T>(a.biases[index]).get(), weight.sizes[1],
+                        weight.sizes[0], size, size, upsampled, a.nearest, a.zeros);
+        steps[index++] = std::unique_ptr<Step<T>>(new Step<T>{std::move(conv), then, stage});
         if (upsampled) size *= 2;
     };
     const auto stages = static_cast<int64_t>(a.convs.size());
@@ -54,13 +57,14 @@ T not_above(double limit) {
     return rounded > limit ? std::nextafter(rounded, -std::numeric_limits<T>::infinity()) : rounded;
 }
 
-// A convolution that is vectorised along x reads and writes one plane of cells after another; one that is
-// vectorised over its outputs has the channels of a pixel side by side.
+// Takes one window after another through the top-down pass. A convolution that is vectorised along x reads
+// and writes one plane of cells after another. One that is vectorised over its outputs reads and writes the
+// channels of a pixel side by side.
 template <class T>
-class Cascade {
+class TopDownPass {
   public:
-    Cascade(const RefineWindows& arguments, const std::unique_ptr<Step<T>>* steps)
-        : a_(arguments), steps_(steps), count_(static_cast<int64_t>(arguments.layers.size())) {
+    TopDownPass(const RefineWindows& arguments, const std::unique_ptr<Step<T>>* steps)
+        : a_(arguments), steps_(steps), count_(static_cast<int64_t>(arguments.weights.size())) {
         inputs_ = std::make_unique<Planes<T>[]>(count_);
         int64_t row = 1;
         for (int64_t i = 0; i < count_; ++i) {
@@ -69,12 +73,12 @@ class Cascade {
             row = std::max({row, conv.rows * conv.row_length(), conv.inputs * conv.row_length()});
         }
         out_ = Buffer<T>(row);
-        scratch_ = Buffer<T>(row + 64);  // output_bits reads 64 at a time
+        scratch_ = Buffer<T>(row + bits_at_once);
         horizontal_ = Buffer<T>(row);
-        limit_ = not_above<T>(a_.limit);
+        limit_ = not_above<T>(a_.limit.value_or(0));
     }
 
-    // `upcoming` is the window that this thread refines next: what it reads is fetched meanwhile.
+    // `upcoming` is the window that this thread refines next: the maps that it reads are fetched meanwhile.
     void refine(int64_t window, int64_t upcoming) const {
         read_encoding(window);
         for (int64_t i = 0; i < count_; ++i) {
@@ -129,40 +133,40 @@ class Cascade {
         const Planes<T>& to = inputs_[0];
         for (int64_t y = 0; y < to.height; ++y) {
             if (to.by_pixel) {
-                read_pixels(a_.dtype, a_.encoding, window, y, 0, to.channels, to.width, to.row(0, y),
-                            scratch_.get());
+                read_pixels(a_.encoding, window, y, 0, to.channels, to.width, to.row(0, y), scratch_.get());
             } else {
-                read_row(a_.dtype, a_.encoding, window, y, 0, to.channels, to.width, to.row(0, y), to.plane);
+                read_row(a_.encoding, window, y, 0, to.channels, to.width, to.row(0, y), to.plane);
             }
         }
     }
 
-    static constexpr Map none{};
+    static constexpr TypedMap none{};
 
-    // Where a window lies on one of its horizontal maps; a map of no rows where it has none.
+    // Where a window lies on one of its horizontal maps. `none`, of no rows, if its scale or image is out of
+    // range.
     struct Place {
-        const Map* map = &none;
+        const TypedMap* map = &none;
         int64_t image = 0, top = 0, left = 0;
-        Span cols{0, 0};  // of the window, that lie on the map
+        Span cols{0, 0};  // those of the window that lie on the map
     };
 
     Place place(int64_t window, int64_t stage, int64_t width) const {
         const auto stages = static_cast<int64_t>(a_.convs.size());
         const int64_t scale = a_.windows.scale[window], image = a_.windows.image[window];
         if (scale < 0 || scale >= static_cast<int64_t>(a_.horizontals.size()) / stages || image < 0 ||
-            image >= a_.batch) {
+            image >= a_.horizontals[0].batch) {
             return {};
         }
-        const Map& map = a_.horizontals[scale * stages + stage];
+        const TypedMap& map = a_.horizontals[scale * stages + stage];
         const int64_t top = window_start(a_.windows.row[window], int64_t{1} << stage);
         const int64_t left = window_start(a_.windows.col[window], int64_t{1} << stage);
         return {&map, image, top, left, inside(left, width, map.width)};
     }
 
-    // Has a row of a map brought into the cache.
+    // Asks for a row of a map to be brought into the cache.
     void fetch(const Place& at, int64_t row, int64_t channels) const {
         const Strides& s = at.map->strides;
-        const int64_t y = at.top + row, x = at.left + at.cols.begin, size = size_of(a_.dtype);
+        const int64_t y = at.top + row, x = at.left + at.cols.begin, size = bytes_of(at.map->dtype);
         if (y < 0 || y >= at.map->height || at.cols.begin == at.cols.end) return;
         const bool by_pixel = s.channel == 1 && s.col == channels;
         if (!by_pixel && s.col != 1) return;  // too far apart
@@ -174,7 +178,7 @@ class Cascade {
         }
     }
 
-    // A row of the convolution's output to the next step.
+    // Hands a row of the convolution's output to the next step.
     void finish(const Step<T>& step, const Place& at, int64_t phase, int64_t row, int64_t width,
                 const Planes<T>& next) const {
         const Conv3x3<T>& conv = step.conv;
@@ -198,8 +202,9 @@ class Cascade {
         }
     }
 
-    // Stores body(o, x, v) of the vectors v that make up a row, the two horizontal phases interleaved: cells
-    // x, x + 1, ... of plane o; or all that is in a row side by side, counted by x.
+    // Stores body(o, x, v) for each vector v of a row, whose two horizontal phases are interleaved. Along x,
+    // v holds the cells x, x + 1, ... of plane o; over outputs, the values x, x + 1, ... of all that lie side
+    // by side in the row, and o is 0.
     template <class Body>
     void each_vector(const Conv3x3<T>& conv, int64_t phase, T* to, int64_t plane, const Body& body) const {
         if (!conv.along_x) {
@@ -223,7 +228,7 @@ class Cascade {
         }
     }
 
-    // From every pixel of the convolution `run` values that come to lie side by side, N at a time.
+    // Takes from every pixel of the convolution the `run` values that come to lie side by side, N at a time.
     template <int N, class Body>
     void each_run(int64_t run, const Conv3x3<T>& conv, const T* from, T* to, const Body& body) const {
         if constexpr (N > 1) {
@@ -235,24 +240,24 @@ class Cascade {
         }
     }
 
-    // A window's row of its horizontal maps as the convolution has its own, zero where it leaves them. A row
-    // that lies so in memory is not copied.
+    // A window's row of its horizontal map, laid out as the convolution's own, zero where the window leaves
+    // the map. A row that lies so in memory is not copied.
     Row horizontal(const Conv3x3<T>& conv, const Place& at, int64_t row, int64_t width) const {
         const Strides& s = at.map->strides;
         const int64_t col = conv.along_x ? 1 : conv.outputs, y = at.top + row, x = at.left + at.cols.begin;
         const Span cols = y >= 0 && y < at.map->height ? at.cols : Span{0, 0};
         const int64_t count = cols.end - cols.begin;
         const bool lies = conv.along_x ? s.col == 1 && width % lanes<T> == 0 : s.channel == 1 && s.col == col;
-        if (lies && count == width && size_of(a_.dtype) == sizeof(T)) {
+        if (lies && count == width && bytes_of(at.map->dtype) == sizeof(T)) {
             return {static_cast<const T*>(at.map->data) + at.image * s.batch + y * s.row + x * s.col,
                     s.channel};
         }
         const Row to{horizontal_.get(), round_up<T>(width)};
         T* begin = horizontal_.get() + cols.begin * col;
         if (count > 0 && conv.along_x) {
-            read_row(a_.dtype, *at.map, at.image, y, x, conv.outputs, count, begin, to.plane);
+            read_row(*at.map, at.image, y, x, conv.outputs, count, begin, to.plane);
         } else if (count > 0) {
-            read_pixels(a_.dtype, *at.map, at.image, y, x, conv.outputs, count, begin, scratch_.get());
+            read_pixels(*at.map, at.image, y, x, conv.outputs, count, begin, scratch_.get());
         }
         if (count == width) return to;
         for (int64_t c = 0; c < conv.outputs; c += col) {
@@ -264,9 +269,9 @@ class Cascade {
     }
 
     void output(const T* line, int64_t window, int64_t row, int64_t width) const {
-        const int64_t offset = window * a_.strides.batch + row * a_.strides.row, step = a_.strides.col;
-        if (a_.bits) return output_bits(line, width, static_cast<std::uint8_t*>(a_.out) + offset, step);
-        T* to = static_cast<T*>(a_.out) + offset;
+        const int64_t offset = window * a_.out.strides[0] + row * a_.out.strides[1], step = a_.out.strides[2];
+        if (a_.limit) return output_bits(line, width, static_cast<std::uint8_t*>(a_.out.data) + offset, step);
+        T* to = static_cast<T*>(a_.out.data) + offset;
         if (step == 1 && width % lanes<T> == 0 && reinterpret_cast<std::uintptr_t>(to) % vector_bytes == 0) {
             for (int64_t x = 0; x < width; x += lanes<T>) stream(to + x, load(line + x));
         } else {
@@ -274,14 +279,16 @@ class Cascade {
         }
     }
 
+    static constexpr int bits_at_once = 64;
+
     void output_bits(const T* line, int64_t width, std::uint8_t* to, int64_t step) const {
         const Vector<T> limit = splat(limit_);
-        for (int64_t x = 0; x < width; x += 64) {
+        for (int64_t x = 0; x < width; x += bits_at_once) {
             std::uint64_t bits = 0;
-            for (int i = 0; i < 64; i += lanes<T>)
+            for (int i = 0; i < bits_at_once; i += lanes<T>)
                 bits |= std::uint64_t{greater(load(line + x + i), limit)} << i;
-            const int64_t valid = std::min<int64_t>(64, width - x);
-            bits &= ~std::uint64_t{0} >> (64 - valid);
+            const int64_t valid = std::min<int64_t>(bits_at_once, width - x);
+            bits &= ~std::uint64_t{0} >> (bits_at_once - valid);
             for (int64_t i = 0; i < valid; i += 8, to += step) *to = static_cast<std::uint8_t>(bits >> i);
         }
     }
@@ -292,20 +299,21 @@ void run(const RefineWindows& a) {
     const auto steps = plan<T>(a);
     const std::vector<int64_t> order = by_place(a.windows);
     const int64_t side = a.encoding.height << a.convs.size();
-    const int threads = useful_threads(a.threads, a.windows.count * side * side * 16);
+    constexpr int64_t bytes_per_pixel = 16;  // of the planes of all stages, about
+    const int threads = useful_threads(a.threads, a.windows.count * side * side * bytes_per_pixel);
     parallel_for(
-        a.windows.count, threads, [&] { return Cascade<T>(a, steps.get()); },
-        [&](const Cascade<T>& cascade, int64_t begin, int64_t end) {
+        a.windows.count, threads, [&] { return TopDownPass<T>(a, steps.get()); },
+        [&](const TopDownPass<T>& pass, int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i)
-                cascade.refine(order[i], order[std::min(i + 1, a.windows.count - 1)]);
+                pass.refine(order[i], order[std::min(i + 1, a.windows.count - 1)]);
             end_streams();
         });
 }
 
 }  // namespace
 
-void refine_windows(const RefineWindows& arguments) {
-    arguments.dtype == DType::float64 ? run<double>(arguments) : run<float>(arguments);
+void refine_windows(const RefineWindows& a) {
+    in_precision_of(a.encoding.dtype, [&](auto zero) { run<decltype(zero)>(a); });
 }
 
 }  // namespace sharpmask::SHARPMASK_ISA

@@ -1,5 +1,5 @@
-// Vectors as wide as the instruction set has them, by the compiler's vector extensions: + - * and comparisons
-// work lane by lane. Compiled once for every instruction set: see ../kernels.h.
+// Vectors of the instruction set's width, by the compiler's vector extensions: + - * and comparisons work
+// lane by lane. Compiled once for every instruction set: see ../kernels.h.
 #pragma once
 
 #include <cstdint>
@@ -55,8 +55,8 @@ inline void store(T* to, V v) {
     std::memcpy(to, &v, sizeof v);
 }
 
-// Past the caches, for what is large and not read again at once: the memory is not fetched first. `to` is the
-// address of a whole vector. Whoever streams calls end_streams() before others read.
+// Stores past the caches, for data that is large and not read again soon: the memory is not fetched first.
+// `to` must be a multiple of the vector's size. Call end_streams() before another thread reads.
 template <class T>
 inline void stream(T* to, Vector<T> v) {
 #if defined __AVX512F__
@@ -76,7 +76,7 @@ inline void end_streams() {
 #endif
 }
 
-// The first `count` lanes.
+// Stores the first `count` lanes.
 template <class T>
 inline void store_some(T* to, Vector<T> v, int64_t count) {
     if (count >= lanes<T>) return store(to, v);
@@ -95,10 +95,11 @@ inline void store_some(T* to, Vector<T> v, int64_t count) {
 
 template <class T>
 inline Vector<T> splat(T value) {
-    return value - Vector<T>{};  // minus 0 changes no value, not even -0
+    return value - Vector<T>{};  // subtracting 0 changes no value, not even -0
 }
 
-// a * b + c, rounded once where the instruction set can: the compiler is told to fuse nothing by itself.
+// a * b + c, rounded once where the instruction set can. The compiler may fuse nothing by itself, see
+// setup.py.
 inline Vector<float> fma(Vector<float> a, Vector<float> b, Vector<float> c) {
 #if defined __AVX512F__
     return _mm512_fmadd_ps(a, b, c);
@@ -121,6 +122,12 @@ inline Vector<double> fma(Vector<double> a, Vector<double> b, Vector<double> c) 
 #else
     return a * b + c;
 #endif
+}
+
+// What bilinear x2 upsampling makes of a cell and of its neighbour on the side of the new cell.
+template <class T>
+inline Vector<T> three_to_one(Vector<T> near, Vector<T> far) {
+    return fma(splat(T(0.75)), near, splat(T(0.25)) * far);
 }
 
 // ReLU that keeps NaN.
@@ -177,14 +184,14 @@ inline Pair<V> deinterleaved(V a, V b, std::index_sequence<I...>) {
     return {__builtin_shufflevector(a, b, (2 * I)...), __builtin_shufflevector(a, b, (2 * I + 1)...)};
 }
 
-// The opposite.
+// The opposite of interleave.
 template <class T>
 inline Pair<Vector<T>> deinterleave(Vector<T> a, Vector<T> b) {
     return deinterleaved(a, b, std::make_index_sequence<lanes<T>>());
 }
 
-// What lies as a0 b0 c0 ... a1 b1 c1 ..., N values side by side, becomes a vector of each: log2(N) rounds
-// that part the even from the odd. The opposite of interleaving.
+// Turns a0 b0 c0 ... a1 b1 c1 ..., with N values side by side, into N vectors a0 a1 ..., b0 b1 ..., in
+// log2(N) rounds that separate the even values from the odd.
 template <class T, int N>
 inline void deinterleave_all(Vector<T> (&rows)[N]) {
     for (int round = 1; round < N; round *= 2) {
@@ -198,7 +205,7 @@ inline void deinterleave_all(Vector<T> (&rows)[N]) {
     }
 }
 
-// The lanes whose bit is set, 0 in the others.
+// Keeps the lanes whose bit is set; the others become 0.
 template <class T>
 inline Vector<T> keep(Vector<T> v, unsigned bits) {
     using Lane = std::conditional_t<sizeof(T) == 8, std::int64_t, std::int32_t>;
@@ -207,8 +214,8 @@ inline Vector<T> keep(Vector<T> v, unsigned bits) {
     return (splat(static_cast<Lane>(bits)) & bit) != Vector<Lane>{} ? v : Vector<T>{};
 }
 
-// Rows become columns, of as many rows as there are lanes: log2(lanes) rounds of interleaving the first half
-// of the rows with the second.
+// Transposes a square of as many rows as there are lanes, in log2(lanes) rounds that interleave the first
+// half of the rows with the second.
 template <class T>
 inline void transpose(Vector<T> (&rows)[lanes<T>]) {
     constexpr int n = lanes<T>;

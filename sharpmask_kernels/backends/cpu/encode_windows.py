@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ... import _cpu
 from ...windows import logit, scaled_size
-from .. import native
-from .device import module
+from ..native import view, windows_view
 
 
 def encode_windows(
@@ -23,15 +23,15 @@ def encode_windows(
 ) -> tuple[Tensor, Tensor]:
     height, width = image_size
     ratios = [(h / height, w / width) for h, w in (scaled_size(height, width, s) for s in scales)]
-    windows = [x.contiguous() for x in (scale, row, col)]
-    counts, ends = module().encode_windows(
-        native.DTYPES[logits.dtype],
-        native.map_of(logits[:, None]),
-        (scale.shape[0], 0, *(x.data_ptr() for x in windows)),
-        (height, width),
-        [vertical for vertical, _ in ratios],
-        [horizontal for _, horizontal in ratios],
-        logit(threshold),
-        torch.get_num_threads(),
+    scale, row, col = (x.contiguous() for x in (scale, row, col))
+    counts, ends = _cpu.encode_windows(
+        logits=view(logits),
+        # All windows are of one image, so that nothing reads which: any address serves.
+        windows=windows_view(scale, scale, row, col),
+        image_size=(height, width),
+        vertical=[vertical for vertical, _ in ratios],
+        horizontal=[horizontal for _, horizontal in ratios],
+        limit=logit(threshold),
+        threads=torch.get_num_threads(),
     )
     return torch.frombuffer(bytearray(counts or b"\0"), dtype=torch.uint8)[: len(counts)], torch.tensor([0, *ends])

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ... import _cpu
 from ...windows import logit
-from .. import native
-from .device import module
-from .refinement import _dense, _layer
+from ..native import optional_view, view, windows_view
 
 
 def refine_windows(
@@ -29,20 +28,16 @@ def refine_windows(
     out: Tensor,
 ) -> None:
     windows = [x.contiguous() for x in (image, scale, row, col)]
-    dtype = encoding.dtype
-    layers = [(_dense(w, dtype), None if b is None else _dense(b, dtype)) for w, b in zip(weights, biases, strict=True)]
-    module().refine_windows(
-        native.DTYPES[dtype],
-        native.map_of(encoding),
-        [native.map_of(m) for m in horizontals],
-        horizontals[0].shape[0] if horizontals else 0,
-        native.windows_of(*windows),
-        [_layer(w, b) for w, b in layers],
-        list(convs),
-        upsample == "nearest",
-        padding_mode == "zeros",
-        None if threshold is None else logit(threshold),
-        out.data_ptr(),
-        out.stride(),
-        torch.get_num_threads(),
+    _cpu.refine_windows(
+        encoding=view(encoding),
+        horizontals=[view(m) for m in horizontals],
+        windows=windows_view(*windows),
+        weights=[view(weight) for weight in weights],
+        biases=[optional_view(bias) for bias in biases],
+        convs=convs,
+        nearest=upsample == "nearest",
+        zeros=padding_mode == "zeros",
+        limit=None if threshold is None else logit(threshold),
+        out=view(out),
+        threads=torch.get_num_threads(),
     )

@@ -3,148 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ... import layout
-from .. import native
-from .device import module
+from .convolutions import (
+    Convolution,
+    ParameterNeeds,
+    convolve_upsample,
+    feature_forward,
+    feature_gradient,
+    input_gradient,
+    parameter_gradients,
+    upsample_gradient,
+)
+
+# Which gradients a backward is asked for, in the order of its op's inputs.
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """What is computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+class MergeNeeds(NamedTuple):
+    skip: bool
+    mask: bool
+    weight: bool
+    bias: bool
 
 
-# merge_upsample, add_upsample, refine
+class AddNeeds(NamedTuple):
+    horizontal: bool
+    mask: bool
+    weight: bool
+    bias: bool
 
 
-def _typed(x: Tensor | None) -> tuple[int, ...]:
-    return (0,) * 9 if x is None else (native.DTYPES[x.dtype], *native.map_of(x), x.shape[1])
+class RefineNeeds(NamedTuple):
+    feature: bool
+    mask: bool
+    skip_weight: bool
+    skip_bias: bool
+    merge_weight: bool
+    merge_bias: bool
 
 
-def _size(x: Tensor) -> tuple[int, int, int]:
-    return (x.shape[0], x.shape[2], x.shape[3])
+class MergeGradients(NamedTuple):
+    skip: Tensor | None
+    mask: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
 
 
-def _dense(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the compiled module takes it for maps of ``dtype``."""
-    return parameter.to(_wide(dtype)).contiguous()
+def _asked_for(*gradients: Tensor | None) -> list[Tensor]:
+    return [gradient for gradient in gradients if gradient is not None]
 
 
-def _parameters(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    weight = _dense(weight, dtype)
-    return weight, weight.new_zeros(weight.shape[0]) if bias is None else _dense(bias, dtype)
-
-
-def _layer(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
-    return (weight.data_ptr(), 0 if bias is None else bias.data_ptr(), weight.shape[1], weight.shape[0])
-
-
-def _up2(
-    inputs: Sequence[Tensor],
-    addend: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    upsample: str,
-    padding_mode: str,
-    save: bool,
-    memory_format: torch.memory_format,
-) -> tuple[Tensor, Tensor]:
-    """up2(ReLU(conv of the joined ``inputs`` + addend)) and the bits of the activations."""
-    batch, height, width = _size(inputs[0])
-    outputs = weight.shape[0]
-    out = layout.empty((batch, outputs, 2 * height, 2 * width), inputs[0], memory_format)
-    active = out.new_empty((batch, outputs, height, (width + 7) // 8) if save else (0,), dtype=torch.uint8)
-    parameters = _parameters(weight, bias, out.dtype)
-    module().convolve(
-        (batch, height, width),
-        [_typed(x) for x in inputs],
-        _typed(addend),
-        _layer(*parameters),
-        padding_mode == "zeros",
-        True,
-        True,
-        upsample == "nearest",
-        _typed(out),
-        active.data_ptr() if save else 0,
-        torch.get_num_threads(),
-    )
-    return out, active
-
-
-def _before_relu(grad: Tensor, active: Tensor, upsample: str) -> Tensor:
-    """The gradient before the ReLU, (batch, outputs, height, width), in fp32 or fp64."""
-    batch, outputs, height, width = grad.shape[0], grad.shape[1], grad.shape[2] // 2, grad.shape[3] // 2
-    out = grad.new_empty((batch, outputs, height, width), dtype=_wide(grad.dtype))
-    active = active.contiguous()
-    module().before_relu(
-        _size(out), _typed(grad), active.data_ptr(), upsample == "nearest", _typed(out), torch.get_num_threads()
-    )
-    return out
-
-
-def _input_gradient(
-    grad: Tensor, weight: Tensor, like: Tensor, padding_mode: str, channels_last: bool, relu: Tensor | None = None
-) -> Tensor:
-    """The gradient of the convolution's input ``like``; ``relu``: that input, if a ReLU made it."""
-    out = layout.empty(like.shape, like, layout.chosen(channels_last))
-    parameters = _parameters(weight.flip(2, 3).transpose(0, 1), None, grad.dtype)
-    zeros = padding_mode == "zeros"
-    threads = torch.get_num_threads()
-    module().input_gradient(_size(grad), _typed(grad), _layer(*parameters), zeros, _typed(relu), _typed(out), threads)
-    return out
-
-
-def _parameter_gradients(
-    grad: Tensor, inputs: Sequence[Tensor], padding_mode: str, channels_last: bool, needs: Sequence[bool]
-) -> list[Tensor | None]:
-    """The gradients of weight and bias, of those that ``needs`` asks for."""
-    outputs, dtype = grad.shape[1], inputs[0].dtype
-    shape = (outputs, sum(x.shape[1] for x in inputs), 3, 3)
-    weight = grad.new_empty(shape, dtype=_wide(dtype)) if needs[0] else None
-    bias = grad.new_empty(outputs, dtype=_wide(dtype)) if needs[1] else None
-    if any(needs):
-        module().weight_gradient(
-            _size(grad),
-            _typed(grad),
-            [_typed(x) for x in inputs],
-            padding_mode == "zeros",
-            0 if weight is None else weight.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            torch.get_num_threads(),
-        )
-    return [
-        None if weight is None else weight.to(dtype).contiguous(memory_format=layout.chosen(channels_last)),
-        None if bias is None else bias.to(dtype),
-    ]
-
-
-def _merge_gradients(
-    grad: Tensor,
-    skip: Tensor,
-    mask: Tensor,
-    weight: Tensor,
-    padding_mode: str,
-    channels_last: bool,
-    needs: Sequence[bool],
-    relu: Tensor | None = None,
-) -> list[Tensor | None]:
-    """Gradients of skip, mask, weight and bias from the one before the ReLU."""
-    first, second = weight.split([skip.shape[1], mask.shape[1]], dim=1)
-    return [
-        _input_gradient(grad, first, skip, padding_mode, channels_last, relu) if needs[0] else None,
-        _input_gradient(grad, second, mask, padding_mode, channels_last) if needs[1] else None,
-        *_parameter_gradients(grad, (skip, mask), padding_mode, channels_last, needs[2:]),
-    ]
+# merge_upsample
 
 
 def merge_upsample(
     skip: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, save: bool
 ) -> tuple[Tensor, Tensor]:
     memory_format = layout.memory_format(skip, mask)
-    return _up2((skip, mask), None, weight, bias, upsample, padding_mode, save, memory_format)
+    merge = Convolution(weight, bias)
+    return convolve_upsample((skip, mask), None, merge, upsample, padding_mode, save, memory_format)
 
 
 def merge_upsample_backward(
@@ -158,16 +78,39 @@ def merge_upsample_backward(
     channels_last: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    grad = _before_relu(grad, active, upsample)
-    gradients = _merge_gradients(grad, skip, mask, weight, padding_mode, channels_last, needs)
-    return [g for g in gradients if g is not None]
+    grad = upsample_gradient(grad, active, upsample)
+    return _asked_for(*_merge_gradients(grad, skip, mask, weight, padding_mode, channels_last, MergeNeeds(*needs)))
+
+
+def _merge_gradients(
+    grad: Tensor,
+    skip: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    padding_mode: str,
+    channels_last: bool,
+    needs: MergeNeeds,
+    relu: Tensor | None = None,
+) -> MergeGradients:
+    """From the gradient before the ReLU. ``relu``: the skip, if its gradient is to be the one before its own ReLU."""
+    of_skip, of_mask = weight.split([skip.shape[1], mask.shape[1]], dim=1)
+    d_skip = input_gradient(grad, of_skip, skip, padding_mode, channels_last, relu) if needs.skip else None
+    d_mask = input_gradient(grad, of_mask, mask, padding_mode, channels_last) if needs.mask else None
+    parameters = ParameterNeeds(needs.weight, needs.bias)
+    return MergeGradients(
+        d_skip, d_mask, *parameter_gradients(grad, (skip, mask), padding_mode, channels_last, parameters)
+    )
+
+
+# add_upsample
 
 
 def add_upsample(
     horizontal: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, save: bool
 ) -> tuple[Tensor, Tensor]:
     memory_format = layout.memory_format(horizontal, mask)
-    return _up2((mask,), horizontal, weight, bias, upsample, padding_mode, save, memory_format)
+    vertical = Convolution(weight, bias)
+    return convolve_upsample((mask,), horizontal, vertical, upsample, padding_mode, save, memory_format)
 
 
 def add_upsample_backward(
@@ -180,24 +123,18 @@ def add_upsample_backward(
     channels_last: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    grad = _before_relu(grad, active, upsample)
-    gradients = [
-        grad.to(mask.dtype).contiguous(memory_format=layout.chosen(channels_last)) if needs[0] else None,
-        _input_gradient(grad, weight, mask, padding_mode, channels_last) if needs[1] else None,
-        *_parameter_gradients(grad, (mask,), padding_mode, channels_last, needs[2:]),
-    ]
-    return [g for g in gradients if g is not None]
+    asked = AddNeeds(*needs)
+    grad = upsample_gradient(grad, active, upsample)
+    memory_format = layout.chosen(channels_last)
+    d_horizontal = grad.to(mask.dtype).contiguous(memory_format=memory_format) if asked.horizontal else None
+    d_mask = input_gradient(grad, weight, mask, padding_mode, channels_last) if asked.mask else None
+    parameters = ParameterNeeds(asked.weight, asked.bias)
+    return _asked_for(
+        d_horizontal, d_mask, *parameter_gradients(grad, (mask,), padding_mode, channels_last, parameters)
+    )
 
 
-def _skip(
-    feature: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str, memory_format: torch.memory_format
-) -> Tensor:
-    """ReLU(conv(feature))."""
-    out = layout.empty((feature.shape[0], weight.shape[0], *feature.shape[2:]), feature, memory_format)
-    parameters = _parameters(weight, bias, out.dtype)
-    zeros, threads = padding_mode == "zeros", torch.get_num_threads()
-    module().convolve_feature(_size(feature), _typed(feature), _layer(*parameters), zeros, _typed(out), threads)
-    return out
+# refine
 
 
 def refine(
@@ -212,8 +149,9 @@ def refine(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     memory_format = layout.memory_format(feature, mask)
-    skip = _skip(feature, skip_weight, skip_bias, padding_mode, memory_format)
-    out, active = _up2((skip, mask), None, merge_weight, merge_bias, upsample, padding_mode, save, memory_format)
+    skip = feature_forward(feature, Convolution(skip_weight, skip_bias), padding_mode, memory_format)
+    merge = Convolution(merge_weight, merge_bias)
+    out, active = convolve_upsample((skip, mask), None, merge, upsample, padding_mode, save, memory_format)
     return out, skip if save else skip.new_empty(0), active
 
 
@@ -230,35 +168,18 @@ def refine_backward(
     channels_last: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    below = [needs[i] for i in (0, 2, 3)]  # feature, skip_weight, skip_bias: all behind the skip
-    wanted = [any(below), *(needs[i] for i in (1, 4, 5))]
-    grad = _before_relu(grad, active, upsample)
-    d_skip, d_mask, d_merge_weight, d_merge_bias = _merge_gradients(
-        grad, skip, mask, merge_weight, padding_mode, channels_last, wanted, relu=skip
-    )
+    asked = RefineNeeds(*needs)
+    # The gradient of the skip is on the way to those of everything that made the skip.
+    needs_skip = asked.feature or asked.skip_weight or asked.skip_bias
+    merge_needs = MergeNeeds(needs_skip, asked.mask, asked.merge_weight, asked.merge_bias)
+    grad = upsample_gradient(grad, active, upsample)
+    merge = _merge_gradients(grad, skip, mask, merge_weight, padding_mode, channels_last, merge_needs, relu=skip)
     d_feature = d_skip_weight = d_skip_bias = None
-    if d_skip is not None:
-        d_feature, d_skip_weight, d_skip_bias = _skip_gradients(
-            d_skip, feature, skip_weight, padding_mode, channels_last, below
+    if merge.skip is not None:
+        if asked.feature:
+            d_feature = feature_gradient(merge.skip, skip_weight, feature, padding_mode, channels_last)
+        parameters = ParameterNeeds(asked.skip_weight, asked.skip_bias)
+        d_skip_weight, d_skip_bias = parameter_gradients(
+            merge.skip, (feature,), padding_mode, channels_last, parameters
         )
-    gradients = [d_feature, d_mask, d_skip_weight, d_skip_bias, d_merge_weight, d_merge_bias]
-    return [g for g, need in zip(gradients, needs, strict=True) if need and g is not None]
-
-
-def _skip_gradients(
-    grad: Tensor, feature: Tensor, weight: Tensor, padding_mode: str, channels_last: bool, needs: Sequence[bool]
-) -> Sequence[Tensor | None]:
-    """Gradients of feature, weight and bias from that of their convolution."""
-    d_feature = None
-    if needs[0]:
-        d_feature = layout.empty(feature.shape, feature, layout.chosen(channels_last))
-        parameters = _parameters(weight, None, grad.dtype)
-        zeros, threads = padding_mode == "zeros", torch.get_num_threads()
-        module().feature_gradient(_size(grad), _typed(grad), _layer(*parameters), zeros, _typed(d_feature), threads)
-    return [d_feature, *_parameter_gradients(grad, (feature,), padding_mode, channels_last, needs[1:])]
-
-
-# gather_windows
-
-
-# refine_windows, encode_windows
+    return _asked_for(d_feature, merge.mask, d_skip_weight, d_skip_bias, merge.weight, merge.bias)

@@ -1,0 +1,20 @@
+// The kernels of one instruction set; see ../kernels.h.
+#pragma once
+
+#include "../kernels.h"
+
+namespace sharpmask::SHARPMASK_ISA {
+
+void convolve_upsample(const ConvolveUpsample& arguments);
+void upsample_gradient(const UpsampleGradient& arguments);
+void input_gradient(const InputGradient& arguments);
+void weight_gradient(const WeightGradient& arguments);
+void feature_forward(const FeatureForward& arguments);
+void feature_gradient(const FeatureGradient& arguments);
+void refine_windows(const RefineWindows& arguments);
+std::unique_ptr<ColumnSampler> column_sampler(const TypedMap& logits, double limit);
+
+// What weight_gradient chooses for many input channels.
+void feature_weight_gradient(const WeightGradient& arguments);
+
+}  // namespace sharpmask::SHARPMASK_ISA

@@ -1,0 +1,96 @@
+#include "../parallel.h"
+#include "bands.h"
+#include "kernels.h"
+#include "maps.h"
+#include "planes.h"
+
+namespace sharpmask::SHARPMASK_ISA {
+namespace {
+
+// The gradient row by row. Each cell gathers from the rows and columns, at most four of each, that it was
+// spread to.
+template <class T>
+class RowGradient {
+  public:
+    explicit RowGradient(const UpsampleGradient& a)
+        : a_(a),
+          height_(a.out.height),
+          width_(a.out.width),
+          stride_(2 * round_up<T>(width_) + 2 * lanes<T>),
+          row_(a.grad.channels * stride_),
+          folded_(a.grad.channels, width_),
+          out_(a.grad.channels * round_up<T>(width_)) {}
+
+    void run(int64_t image, int64_t y) {
+        if (image != image_) folded_.forget();
+        image_ = image;
+        const int64_t channels = a_.grad.channels, stride = round_up<T>(width_), bytes = (width_ + 7) / 8;
+        // What of the rows beside it came from this row; beyond the border lies the border row again.
+        const T* const before = row(std::max<int64_t>(2 * y - 1, 0));
+        const T *const first = row(2 * y), *const second = row(2 * y + 1);
+        const T* const after = row(std::min(2 * y + 2, 2 * height_ - 1));
+        for (int64_t c = 0; c < channels; ++c) {
+            const int64_t offset = c * folded_.plane + 1;
+            const std::uint8_t* active = a_.active + ((image * channels + c) * height_ + y) * bytes;
+            for (int64_t x = 0; x < width_; x += lanes<T>) {
+                const auto at = [&](const T* cells) { return load(cells + offset + x); };
+                const Vector<T> sum = a_.nearest
+                                          ? at(first) + at(second)
+                                          : three_to_one<T>(at(first) + at(second), at(before) + at(after));
+                unsigned bits = active[x / 8];
+                if (lanes<T> > 8 && x / 8 + 1 < bytes) bits |= active[x / 8 + 1] << 8;
+                store(out_.get() + c * stride + x, keep<T>(sum, bits >> x % 8));
+            }
+        }
+        write_row(a_.out, image, y, channels, width_, out_.get(), stride);
+    }
+
+  private:
+    const UpsampleGradient& a_;
+    const int64_t height_, width_;
+    int64_t image_ = -1;
+    const int64_t stride_;  // from one channel to the next in row_
+    Buffer<T> row_;
+    Ring<T> folded_;  // rows of the gradient after summing over columns
+    Buffer<T> out_;
+
+    const T* row(int64_t y) {
+        return folded_.row(y, a_.grad.channels, false, [&](T* to) {
+            read_row(a_.grad, image_, y, 0, a_.grad.channels, 2 * width_, row_.get() + 1, stride_);
+            for (int64_t c = 0; c < a_.grad.channels; ++c) {
+                T* cells = row_.get() + c * stride_ + 1;
+                cells[-1] = cells[0];
+                cells[2 * width_] = cells[2 * width_ - 1];
+                for (int64_t x = 0; x < width_; x += lanes<T>)
+                    store(to + c * folded_.plane + x,
+                          a_.nearest ? halves(cells + 2 * x) : spread(cells + 2 * x));
+            }
+        });
+    }
+
+    static Vector<T> halves(const T* cells) {
+        const Pair<Vector<T>> pair = deinterleave<T>(load(cells), load(cells + lanes<T>));
+        return pair.first + pair.second;
+    }
+
+    static Vector<T> spread(const T* cells) {
+        const Pair<Vector<T>> left = deinterleave<T>(load(cells - 1), load(cells - 1 + lanes<T>));
+        const Pair<Vector<T>> right = deinterleave<T>(load(cells + 1), load(cells + 1 + lanes<T>));
+        return three_to_one<T>(left.second + right.first, left.first + right.second);
+    }
+};
+
+}  // namespace
+
+void upsample_gradient(const UpsampleGradient& a) {
+    // The upsampled gradient has four times the cells of the result.
+    const int threads = threads_for(a.threads, a.out, 5 * a.grad.channels);
+    in_precision_of(a.out.dtype, [&](auto zero) {
+        parallel_for(a.out.batch * a.out.height, threads, [&](int64_t begin, int64_t end) {
+            RowGradient<decltype(zero)> gradient(a);
+            for (int64_t i = begin; i < end; ++i) gradient.run(i / a.out.height, i % a.out.height);
+        });
+    });
+}
+
+}  // namespace sharpmask::SHARPMASK_ISA

@@ -1,0 +1,97 @@
+"""The C++ kernels: see csrc/python/cpu.cpp.
+
+``zeros``: the padding is "zeros", else "replicate". ``nearest``: the upsampling is "nearest", else "bilinear". A weight
+is (outputs, inputs, 3, 3); it and its bias may have any strides. ``out`` is written. ``threads``: how many at most.
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from .backends.native import TensorView, WindowsView
+
+class BuildInfo(TypedDict):
+    compiler: str
+    flags: str
+    openmp: bool
+    isas: str
+
+def convolve_upsample(
+    *,
+    inputs: Sequence[TensorView],
+    addend: TensorView | None,
+    weight: TensorView,
+    bias: TensorView | None,
+    zeros: bool,
+    nearest: bool,
+    out: TensorView,
+    active: TensorView | None,
+    threads: int,
+) -> None: ...
+def upsample_gradient(
+    *, grad: TensorView, active: TensorView, nearest: bool, out: TensorView, threads: int
+) -> None: ...
+def input_gradient(
+    *,
+    grad: TensorView,
+    weight: TensorView,
+    zeros: bool,
+    relu: TensorView | None,
+    out: TensorView,
+    threads: int,
+) -> None: ...
+def weight_gradient(
+    *,
+    grad: TensorView,
+    inputs: Sequence[TensorView],
+    zeros: bool,
+    weight: TensorView | None,
+    bias: TensorView | None,
+    threads: int,
+) -> None: ...
+def feature_forward(
+    *,
+    feature: TensorView,
+    weight: TensorView,
+    bias: TensorView | None,
+    zeros: bool,
+    out: TensorView,
+    threads: int,
+) -> None: ...
+def feature_gradient(*, grad: TensorView, weight: TensorView, zeros: bool, out: TensorView, threads: int) -> None: ...
+def gather_windows(
+    *, maps: Sequence[TensorView], windows: WindowsView, step: int, out: TensorView, threads: int
+) -> None: ...
+def gather_windows_backward(
+    *,
+    grad: TensorView,
+    windows: WindowsView,
+    step: int,
+    gradients: Sequence[TensorView | None],
+    threads: int,
+) -> None: ...
+def refine_windows(
+    *,
+    encoding: TensorView,
+    horizontals: Sequence[TensorView],
+    windows: WindowsView,
+    weights: Sequence[TensorView],
+    biases: Sequence[TensorView | None],
+    convs: Sequence[int],
+    nearest: bool,
+    zeros: bool,
+    limit: float | None,
+    out: TensorView,
+    threads: int,
+) -> None: ...
+def encode_windows(
+    *,
+    logits: TensorView,
+    windows: WindowsView,
+    image_size: tuple[int, int],
+    vertical: Sequence[float],
+    horizontal: Sequence[float],
+    limit: float,
+    threads: int,
+) -> tuple[bytes, list[int]]: ...
+def isa() -> str: ...
+def build_info() -> BuildInfo: ...
