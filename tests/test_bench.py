@@ -194,6 +194,7 @@ def test_pytest_bench(tmp_path: Path) -> None:
     chosen = ["--benchmark-only", "--small", "--device=cpu", "-k", "add_upsample-level1 or gather_windows-stage1"]
     quick = ["--benchmark-max-time=0.001", "--benchmark-min-rounds=1", f"--benchmark-json={saved}"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "250"}
+    environment.pop("PYTEST_XDIST_WORKER", None)  # under pytest-xdist, pytest-benchmark measures nothing
     done = subprocess.run([*command, *chosen, *quick], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
     failed = re.findall(r"^FAILED .*\[(.*)\] - (.*)", done.stdout, re.MULTILINE)
