@@ -61,7 +61,7 @@ def test_the_worked_op_passes_the_contract(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    run("git", "apply", "--unidiff-zero", "edits.patch")
+    run("git", "apply", "edits.patch")
     # Not optimised: to compile is most of this test.
     run(sys.executable, "setup.py", "build_ext", "--inplace", SHARPMASK_NATIVE="1", SHARPMASK_CUDA="0", CXXFLAGS="-O0")
     run(
