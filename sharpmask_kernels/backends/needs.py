@@ -13,6 +13,13 @@ class ConvNeeds(NamedTuple):
     bias: bool
 
 
+class ParameterNeeds(NamedTuple):
+    """Of the parameters of one convolution."""
+
+    weight: bool
+    bias: bool
+
+
 class MergeNeeds(NamedTuple):
     """Of ``merge_upsample``."""
 

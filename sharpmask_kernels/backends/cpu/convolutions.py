@@ -13,18 +13,12 @@ from torch import Tensor
 
 from ... import _cpu, layout
 from ..native import optional_view, view
+from ..needs import ParameterNeeds
 
 
 class Convolution(NamedTuple):
     weight: Tensor
     bias: Tensor | None
-
-
-class ParameterNeeds(NamedTuple):
-    """Which gradients of a convolution's parameters are asked for."""
-
-    weight: bool
-    bias: bool
 
 
 class ParameterGradients(NamedTuple):

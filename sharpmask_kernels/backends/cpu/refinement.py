@@ -8,9 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ... import layout
+from ..needs import AddNeeds, MergeNeeds, ParameterNeeds, RefineNeeds
 from .convolutions import (
     Convolution,
-    ParameterNeeds,
     convolve_upsample,
     feature_forward,
     feature_gradient,
@@ -18,31 +18,6 @@ from .convolutions import (
     parameter_gradients,
     upsample_gradient,
 )
-
-# Which gradients a backward is asked for, in the order of its op's inputs.
-
-
-class MergeNeeds(NamedTuple):
-    skip: bool
-    mask: bool
-    weight: bool
-    bias: bool
-
-
-class AddNeeds(NamedTuple):
-    horizontal: bool
-    mask: bool
-    weight: bool
-    bias: bool
-
-
-class RefineNeeds(NamedTuple):
-    feature: bool
-    mask: bool
-    skip_weight: bool
-    skip_bias: bool
-    merge_weight: bool
-    merge_bias: bool
 
 
 class MergeGradients(NamedTuple):
@@ -169,11 +144,8 @@ def refine_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     asked = RefineNeeds(*needs)
-    # The gradient of the skip is on the way to those of everything that made the skip.
-    needs_skip = asked.feature or asked.skip_weight or asked.skip_bias
-    merge_needs = MergeNeeds(needs_skip, asked.mask, asked.merge_weight, asked.merge_bias)
     grad = upsample_gradient(grad, active, upsample)
-    merge = _merge_gradients(grad, skip, mask, merge_weight, padding_mode, channels_last, merge_needs, relu=skip)
+    merge = _merge_gradients(grad, skip, mask, merge_weight, padding_mode, channels_last, asked.merge, relu=skip)
     d_feature = d_skip_weight = d_skip_bias = None
     if merge.skip is not None:
         if asked.feature:
