@@ -1,11 +1,12 @@
-"""Bounds for Triton's interpreter, which computes from raw addresses.
+"""Checks the addresses that kernels use in Triton's interpreter.
 
-Every load and store of a kernel must stay within one tensor of its launch. A kernel that goes beyond fails, even where
-the memory happens to be readable.
+Every load and store of a kernel must stay within one tensor of its launch. A kernel that goes beyond fails, even if the
+memory there can be read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,7 @@ addresses_seen = 0
 
 
 def install() -> None:
-    """Put the checks in, for as long as the process lives."""
+    """Install the checks, for the rest of the process."""
     from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
     load, store, launch = (
@@ -34,7 +35,7 @@ def install() -> None:
         return store(self, pointers, value, mask, *others)
 
     def checked_launch(self: Any, *args: Any, **kwargs: Any) -> None:
-        extents[:] = [extent(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.numel()]
+        extents[:] = [extent(x) for x in tensors((*args, *kwargs.values())) if x.numel()]
         launch(self, *args, **kwargs)
 
     InterpreterBuilder.create_masked_load = checked_load
@@ -51,6 +52,15 @@ def look(pointers: Any, mask: Any) -> None:
     low, high = int(at.min()), int(at.max()) + pointers.get_element_ty().primitive_bitwidth // 8
     if not any(first <= low and high <= last for first, last in extents):
         raise IndexError(f"addresses {low:#x} to {high:#x} are out of bounds: not in one tensor of the launch")
+
+
+def tensors(arguments: Any) -> Iterator[Tensor]:
+    """Those among the arguments of a launch, and in the tuples among them."""
+    for x in arguments:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, tuple):
+            yield from tensors(x)
 
 
 def extent(x: Tensor) -> tuple[int, int]:

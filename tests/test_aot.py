@@ -77,10 +77,10 @@ def code(width: int) -> Iterator[str]:
 
 
 def test_loads_are_told_apart_by_their_lines() -> None:
-    assert set(machine_code.map_loads("conv3x3.py").values()) == {"a", "b", "grad", "relu"}  # not the weights
+    assert set(machine_code.map_loads("conv3x3.py").values()) == {"a", "b", "grad", "activation"}  # not the weights
     channels = {"A": 8, "B": 8, "OUT": 8, "SPLIT": 8}
     assert list(machine_code.narrow("\n".join(code(8)), channels, itemsize=2)) == []
-    assert sorted(machine_code.narrow("\n".join(code(4)), channels, itemsize=2)) == ["a", "b", "grad", "relu"]
+    assert sorted(machine_code.narrow("\n".join(code(4)), channels, itemsize=2)) == ["a", "activation", "b", "grad"]
     assert list(machine_code.narrow("\n".join(code(4)), dict.fromkeys(channels, 2), itemsize=2)) == []  # whole pixels
 
 

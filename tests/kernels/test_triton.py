@@ -21,6 +21,7 @@ import sharpmask_kernels as kernels
 from sharpmask_kernels import Windows
 from sharpmask_kernels.backends.triton import convolutions, device, gather_windows
 from sharpmask_kernels.backends.triton.gather_windows import GatherTile
+from sharpmask_kernels.backends.triton.launch import as_map
 from tests import interpreter
 
 INTERPRETED = device.INTERPRETED and device.unavailable() is None
@@ -65,7 +66,7 @@ def tile(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
         monkeypatch.setattr(kernel, "configs", [triton.Config({"PIXELS": pixels})])
     # At least three rows of 17 activations: two of corners.
     monkeypatch.setattr(upsample.forward, "configs", [triton.Config({"PIXELS": max(pixels, 64)})])
-    monkeypatch.setattr(convolutions, "PIXELS", pixels)
+    monkeypatch.setattr(convolutions, "WEIGHT_PIXELS", pixels)
 
 
 @needs_interpreter
@@ -116,11 +117,11 @@ def test_an_address_out_of_bounds_is_caught() -> None:
 
     from sharpmask_kernels.backends.triton.kernels import gather_windows
 
-    maps, out = torch.zeros(1, 1, 2, 2), torch.empty(1, 1, 4, 4)
+    maps, out = as_map(torch.zeros(1, 1, 2, 2)), as_map(torch.empty(1, 1, 4, 4))
     zero = torch.zeros(1, dtype=torch.int64)
     for height, fits in ((2, True), (3, False)):
-        arguments = (maps, maps.stride(), out, out.stride(), zero, zero, zero, zero, 0, 1, 1, height, 2, 4, 9, 1)
-        call = functools.partial(gather_windows.forward[(1,)], *arguments, C=1, MAP_UNIT=1, OUT_UNIT=1)
+        arguments = (maps, out, zero, zero, zero, zero, 0, 1, 1, height, 2, 4, 9, 1)
+        call = functools.partial(gather_windows.forward[(1,)], *arguments, C=1)
         if fits:
             call(CHANNELS_LAST=False, CELLS=16, CHANNELS=1)
         else:

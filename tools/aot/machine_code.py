@@ -94,9 +94,9 @@ PIXEL = {
     "a": ("A", "CHANNELS"),  # conv_relu gives its one map as a
     "b": ("B",),
     "addend": ("OUT",),
-    "map": ("C",),
+    "source": ("C",),
     "grad": ("C", "OUT"),
-    "relu": ("SPLIT",),
+    "activation": ("SPLIT",),
 }
 """The constants that count the channels of a map, by its name in the kernels. A kernel has one of them."""
 

@@ -1,9 +1,11 @@
-"""What the refinement kernels have to do at the paper's shapes, what they do, and how fast a GPU could at best.
+"""What the refinement kernels have to do at the paper's shapes, what they do, and how fast a GPU could be at best.
 
-FLOPs count a multiply-add as two and no padding. Least bytes: every map read or written once. Moved bytes: what the
-programs read and write of maps, each program's pixels once (taps of one program meet in its L1 cache), so borders that
-several programs read count several times; in truth most of those come from L2. Weights, which stay in L2, are counted
-once. The floor is the larger of least bytes over bandwidth and FLOPs over peak, from datasheets: no kernel was timed.
+- FLOPs count a multiply-add as two, and no padding.
+- Least bytes: every map is read or written once.
+- Moved bytes: what the programs read and write of maps. A program reads each of its pixels once, because its taps meet
+  in the L1 cache. A border that several programs read counts several times, although most of it comes from L2. Weights
+  stay in L2 and count once.
+- The floor is the larger of least bytes over bandwidth and FLOPs over peak, from datasheets. No kernel was timed.
 """
 
 from __future__ import annotations

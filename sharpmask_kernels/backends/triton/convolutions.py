@@ -1,19 +1,102 @@
-"""Convolutions and their gradients by Triton kernels, as the refinement ops are made of them."""
+"""3x3 convolutions of the refinement ops, and their gradients, by Triton kernels.
+
+The kernels read maps whose channels are contiguous (channels_last and slices of it). Maps in PyTorch's contiguous
+format are converted first, which is one more pass over each. Outputs in that format are written element by element
+instead of 8 or 16 bytes at a time. So channels_last maps are faster, and channels_last weights, which are converted
+likewise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import checks, layout
 from .device import INTERPRETED
-from .launch import FUSED, power_of_2, strides, tiles
+from .launch import FUSED, as_map, as_pixels, power_of_2, tiles
+
+TAPS = 9
 
 MOST_PIXELS = 2**31 - 2**13
 """The kernels count the pixels of a batch in 32 bits, and the last tile may go beyond them."""
+
+MOST_CHANNELS = 64
+"""Outputs of one program, and channels that one step of a contraction takes of a tap, at most."""
+
+COLS = 16
+"""Columns of a tile of corners: see kernels/upsample.py."""
+
+WEIGHT_PIXELS = 64
+"""Pixels of one step of a weight's gradient. Not tuned: it decides the order of the sums."""
+
+LEAST_STEPS = 1 if INTERPRETED else 4
+"""Least work of a program that sums a weight's gradient."""
+
+WEIGHT_PROGRAMS = 512
+"""About how many programs sum a weight's gradient: a few for each multiprocessor."""
+
+
+class Convolution(NamedTuple):
+    """A 3x3 convolution: weight (outputs, inputs, 3, 3), bias (outputs), "zeros" or "replicate"."""
+
+    weight: Tensor
+    bias: Tensor | None
+    padding_mode: str
+
+    @property
+    def outputs(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def replicate(self) -> bool:
+        return self.padding_mode == "replicate"
+
+    def pointers(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (outputs, 3, 3, inputs) in memory, and bias, as the kernels read them."""
+        weight = self.weight.contiguous(memory_format=torch.channels_last)
+        return weight, None if self.bias is None else self.bias.contiguous()
+
+
+class Contraction(NamedTuple):
+    """How the contraction over taps and channels is cut into steps, and how it is multiplied."""
+
+    padded: int
+    """Channels of one tap: a power of two, or a multiple of MOST_CHANNELS."""
+    step: int
+    precision: str
+
+    def constants(self) -> dict[str, Any]:
+        return {"PADDED": self.padded, "K": self.step, "PRECISION": self.precision}
+
+
+def _contraction(channels: int, dtype: torch.dtype, most_bytes: int) -> Contraction:
+    """Over nine taps of ``channels``; a step reads at most ``most_bytes`` of a pixel.
+
+    A product in fp32 is three products in tf32 on NVIDIA (error 1e-6) and exact on AMD. One product in tf32 would have
+    an error of 5e-4.
+    """
+    if channels <= MOST_CHANNELS:
+        padded = power_of_2(channels, MOST_CHANNELS)
+    else:
+        padded = tiles(channels, MOST_CHANNELS) * MOST_CHANNELS
+    # The least step of the matrix unit is 16; of two channels and more, 32 hold several taps.
+    step = min(most_bytes // dtype.itemsize, MOST_CHANNELS if padded >= MOST_CHANNELS else 32 if padded > 1 else 16)
+    if INTERPRETED and padded >= 32:
+        step = 128  # the interpreter's time grows with the number of steps, not with their size
+    return Contraction(padded, step, "ieee" if torch.version.hip else "tf32x3")
+
+
+def _columns(count: int, most: int) -> int:
+    """Columns of a product: a power of two, no fewer than the matrix unit has."""
+    least = 16 if torch.version.hip else 8
+    return max(least, power_of_2(count, 32 if INTERPRETED else most))
 
 
 def _pixels(maps: Tensor) -> int:
@@ -23,114 +106,88 @@ def _pixels(maps: Tensor) -> int:
     return pixels
 
 
-def side_by_side(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
-
-
-def _map(x: Tensor) -> tuple[tuple[int, int, int], int]:
-    (batch, _, row, col), unit = strides(x)
-    return (batch, row, col), unit
-
-
-def _padded(channels: int) -> int:
-    """Channels of one tap in a contraction: a power of two, or a multiple of a whole step."""
-    return power_of_2(channels, 64) if channels <= 64 else tiles(channels, 64) * 64
-
-
-def _contraction(channels: int, dtype: torch.dtype, most: int = 128) -> dict[str, Any]:
-    """How a contraction over nine taps of ``channels`` is cut into steps, of ``most`` bytes a pixel, and multiplied.
-
-    fp32 products are those of three tf32 ones on NVIDIA (1e-6), exact on AMD; plain tf32 would be off by 5e-4.
-    """
-    padded = _padded(channels)
-    step = min(most // dtype.itemsize, 64 if padded >= 64 else 32 if padded > 1 else 16)
-    if INTERPRETED and padded >= 32:
-        step = 128  # its time goes by the number of steps, not by their size
-    return {"PADDED": padded, "K": step, "PRECISION": "ieee" if torch.version.hip else "tf32x3"}
-
-
-def _columns(count: int, most: int) -> int:
-    """Of a product: at least what the matrix unit has."""
-    least = 16 if torch.version.hip else 8
-    return max(least, power_of_2(count, 32 if INTERPRETED else most))
-
-
 def formatted(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """``x`` in the memory format, copied if it is not."""
     out = layout.empty(x.shape, x, memory_format)
     return x if x.stride() == out.stride() else out.copy_(x)
 
 
-def up2(
+def conv_relu(x: Tensor, convolution: Convolution) -> Tensor:
+    """ReLU(conv(x)), in channels_last."""
+    from .kernels import conv3x3 as kernels
+
+    pixels, outputs = _pixels(x), convolution.outputs
+    batch, channels, height, width = x.shape
+    out = layout.empty((batch, outputs, height, width), x, torch.channels_last)
+    if pixels == 0:
+        return out
+    columns = _columns(outputs, MOST_CHANNELS)
+    kernels.conv_relu[lambda meta: (tiles(pixels, meta["PIXELS"]), tiles(outputs, columns))](
+        as_pixels(x),
+        *convolution.pointers(),
+        as_map(out),
+        pixels,
+        height,
+        width,
+        CHANNELS=channels,
+        OUT=outputs,
+        REPLICATE=convolution.replicate,
+        N=columns,
+        **_contraction(channels, x.dtype, 128).constants(),
+        **FUSED,
+    )
+    return out
+
+
+def conv_relu_upsample(
     maps: Sequence[Tensor],
     addend: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
+    convolution: Convolution,
     upsample: str,
-    padding_mode: str,
     save: bool,
     memory_format: torch.memory_format,
 ) -> tuple[Tensor, Tensor]:
-    """up2(ReLU(conv of the joined ``maps``, one or two, + addend)) and the bits of the activations."""
+    """upsample2x(ReLU(conv of one or two joined ``maps`` + addend)), and the bits of the activations if ``save``."""
     from .kernels import upsample as kernels
 
-    pixels = _pixels(maps[0])
+    pixels, outputs = _pixels(maps[0]), convolution.outputs
     batch, _, height, width = maps[0].shape
-    outputs = weight.shape[0]
-    out = layout.empty((batch, outputs, 2 * height, 2 * width), weight, memory_format)
-    shape = (batch, outputs, height, tiles(width, 8)) if save else (0,)
-    active = out.new_empty(shape, dtype=torch.uint8)
+    out = layout.empty((batch, outputs, 2 * height, 2 * width), convolution.weight, memory_format)
+    active = out.new_empty((batch, outputs, height, tiles(width, 8)) if save else (0,), dtype=torch.uint8)
     if pixels == 0:
         return out, active
-    a, b = (side_by_side(m) for m in (maps[0], maps[-1]))
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    addend = None if addend is None else side_by_side(addend)
-    (a_strides, a_unit), (b_strides, b_unit) = _map(a), _map(b)
-    addend_strides, addend_unit = _map(a if addend is None else addend)
-    out_strides, out_unit = strides(out)
-    columns = _columns(outputs, 64)
-    cols = 16
+    columns = _columns(outputs, MOST_CHANNELS)
     halo = int(upsample == "bilinear")
 
     def grid(meta: dict[str, Any]) -> tuple[int, int]:
-        rows = meta["PIXELS"] // (cols + halo) - halo
-        return batch * tiles(height + halo, rows) * tiles(width + halo, cols), tiles(outputs, columns)
+        rows = meta["PIXELS"] // (COLS + halo) - halo
+        return batch * tiles(height + halo, rows) * tiles(width + halo, COLS), tiles(outputs, columns)
 
+    a, b = maps if len(maps) == 2 else (maps[0], None)
     kernels.forward[grid](
-        a,
-        a_strides,
-        b,
-        b_strides,
-        weight,
-        weight if bias is None else bias.contiguous(),
-        a if addend is None else addend,
-        addend_strides,
-        out,
-        out_strides,
-        active,
+        as_pixels(a),
+        None if b is None else as_pixels(b),
+        *convolution.pointers(),
+        None if addend is None else as_pixels(addend),
+        as_map(out),
+        active if save else None,
         height,
         width,
         A=a.shape[1],
-        B=b.shape[1] if len(maps) == 2 else 0,
+        B=0 if b is None else b.shape[1],
         OUT=outputs,
-        A_UNIT=a_unit,
-        B_UNIT=b_unit,
-        ADDEND_UNIT=addend_unit,
-        OUT_UNIT=out_unit,
-        HAS_BIAS=bias is not None,
-        HAS_ADDEND=addend is not None,
-        SAVE=save,
         BILINEAR=upsample == "bilinear",
-        REPLICATE=padding_mode == "replicate",
-        COLS=cols,
+        REPLICATE=convolution.replicate,
+        COLS=COLS,
         N=columns,
-        **_contraction(weight.shape[1], weight.dtype, 64),
+        **_contraction(convolution.inputs, out.dtype, 64).constants(),
         **FUSED,
     )
     return out, active
 
 
 def before_relu(grad: Tensor, active: Tensor, upsample: str) -> Tensor:
-    """The gradient before the ReLU, (batch, outputs, height, width) in channels_last."""
+    """The gradient before the ReLU, (batch, outputs, height, width) in channels_last, from that of the output."""
     from .kernels import upsample as kernels
 
     batch, outputs, height, width = grad.shape[0], grad.shape[1], grad.shape[2] // 2, grad.shape[3] // 2
@@ -138,20 +195,16 @@ def before_relu(grad: Tensor, active: Tensor, upsample: str) -> Tensor:
     pixels = batch * height * width
     if pixels == 0:
         return out
-    grad = side_by_side(grad)
-    grad_strides, unit = _map(grad)
-    columns = power_of_2(outputs, 16 if INTERPRETED else 64)
+    columns = power_of_2(outputs, 16 if INTERPRETED else MOST_CHANNELS)
     tile = (128 if INTERPRETED else 1024) // columns  # eight values a thread
     kernels.backward[(tiles(pixels, tile), tiles(outputs, columns))](
-        grad,
-        grad_strides,
+        as_pixels(grad),
         active.contiguous(),
         out,
         pixels,
         height,
         width,
         OUT=outputs,
-        GRAD_UNIT=unit,
         BILINEAR=upsample == "bilinear",
         N=columns,
         PIXELS=tile,
@@ -162,14 +215,16 @@ def before_relu(grad: Tensor, active: Tensor, upsample: str) -> Tensor:
 
 def input_gradients(
     grad: Tensor,
-    weight: Tensor,
+    convolution: Convolution,
     channels: Sequence[int],
-    padding_mode: str,
     channels_last: bool,
     needs: Sequence[bool],
-    relu: Tensor | None = None,
+    activation: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """The gradients of a convolution's inputs: one, or two that were joined. ``relu``: the first was made by a ReLU."""
+    """The gradients of a convolution's inputs: one map, or two that were joined, with their ``channels``.
+
+    ``activation`` is the first input if a ReLU made it; its gradient is then the one before that ReLU.
+    """
     from .kernels import conv3x3 as kernels
 
     batch, outputs, height, width = grad.shape
@@ -177,29 +232,24 @@ def input_gradients(
         layout.empty((batch, count, height, width), grad, layout.chosen(channels_last)) if need else None
         for count, need in zip(channels, needs, strict=True)
     ]
-    wanted = [g for g in gradients if g is not None]
     pixels = batch * height * width
-    if pixels == 0 or not wanted:
+    if pixels == 0 or not any(needs):
         return gradients
-    first = 0 if needs[0] else channels[0]
-    last = sum(channels) if needs[-1] else channels[0]
+    a, b = (None if g is None else as_map(g) for g in (*gradients, None)[:2])
+    first = 0 if a else channels[0]
+    last = sum(channels) if b else channels[0]
     most = 256 // grad.dtype.itemsize
     columns = _columns(last - first, most)
-    # The widest product takes what it needs: told nothing, ptxas would spill some rather than go beyond 96 (sm_100).
+    # The widest product takes the registers it needs. By default ptxas would spill some rather than go beyond 96
+    # (sm_100).
     registers = {"maxnreg": 255} if columns == most and not torch.version.hip else {}
-    a, b = wanted[0], wanted[-1]
-    (a_strides, a_unit), (b_strides, b_unit) = strides(a), strides(b)
-    masked = grad if relu is None else side_by_side(relu)
-    relu_strides, relu_unit = _map(masked)
+    weight, _ = convolution.pointers()
     kernels.input_gradient[lambda meta: (tiles(pixels, meta["PIXELS"]), tiles(last - first, columns))](
         grad,
-        weight.contiguous(memory_format=torch.channels_last),
+        weight,
         a,
-        a_strides,
         b,
-        b_strides,
-        masked,
-        relu_strides,
+        None if activation is None else as_pixels(activation),
         pixels,
         height,
         width,
@@ -208,29 +258,17 @@ def input_gradients(
         LAST=last,
         SPLIT=channels[0],
         OUT=outputs,
-        A_UNIT=a_unit,
-        B_UNIT=b_unit,
-        RELU_UNIT=relu_unit,
-        RELU=relu is not None,
-        REPLICATE=padding_mode == "replicate",
+        REPLICATE=convolution.replicate,
         N=columns,
-        **_contraction(outputs, grad.dtype, 64),
+        **_contraction(outputs, grad.dtype, 64).constants(),
         **FUSED,
         **registers,
     )
     return gradients
 
 
-PIXELS = 64
-"""Of one step of a weight's gradient. Not tuned: it decides the order of the sums."""
-
-
-STEPS = 1 if INTERPRETED else 4
-"""Least work of a program that sums a weight's gradient."""
-
-
 def weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, channels_last: bool) -> Tensor:
-    """Shares of the pixels summed side by side, then the shares in their order."""
+    """The gradient of a convolution's weight. Programs sum shares of the pixels, then these are summed in order."""
     from .kernels import conv3x3 as kernels
 
     batch, outputs, height, width = grad.shape
@@ -239,40 +277,35 @@ def weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, cha
     pixels = batch * height * width
     if pixels == 0:
         return out.zero_()
-    a, b = (side_by_side(m) for m in (maps[0], maps[-1]))
-    (a_strides, a_unit), (b_strides, b_unit) = _map(a), _map(b)
-    contraction = _contraction(channels, grad.dtype)
-    # Narrower where two maps are loaded: registers, and 64 KB of shared memory on AMD.
-    columns = _columns(9 * contraction["PADDED"], 128 if len(maps) == 1 and channels >= 64 else 64)
-    rows = max(16, power_of_2(outputs, 64))
-    blocks = tiles(9 * contraction["PADDED"], columns) * tiles(outputs, rows)
-    # About 512 programs, a few for each multiprocessor, each with STEPS steps at least.
-    shares = max(1, min(512 // blocks, pixels // (STEPS * PIXELS)))
-    share = tiles(tiles(pixels, shares), PIXELS) * PIXELS
+    contraction = _contraction(channels, grad.dtype, 128)
+    # Narrower where two maps are loaded: they take registers, and AMD has 64 KB of shared memory.
+    columns = _columns(TAPS * contraction.padded, 128 if len(maps) == 1 and channels >= MOST_CHANNELS else 64)
+    rows = max(16, power_of_2(outputs, MOST_CHANNELS))  # 16 are the least that the matrix unit multiplies
+    blocks = tiles(TAPS * contraction.padded, columns), tiles(outputs, rows)
+    shares = max(1, min(WEIGHT_PROGRAMS // (blocks[0] * blocks[1]), pixels // (LEAST_STEPS * WEIGHT_PIXELS)))
+    share = tiles(tiles(pixels, shares), WEIGHT_PIXELS) * WEIGHT_PIXELS
     shares = tiles(pixels, share)
     partial = torch.empty((shares, outputs, 3, 3, channels), dtype=torch.float32, device=grad.device)
-    kernels.weight_gradient[(tiles(9 * contraction["PADDED"], columns), tiles(outputs, rows), shares)](
+    a, b = maps if len(maps) == 2 else (maps[0], None)
+    grid = (*blocks, shares)
+    kernels.weight_gradient[grid](
         grad,
-        a,
-        a_strides,
-        b,
-        b_strides,
+        as_pixels(a),
+        None if b is None else as_pixels(b),
         partial,
         pixels,
         share,
         height,
         width,
         A=a.shape[1],
-        B=b.shape[1] if len(maps) == 2 else 0,
+        B=0 if b is None else b.shape[1],
         OUT=outputs,
-        A_UNIT=a_unit,
-        B_UNIT=b_unit,
         REPLICATE=padding_mode == "replicate",
-        PADDED=contraction["PADDED"],
-        PRECISION=contraction["PRECISION"],
+        PADDED=contraction.padded,
+        PRECISION=contraction.precision,
         M=rows,
         N=columns,
-        PIXELS=PIXELS,
+        PIXELS=WEIGHT_PIXELS,
         num_warps=4 if torch.version.hip else 8,  # 256 lanes either way
         num_stages=2,
         **FUSED,
@@ -282,39 +315,3 @@ def weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, cha
 
 def bias_gradient(grad: Tensor) -> Tensor:
     return grad.permute(0, 2, 3, 1).flatten(0, 2).sum(0, dtype=torch.float32).to(grad.dtype)
-
-
-def conv_relu(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str) -> Tensor:
-    """In channels_last."""
-    from .kernels import conv3x3 as kernels
-
-    pixels = _pixels(x)
-    batch, channels, height, width = x.shape
-    outputs = weight.shape[0]
-    out = layout.empty((batch, outputs, height, width), x, torch.channels_last)
-    if pixels == 0:
-        return out
-    x = side_by_side(x)
-    (map_strides, map_unit), (out_strides, out_unit) = _map(x), strides(out)
-    columns = _columns(outputs, 64)
-    kernels.conv_relu[lambda meta: (tiles(pixels, meta["PIXELS"]), tiles(outputs, columns))](
-        x,
-        map_strides,
-        weight.contiguous(memory_format=torch.channels_last),
-        weight if bias is None else bias.contiguous(),
-        out,
-        out_strides,
-        pixels,
-        height,
-        width,
-        CHANNELS=channels,
-        OUT=outputs,
-        MAP_UNIT=map_unit,
-        OUT_UNIT=out_unit,
-        HAS_BIAS=bias is not None,
-        REPLICATE=padding_mode == "replicate",
-        N=columns,
-        **_contraction(channels, x.dtype),
-        **FUSED,
-    )
-    return out

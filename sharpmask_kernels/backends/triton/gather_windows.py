@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,18 +11,17 @@ from torch import Tensor
 from ... import layout
 from ...windows import FAR
 from .device import INTERPRETED
-from .launch import FUSED, launcher, power_of_2, strides, tiles
+from .launch import FUSED, as_map, launcher, power_of_2, tiles
 
 
-@dataclass(frozen=True)
-class GatherTile:
-    """How many elements a program of gather_windows works on, and how many of them lie side by side in memory."""
+class GatherTile(NamedTuple):
+    """How many elements a program of gather_windows works on, and how many of them are contiguous in memory."""
 
     elements: int
     inner: int
 
     def shape(self, cells: int, channels: int, channels_last: bool) -> tuple[int, int]:
-        """(cells, channels) of a tile: never much larger than what there is."""
+        """(cells, channels) of a tile: each less than twice what there is."""
         if channels_last:
             inner = power_of_2(channels, self.inner)
             return power_of_2(cells, self.elements // inner), inner
@@ -31,8 +30,11 @@ class GatherTile:
 
 
 GATHER_TILE = GatherTile(512, 16) if INTERPRETED else GatherTile(2048, 256)
-"""On a GPU 128 bytes and more side by side, 128 bits a thread. Small under the interpreter, so that small inputs cross
-the edges of tiles. Tests set others."""
+"""On a GPU at least 512 contiguous bytes, and 128 bits a thread. Under the interpreter tiles are small, so that small
+inputs are cut into several. Tests set others."""
+
+MOST_COLUMNS = 16
+"""Of a tile in the backward: a tile about as high as wide is covered by the fewest windows."""
 
 
 @launcher
@@ -51,14 +53,10 @@ def gather_windows(
     grid = (len(image) * tiles(size * size, cell_tile) * tiles(channels, channel_tile),)
     if grid[0] == 0:
         return out
-    out_strides, out_unit = strides(out)
     for this, m in enumerate(maps):
-        map_strides, map_unit = strides(m)
         kernels.forward[grid](
-            m,
-            map_strides,
-            out,
-            out_strides,
+            as_map(m),
+            as_map(out),
             *windows,
             this,
             len(maps),
@@ -69,8 +67,6 @@ def gather_windows(
             FAR // step + 1,
             step,
             C=channels,
-            MAP_UNIT=map_unit,
-            OUT_UNIT=out_unit,
             CHANNELS_LAST=channels_last,
             CELLS=cell_tile,
             CHANNELS=channel_tile,
@@ -97,7 +93,6 @@ def gather_windows_backward(
 
     channels, size = grad.shape[1:3]
     bounds, *windows = _by_segment(image, scale, row, col, batch, len(needs), step)
-    grad_strides, grad_unit = strides(grad)
     gradients = []
     for this, (height, width, need) in enumerate(zip(heights, widths, needs, strict=True)):
         if not need:
@@ -105,17 +100,14 @@ def gather_windows_backward(
         gradient = layout.empty((batch, channels, height, width), grad, layout.chosen(channels_last))
         gradients.append(gradient)
         cell_tile, channel_tile = GATHER_TILE.shape(height * width, channels, channels_last)
-        cols = power_of_2(width, min(16, cell_tile))
+        cols = power_of_2(width, min(MOST_COLUMNS, cell_tile))
         rows = cell_tile // cols
         programs = tiles(height, rows) * tiles(width, cols) * tiles(channels, channel_tile)
         if batch == 0:
             continue
-        out_strides, out_unit = strides(gradient)
         kernels.backward[(batch * programs,)](
-            gradient,
-            out_strides,
-            grad,
-            grad_strides,
+            as_map(gradient),
+            as_map(grad),
             bounds,
             *windows,
             this * batch,
@@ -123,8 +115,6 @@ def gather_windows_backward(
             width,
             size,
             C=channels,
-            OUT_UNIT=out_unit,
-            GRAD_UNIT=grad_unit,
             CHANNELS_LAST=channels_last,
             ROWS=rows,
             COLS=cols,
@@ -137,10 +127,10 @@ def gather_windows_backward(
 def _by_segment(
     image: Tensor, scale: Tensor, row: Tensor, col: Tensor, batch: int, scales: int, step: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Windows ordered by scale and image, else as they come: what is summed in this order has the same bits every time.
+    """Windows ordered by scale and image, and otherwise in the order given: so sums have the same bits in every run.
 
-    Returns where the segment ``scale * batch + image`` begins, (scales * batch + 1); the windows' indices; their first
-    rows and columns on the map. Windows of no map come last. Nothing waits for the device.
+    Returns where each segment ``scale * batch + image`` begins, (scales * batch + 1), and of each window in this order
+    its index and its first row and column on the map. Windows of no map come last. Nothing waits for the device.
     """
     known = (scale >= 0) & (scale < scales) & (image >= 0) & (image < batch)
     segment, order = torch.sort(torch.where(known, scale * batch + image, scales * batch), stable=True)

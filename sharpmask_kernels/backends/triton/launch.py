@@ -1,11 +1,11 @@
-"""What every launch of a Triton kernel needs: device, strides, sizes of tiles."""
+"""What every launch of a Triton kernel needs: the device, maps as arguments, sizes of tiles."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,21 @@ from torch import Tensor
 from ... import layout
 from .device import INTERPRETED
 
+if TYPE_CHECKING:  # it imports triton
+    from .kernels.maps import Map
+
 FUSED = {"enable_fp_fusion": True}
 """For every launch: a * b + c in one instruction, whatever the default of this version of Triton is."""
 
+WIDEST_LOAD = 16
+"""Elements. The widest load of a lane is 16 bytes, so a larger unit would tell the compiler nothing."""
+
 
 def launcher(op: Callable[..., Any]) -> Callable[..., Any]:
-    """``op`` on the device of its tensors; under the interpreter, which computes on the raw bits of bf16, in fp32."""
+    """``op`` on the device of its tensors.
+
+    Triton's interpreter computes on the raw bits of bf16. Under it such tensors are cast to fp32, and results back.
+    """
 
     @functools.wraps(op)
     def run(first: Any, *others: Any) -> Any:
@@ -40,20 +49,32 @@ def _cast(x: Any, old: torch.dtype, new: torch.dtype) -> Any:
     return x
 
 
+def as_map(x: Tensor) -> Map:
+    """The map ``x`` as an argument of a kernel."""
+    from triton.language import constexpr
+
+    from .kernels.maps import Map
+
+    batch, channel, row, column = x.stride()
+    unit = math.gcd(WIDEST_LOAD, batch, row, column)
+    return Map(x, batch // unit, channel, row // unit, column // unit, constexpr(unit))
+
+
+def as_pixels(x: Tensor) -> Map:
+    """As :func:`as_map`, with the channels of each pixel contiguous: ``x`` is copied if they are not."""
+    return as_map(contiguous_pixels(x))._replace(channel=1)
+
+
+def contiguous_pixels(x: Tensor) -> Tensor:
+    """``x``, or a copy in channels_last if the channels of its pixels are not contiguous."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
+
+
 def tiles(length: int, tile: int) -> int:
+    """How many tiles cover ``length``."""
     return -(-length // tile)
 
 
-def strides(x: Tensor) -> tuple[tuple[int, int, int, int], int]:
-    """(batch, channel, row, column) strides, all but the channel's in units of the second result.
-
-    The unit, at most 16, goes to the compiler, which derives from it how wide it may load.
-    """
-    batch, channel, row, col = x.stride()
-    unit = math.gcd(16, batch, row, col)
-    return (batch // unit, channel, row // unit, col // unit), unit
-
-
 def power_of_2(n: int, most: int) -> int:
-    """The least power of two from ``n`` on, or ``most``, itself one."""
+    """The least power of two that is at least ``n``, but no more than ``most``, itself a power of two."""
     return min(1 << max(n - 1, 0).bit_length(), most)

@@ -7,31 +7,26 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ... import layout
+from ..needs import AddNeeds, ConvNeeds, MergeNeeds, RefineNeeds
 from .convolutions import (
+    Convolution,
     before_relu,
     bias_gradient,
     conv_relu,
+    conv_relu_upsample,
     formatted,
     input_gradients,
-    side_by_side,
-    up2,
     weight_gradient,
 )
-from .launch import launcher
-
-# merge_upsample, add_upsample, refine
-#
-# The kernels read maps whose channels lie side by side (channels_last and slices of it). Maps in PyTorch's contiguous
-# layout are converted first, one extra pass over each, and outputs in that layout are written element by element
-# instead of 8 or 16 bytes at a time: give channels_last maps, and channels_last weights, which are converted likewise.
+from .launch import contiguous_pixels, launcher
 
 
 @launcher
 def merge_upsample(
     skip: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, save: bool
 ) -> tuple[Tensor, Tensor]:
-    memory_format = layout.memory_format(skip, mask)
-    return up2((skip, mask), None, weight, bias, upsample, padding_mode, save, memory_format)
+    convolution = Convolution(weight, bias, padding_mode)
+    return conv_relu_upsample((skip, mask), None, convolution, upsample, save, layout.memory_format(skip, mask))
 
 
 @launcher
@@ -47,35 +42,49 @@ def merge_upsample_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     grad = before_relu(grad, active, upsample)
-    gradients = _merge_gradients(grad, skip, mask, weight, padding_mode, channels_last, needs)
-    return [g for g in gradients if g is not None]
+    convolution = Convolution(weight, None, padding_mode)
+    return _made(_merge_gradients(grad, skip, mask, convolution, channels_last, MergeNeeds(*needs)))
 
 
 def _merge_gradients(
     grad: Tensor,
     skip: Tensor,
     mask: Tensor,
-    weight: Tensor,
-    padding_mode: str,
+    convolution: Convolution,
     channels_last: bool,
-    needs: Sequence[bool],
-    relu: Tensor | None = None,
+    needs: MergeNeeds,
+    activation: Tensor | None = None,
 ) -> list[Tensor | None]:
     """Gradients of skip, mask, weight and bias from the one before the ReLU."""
     channels = (skip.shape[1], mask.shape[1])
     return [
-        *input_gradients(grad, weight, channels, padding_mode, channels_last, needs[:2], relu),
-        weight_gradient(grad, (skip, mask), padding_mode, channels_last) if needs[2] else None,
-        bias_gradient(grad) if needs[3] else None,
+        *input_gradients(grad, convolution, channels, channels_last, (needs.skip, needs.mask), activation),
+        weight_gradient(grad, (skip, mask), convolution.padding_mode, channels_last) if needs.weight else None,
+        bias_gradient(grad) if needs.bias else None,
     ]
+
+
+def _convolution_gradients(
+    grad: Tensor, x: Tensor, convolution: Convolution, channels_last: bool, needs: ConvNeeds
+) -> list[Tensor | None]:
+    """Gradients of x, weight and bias from that of a convolution of x."""
+    return [
+        *input_gradients(grad, convolution, (x.shape[1],), channels_last, (needs.input,)),
+        weight_gradient(grad, (x,), convolution.padding_mode, channels_last) if needs.weight else None,
+        bias_gradient(grad) if needs.bias else None,
+    ]
+
+
+def _made(gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 @launcher
 def add_upsample(
     horizontal: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, save: bool
 ) -> tuple[Tensor, Tensor]:
-    memory_format = layout.memory_format(horizontal, mask)
-    return up2((mask,), horizontal, weight, bias, upsample, padding_mode, save, memory_format)
+    convolution = Convolution(weight, bias, padding_mode)
+    return conv_relu_upsample((mask,), horizontal, convolution, upsample, save, layout.memory_format(horizontal, mask))
 
 
 @launcher
@@ -89,14 +98,15 @@ def add_upsample_backward(
     channels_last: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
+    wanted = AddNeeds(*needs)
     grad = before_relu(grad, active, upsample)
-    gradients = [
-        formatted(grad, layout.chosen(channels_last)) if needs[0] else None,
-        *input_gradients(grad, weight, (mask.shape[1],), padding_mode, channels_last, needs[1:2]),
-        weight_gradient(grad, (mask,), padding_mode, channels_last) if needs[2] else None,
-        bias_gradient(grad) if needs[3] else None,
-    ]
-    return [g for g in gradients if g is not None]
+    convolution = Convolution(weight, None, padding_mode)
+    return _made(
+        [
+            formatted(grad, layout.chosen(channels_last)) if wanted.horizontal else None,
+            *_convolution_gradients(grad, mask, convolution, channels_last, wanted.convolution),
+        ]
+    )
 
 
 @launcher
@@ -111,11 +121,12 @@ def refine(
     padding_mode: str,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # Two launches: the skip is kept for the backward anyway, and to read back its few channels is little beside the
-    # feature's, the more so as they are still in the L2 cache.
-    skip = conv_relu(feature, skip_weight, skip_bias, padding_mode)
+    # Two launches. The backward needs the skip anyway, and reading back its few channels costs little beside reading
+    # the feature's, the more so as they are still in the L2 cache.
+    skip = conv_relu(feature, Convolution(skip_weight, skip_bias, padding_mode))
+    merge = Convolution(merge_weight, merge_bias, padding_mode)
     memory_format = layout.memory_format(feature, mask)
-    out, active = up2((skip, mask), None, merge_weight, merge_bias, upsample, padding_mode, save, memory_format)
+    out, active = conv_relu_upsample((skip, mask), None, merge, upsample, save, memory_format)
     return out, formatted(skip, memory_format) if save else skip.new_empty(0), active
 
 
@@ -133,20 +144,16 @@ def refine_backward(
     channels_last: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
+    wanted = RefineNeeds(*needs)
     grad = before_relu(grad, active, upsample)
-    below = any(needs[i] for i in (0, 2, 3))  # feature, skip_weight, skip_bias: all behind the skip
-    wanted = [below, *(needs[i] for i in (1, 4, 5))]
+    merge = Convolution(merge_weight, None, padding_mode)
     d_skip, d_mask, d_merge_weight, d_merge_bias = _merge_gradients(
-        grad, skip, mask, merge_weight, padding_mode, channels_last, wanted, skip
+        grad, skip, mask, merge, channels_last, wanted.merge, activation=skip
     )
     d_feature = d_skip_weight = d_skip_bias = None
     if d_skip is not None:
-        d_skip = side_by_side(d_skip)
-        (d_feature,) = input_gradients(d_skip, skip_weight, (feature.shape[1],), padding_mode, channels_last, needs[:1])
-        d_skip_weight = weight_gradient(d_skip, (feature,), padding_mode, channels_last) if needs[2] else None
-        d_skip_bias = bias_gradient(d_skip) if needs[3] else None
-    gradients = [d_feature, d_mask, d_skip_weight, d_skip_bias, d_merge_weight, d_merge_bias]
-    return [g for g in gradients if g is not None]
-
-
-# gather_windows
+        convolution = Convolution(skip_weight, None, padding_mode)
+        d_feature, d_skip_weight, d_skip_bias = _convolution_gradients(
+            contiguous_pixels(d_skip), feature, convolution, channels_last, wanted.convolution
+        )
+    return _made([d_feature, d_mask, d_skip_weight, d_skip_bias, d_merge_weight, d_merge_bias])

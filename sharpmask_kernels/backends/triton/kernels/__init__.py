@@ -1,2 +1,1 @@
-"""The Triton kernels, one file per op. Importing one imports triton; :mod:`sharpmask_kernels.backends.triton` does when
-an op runs."""
+"""The Triton kernels, one file per op. Importing one imports triton, so the backend imports them when an op runs."""

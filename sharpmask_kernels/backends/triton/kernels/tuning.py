@@ -1,12 +1,13 @@
-"""What autotune chooses from.
+"""The configurations that autotune chooses from.
 
-The first launch of a kernel for new channel counts, modes or dtypes times its candidates and keeps the best; other
-batches, heights and widths take the same one. Candidates differ in how many pixels a program takes, in warps and in
-pipeline stages, never in the order of a sum, so the choice does not change a bit of the result. To pin the choice set
-``SHARPMASK_AUTOTUNE=0`` before the first launch: the first candidate of each list is taken, nothing is timed. To pin
-another one, set the kernel's own list: ``kernel.configs = [triton.Config(...)]``.
+The first launch of a kernel for new channel counts, modes or dtypes times its candidates and keeps the fastest. Other
+batches, heights and widths take the same one. Candidates differ in the pixels of a program, in warps and in pipeline
+stages, never in the order of a sum, so the choice does not change a bit of the result.
 
-Under Triton's interpreter there is one candidate, so small that small maps cross the edges of tiles.
+``SHARPMASK_AUTOTUNE=0`` before the first launch takes the first candidate of each list and times nothing. To take
+another one, set the list of the kernel: ``kernel.configs = [triton.Config(...)]``.
+
+Under Triton's interpreter there is one candidate, so small that small maps are cut into several tiles.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..device import INTERPRETED
 
 
 def candidates(*choices: tuple[int, int, int], interpreted: int) -> list[triton.Config]:
-    """From (pixels, warps, stages) each, the one that suits most machines first."""
+    """Configurations from (pixels, warps, stages) each. The first suits most GPUs."""
     if INTERPRETED:
         return [triton.Config({"PIXELS": interpreted})]
     if os.environ.get("SHARPMASK_AUTOTUNE", "1") == "0":
