@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import layout
+from ... import _cpu, layout
 from ..native import view
-from .device import module
 
 
 def scale_channels(maps: Tensor, factor: Tensor) -> Tensor:
@@ -23,5 +22,5 @@ def scale_channels_backward(grad: Tensor, maps: Tensor, factor: Tensor, needs: S
 
 
 def _scaled(maps: Tensor, factor: Tensor, out: Tensor) -> Tensor:
-    module().scale_channels(maps=view(maps), factor=view(factor), out=view(out), threads=torch.get_num_threads())
+    _cpu.scale_channels(maps=view(maps), factor=view(factor), out=view(out), threads=torch.get_num_threads())
     return out
