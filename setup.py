@@ -3,8 +3,9 @@
 The environment variables SHARPMASK_NATIVE (the C++ kernels) and SHARPMASK_CUDA (the CUDA kernels) decide what happens
 where a module cannot be built: auto (the default): the install goes on without it, and
 `sharpmask_kernels.available_backends()` tells why; 1: the install fails; 0: the module is left out.
-SHARPMASK_CUDA_ARCHS lists the GPUs to compile for, as in "80;90"; the default is ARCHS, as far as nvcc knows them. The
-newest gets PTX too, which later GPUs take. CXX, CXXFLAGS and LDFLAGS mean what they always mean; CUDACXX is nvcc.
+SHARPMASK_CUDA_ARCHS lists the GPUs to compile for, as in "80;90"; the default is those of ARCHS that nvcc knows. For
+the newest there is PTX too, which later GPUs compile. CXX, CXXFLAGS and LDFLAGS mean what they always mean; CUDACXX is
+nvcc.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ CXXFLAGS = [
     "-Wall",
     "-Wextra",
 ]
-# The compute capabilities of GPUs from Turing (2018) on. Nothing here depends on minor architectures.
+# The compute capabilities of GPUs from Turing (2018) on.
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 NVCCFLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads=0"]
-# What csrc/cpu/simd is compiled for, as far as the compiler knows it. Which of them runs is chosen at run time.
+# The instruction sets that csrc/cpu/simd is compiled for, if the compiler knows them. One is chosen at run time.
 ISAS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -50,7 +51,7 @@ SHARED = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin"
 
 
 class BuildError(Exception):
-    """Why the module cannot be built, in one line."""
+    """A module cannot be built; the message says why in one line."""
 
 
 def run(command: list[str]) -> None:
@@ -118,7 +119,7 @@ def find_nvcc() -> str:
 
 
 def find_archs(nvcc: str) -> list[str]:
-    """What to compile for, the newest last."""
+    """The compute capabilities to compile for, the newest last."""
     given = os.environ.get("SHARPMASK_CUDA_ARCHS")
     if given:
         return [arch for arch in given.replace(",", ";").split(";") if arch]
@@ -178,7 +179,7 @@ class Graph:
         self.writer.build(target, "nvlink", objects, variables={"flags": escape(shlex.join(host))})
 
     def build(self, targets: list[str]) -> dict[str, BuildError]:
-        """Builds the targets; those that failed, with the reason."""
+        """Builds the targets and returns those that failed, each with the reason."""
         self.writer.close()
         command = [str(Path(ninja.BIN_DIR, "ninja")), "-v", "-f", str(self.folder / "build.ninja")]
         try:
@@ -186,13 +187,13 @@ class Graph:
         except BuildError as error:
             if len(targets) == 1:
                 return {targets[0]: error}
-            # One at a time, what could be built is there.
+            # Which failed, and why, shows only when they are built one at a time.
             return {target: reason for target in targets for reason in self.build([target]).values()}
         return {}
 
 
 class NinjaBuild(build_ext):
-    """One graph for all extensions; in place of one that cannot be built, the reason in a text file."""
+    """Builds all extensions with one graph; where one cannot be built, writes the reason to a text file instead."""
 
     def run(self) -> None:
         paths = {ext.name: Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions}
@@ -211,7 +212,7 @@ class NinjaBuild(build_ext):
         self.extensions = [ext for ext in self.extensions if ext.name not in reasons]  # to be copied into the package
 
     def _build(self, sources: dict[str, list[str]], paths: dict[str, Path]) -> dict[str, BuildError]:
-        """Why the modules that could not be built could not."""
+        """Builds the modules and returns those that could not be built, each with the reason."""
         left_out = [name for name in sources if mode(VARIABLES[name]) == "0"]
         reasons = {name: BuildError(f"left out by {VARIABLES[name]}=0") for name in left_out}
         wanted = [name for name in sources if name not in reasons]

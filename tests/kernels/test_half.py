@@ -1,4 +1,4 @@
-"""fp16 and bf16 in the compiled module: every pattern, and every kind of rounding, through the gradient's sums."""
+"""fp16 and bf16 in the compiled module: every bit pattern and every kind of rounding, tested by sums of gradients."""
 
 from __future__ import annotations
 
