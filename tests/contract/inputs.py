@@ -139,7 +139,7 @@ SCATTERED = [
 ]  # fmt: skip
 
 
-class Cascade:
+class TopDownPass:
     """Random arguments of refine_windows, and its result by the formulas, one window at a time."""
 
     def __init__(

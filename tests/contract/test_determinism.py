@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sharpmask_kernels import self_check
 
-from .inputs import SCATTERED, Cascade, Random, arguments, channels_last, windows_at
+from .inputs import SCATTERED, Random, TopDownPass, arguments, channels_last, windows_at
 from .subjects import REFINEMENT, Subject, each
 
 
@@ -33,7 +33,7 @@ def outcome(subject: Subject) -> list[Tensor]:
         windows = windows_at(*SCATTERED * (3 if subject.interpreted else 30), device=subject.device)
         out = subject(inputs, windows, 4)
     elif subject.op == "refine_windows":
-        return [Cascade(torch.float32, device=subject.device, count=70)(backend=subject.backend)]
+        return [TopDownPass(torch.float32, device=subject.device, count=70)(backend=subject.backend)]
     elif subject.op == "encode_windows":
         encoded = subject(random(5, 32, 32), windows_at(*SCATTERED[:5], device=subject.device), (70, 90), [0.5, 1.0])
         return [torch.tensor(list(rle["counts"])) for rle in encoded]

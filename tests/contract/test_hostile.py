@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sharpmask_kernels as kernels
 
-from .inputs import FAR, SCATTERED, Cascade, Random, arguments, array, assert_near, windows_at
+from .inputs import FAR, SCATTERED, Random, TopDownPass, arguments, array, assert_near, windows_at
 from .oracle import FORMULAS, gather_windows
 from .subjects import REFINEMENT, Subject, each
 
@@ -41,24 +41,24 @@ def test_gathering_far_outside_and_at_any_step(subject: Subject, step: int) -> N
 @each("refine_windows")
 def test_refining_far_outside(subject: Subject) -> None:
     cells = [*OUTSIDE[:: 4 if subject.interpreted else 1], *SCATTERED]
-    cascade = Cascade(torch.float32, device=subject.device, count=len(cells))
-    cascade.windows = windows_at(*cells, device=subject.device)
-    expected = cascade.formula("bilinear", "replicate")
-    out = cascade(padding_mode="replicate", backend=subject.backend)
+    top_down = TopDownPass(torch.float32, device=subject.device, count=len(cells))
+    top_down.windows = windows_at(*cells, device=subject.device)
+    expected = top_down.formula("bilinear", "replicate")
+    out = top_down(padding_mode="replicate", backend=subject.backend)
     np.testing.assert_allclose(array(out), expected, rtol=0, atol=8e-6 * np.abs(expected).max())
 
 
 @each("refine_windows")
 def test_refining_at_an_image_or_scale_that_there_is_not(subject: Subject) -> None:
     """On a GPU nobody looks at the windows' values; the op itself must not read out of bounds."""
-    cascade = Cascade(torch.float32, device=subject.device)
-    weights, biases = zip(*(conv for stage in [*cascade.stages, [cascade.head]] for conv in stage), strict=True)
-    maps = [m for levels in cascade.horizontals for m in levels]
+    top_down = TopDownPass(torch.float32, device=subject.device)
+    weights, biases = zip(*(conv for stage in [*top_down.stages, [top_down.head]] for conv in stage), strict=True)
+    maps = [m for levels in top_down.horizontals for m in levels]
     options = (list(weights), list(biases), [1, 1], "bilinear", "zeros", None, subject.backend)
 
     def refined(cells: list[tuple[int, int, int, int]]) -> Tensor:
         _, *fields = windows_at(*cells, device=subject.device)
-        found: Tensor = torch.ops.sharpmask.refine_windows(cascade.encoding, maps, *fields, *options)
+        found: Tensor = torch.ops.sharpmask.refine_windows(top_down.encoding, maps, *fields, *options)
         return found
 
     unknown = [
@@ -129,7 +129,7 @@ TOO_LARGE: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("gather_windows", lambda: {"maps": torch.ones(1, 2, 3, 3), "windows": windows_at((0, 0, 0, 0)), "size": 2**40}),
     ("merge_upsample", lambda: {"skip": huge(), "mask": huge(), "weight": torch.ones(1, 2, 3, 3), "bias": None}),
     ("add_upsample", lambda: {"horizontal": huge(), "mask": huge(), "weight": torch.ones(1, 1, 3, 3), "bias": None}),
-    ("refine_windows", lambda: cascade_of(stages=29)),
+    ("refine_windows", lambda: pass_of(stages=29)),
 ]
 
 
@@ -138,7 +138,7 @@ def huge() -> Tensor:
     return torch.ones(1, 1, 1, 1).expand(1, 1, 2**31, 2**28)
 
 
-def cascade_of(stages: int) -> dict[str, Any]:
+def pass_of(stages: int) -> dict[str, Any]:
     weight = torch.ones(1, 1, 3, 3)
     return {
         "encoding": torch.ones(1, 1, 2, 2),
@@ -157,7 +157,7 @@ def test_results_larger_than_any_memory_are_errors_cpu(op: str, given: Callable[
 
 @each("refine_windows")
 def test_an_out_that_overlaps_itself_is_refused(subject: Subject) -> None:
-    given = cascade_of(stages=2)
+    given = pass_of(stages=2)
     with pytest.raises(ValueError, match=re.escape("out must be without elements that share memory, got strides (")):
         subject(**given, out=torch.zeros(1, 1, 8).expand(1, 8, 8))
     wide = torch.zeros(8, 1, 8).transpose(0, 1)
@@ -231,12 +231,12 @@ def test_gathering_at_strides(subject: Subject, layout: Callable[[Tensor], Tenso
 @pytest.mark.parametrize("layout", HOSTILE)
 @pytest.mark.parametrize(("count", "size"), [(7, 3), (1, 1)])
 def test_refining_at_strides(subject: Subject, layout: Callable[[Tensor], Tensor], count: int, size: int) -> None:
-    cascade = Cascade(torch.float32, device=subject.device, count=count, size=size)
-    cascade.encoding = layout(cascade.encoding)
-    cascade.horizontals = [[layout(m) for m in levels] for levels in cascade.horizontals]
-    expected = cascade.formula("bilinear", "zeros")
+    top_down = TopDownPass(torch.float32, device=subject.device, count=count, size=size)
+    top_down.encoding = layout(top_down.encoding)
+    top_down.horizontals = [[layout(m) for m in levels] for levels in top_down.horizontals]
+    expected = top_down.formula("bilinear", "zeros")
     np.testing.assert_allclose(
-        array(cascade(backend=subject.backend)), expected, rtol=0, atol=8e-6 * np.abs(expected).max()
+        array(top_down(backend=subject.backend)), expected, rtol=0, atol=8e-6 * np.abs(expected).max()
     )
 
 

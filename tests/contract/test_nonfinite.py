@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import MODES, Cascade, Random, arguments, array, channels_last, contiguous, windows_at
+from .inputs import MODES, Random, TopDownPass, arguments, array, channels_last, contiguous, windows_at
 from .oracle import FORMULAS, PLAIN
 from .subjects import REFINEMENT, Subject, each
 
@@ -125,10 +125,10 @@ def test_gradients_of_gathering(subject: Subject) -> None:
 @each("refine_windows")
 @VALUES
 def test_a_window_does_not_touch_others(subject: Subject, value: float) -> None:
-    cascade = Cascade(torch.float32, device=subject.device)
-    clean = cascade(backend=subject.backend)
-    cascade.encoding[2] = value
-    out = cascade(backend=subject.backend)
+    top_down = TopDownPass(torch.float32, device=subject.device)
+    clean = top_down(backend=subject.backend)
+    top_down.encoding[2] = value
+    out = top_down(backend=subject.backend)
     others = [0, 1, 3, 4, 5, 6]
     assert torch.equal(out[others], clean[others])
     if math.isnan(value):

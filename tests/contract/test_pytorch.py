@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import sharpmask_kernels as kernels
 from sharpmask_kernels import Windows
 
-from .inputs import SCATTERED, Cascade, Random, arguments, channels_last, contiguous, sliced, windows_at
+from .inputs import SCATTERED, Random, TopDownPass, arguments, channels_last, contiguous, sliced, windows_at
 from .subjects import REFINEMENT, Subject, each
 
 pytestmark = pytest.mark.grid
@@ -85,8 +85,8 @@ def test_opcheck_gather(subject: Subject, layout: Callable[[Tensor], Tensor]) ->
 @each("refine_windows")
 @FORMATS
 @pytest.mark.parametrize("threshold", [None, 0.3])
-def test_opcheck_cascade(subject: Subject, layout: Callable[[Tensor], Tensor], threshold: float | None) -> None:
-    c = Cascade(torch.float32, device=subject.device)
+def test_opcheck_refine_windows(subject: Subject, layout: Callable[[Tensor], Tensor], threshold: float | None) -> None:
+    c = TopDownPass(torch.float32, device=subject.device)
     maps = [layout(m) for levels in c.horizontals for m in levels]
     weights, biases = zip(*(conv for convs in [*c.stages, [c.head]] for conv in convs), strict=True)
     inputs = (layout(c.encoding), maps, *c.windows[1:], list(weights), list(biases), [1, 1], "bilinear", "zeros")
@@ -153,9 +153,9 @@ def test_autocast(subject: Subject, dtype: torch.dtype) -> None:
 def test_autocast_leaves_double_precision_alone(subject: Subject) -> None:
     if not subject.takes(torch.float64):
         return
-    cascade = Cascade(torch.float64, device=subject.device)
+    top_down = TopDownPass(torch.float64, device=subject.device)
     inputs = [x.double() for x in given(subject)] if subject.op in REFINEMENT else []
-    call = (lambda: subject(*inputs)) if inputs else (lambda: cascade(backend=subject.backend))
+    call = (lambda: subject(*inputs)) if inputs else (lambda: top_down(backend=subject.backend))
     expected = call()
     with torch.autocast(subject.device, dtype=torch.bfloat16):
         out = call()
@@ -164,13 +164,13 @@ def test_autocast_leaves_double_precision_alone(subject: Subject) -> None:
 
 
 @each("refine_windows")
-def test_autocast_of_the_cascade(subject: Subject) -> None:
+def test_autocast_of_refine_windows(subject: Subject) -> None:
     """Maps that convolutions made under autocast meet fp32 weights."""
-    cascade = Cascade(torch.float32, device=subject.device)
-    expected = cascade(backend=subject.backend)
-    cascade.encoding = cascade.encoding.bfloat16()
+    top_down = TopDownPass(torch.float32, device=subject.device)
+    expected = top_down(backend=subject.backend)
+    top_down.encoding = top_down.encoding.bfloat16()
     with torch.autocast(subject.device, dtype=torch.bfloat16):
-        out = cascade(backend=subject.backend)
+        out = top_down(backend=subject.backend)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
 
@@ -229,17 +229,17 @@ def test_compile_gather(subject: Subject) -> None:
 
 
 @each("refine_windows")
-def test_compile_cascade(subject: Subject) -> None:
+def test_compile_refine_windows(subject: Subject) -> None:
     counter = CompileCounterWithBackend("aot_eager")
 
     def run(encoding: Tensor, windows: Windows, out: Tensor) -> tuple[Tensor, Tensor]:
-        cascade.encoding, cascade.windows = encoding, windows
-        return cascade(backend=subject.backend), cascade(out=out, backend=subject.backend)
+        top_down.encoding, top_down.windows = encoding, windows
+        return top_down(backend=subject.backend), top_down(out=out, backend=subject.backend)
 
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=counter)
-    cascade = Cascade(torch.float32, device=subject.device, count=17)
-    whole, every = cascade.encoding, cascade.windows
-    expected = cascade(backend=subject.backend)
+    top_down = TopDownPass(torch.float32, device=subject.device, count=17)
+    whole, every = top_down.encoding, top_down.windows
+    expected = top_down(backend=subject.backend)
     for count in (17, 13, 11):
         out = torch.empty_like(expected[:count])
         fresh, given_ = compiled(whole[:count].clone(), Windows(*(f[:count].clone() for f in every)), out)

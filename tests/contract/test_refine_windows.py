@@ -1,4 +1,4 @@
-"""refine_windows: the cascade, window by window from the formulas."""
+"""refine_windows: the top-down pass, window by window from the formulas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .inputs import LAYOUTS, MODES, TOLERANCE, Cascade, array, windows_at
+from .inputs import LAYOUTS, MODES, TOLERANCE, TopDownPass, array, windows_at
 from .subjects import Subject, each, each_dtype
 
 pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.grid]
@@ -27,26 +27,26 @@ def assert_logits(out: Tensor, expected: np.ndarray, dtype: torch.dtype) -> None
 @pytest.mark.parametrize(("upsample", "padding_mode"), MODES)
 @pytest.mark.parametrize("convs", [1, 2])
 def test_formula(subject: Subject, dtype: torch.dtype, upsample: str, padding_mode: str, convs: int) -> None:
-    cascade = Cascade(dtype, device=subject.device, convs=convs)
-    out = cascade(upsample=upsample, padding_mode=padding_mode, backend=subject.backend)
-    assert_logits(out, cascade.formula(upsample, padding_mode), dtype)
+    top_down = TopDownPass(dtype, device=subject.device, convs=convs)
+    out = top_down(upsample=upsample, padding_mode=padding_mode, backend=subject.backend)
+    assert_logits(out, top_down.formula(upsample, padding_mode), dtype)
 
 
 @each("refine_windows")
-def test_the_papers_cascade(subject: Subject) -> None:
+def test_the_pass_of_the_paper(subject: Subject) -> None:
     """Windows of 160 pixels, k = 32, 16, 8, 4, 2."""
-    cascade = Cascade(torch.float32, device=subject.device, count=3, size=10, widths=(32, 16, 8, 4, 2))
-    out = cascade(padding_mode="replicate", backend=subject.backend)
-    assert_logits(out, cascade.formula("bilinear", "replicate"), torch.float32)
+    top_down = TopDownPass(torch.float32, device=subject.device, count=3, size=10, widths=(32, 16, 8, 4, 2))
+    out = top_down(padding_mode="replicate", backend=subject.backend)
+    assert_logits(out, top_down.formula("bilinear", "replicate"), torch.float32)
 
 
 @each("refine_windows")
 @pytest.mark.parametrize("count", [0, 1, 64, 65, 130])
 def test_any_number_of_windows(subject: Subject, count: int) -> None:
-    cascade = Cascade(torch.float32, device=subject.device, count=count, size=1, widths=(2, 3), biases=False)
-    out = cascade(backend=subject.backend)
+    top_down = TopDownPass(torch.float32, device=subject.device, count=count, size=1, widths=(2, 3), biases=False)
+    out = top_down(backend=subject.backend)
     assert out.shape == (count, 2, 2)
-    assert_logits(out, cascade.formula("bilinear", "zeros"), torch.float32)
+    assert_logits(out, top_down.formula("bilinear", "zeros"), torch.float32)
 
 
 @each_dtype("refine_windows")
@@ -55,14 +55,14 @@ def test_any_number_of_windows(subject: Subject, count: int) -> None:
 def test_threshold_gives_packed_bits(
     subject: Subject, dtype: torch.dtype, threshold: float, size: int, stages: int
 ) -> None:
-    cascade = Cascade(dtype, device=subject.device, size=size, widths=(2, 3, 2)[: stages + 1])
+    top_down = TopDownPass(dtype, device=subject.device, size=size, widths=(2, 3, 2)[: stages + 1])
     side = size << stages
-    deviation, mean = torch.std_mean(cascade(backend=subject.backend).to(dtype))
-    weight, bias = cascade.head
+    deviation, mean = torch.std_mean(top_down(backend=subject.backend).to(dtype))
+    weight, bias = top_down.head
     assert bias is not None
     # A mean logit at the threshold, so that it splits the pixels.
-    cascade.head = (weight / deviation, (bias - mean) / deviation + math.log(threshold / (1 - threshold)))
-    logits, packed = cascade(backend=subject.backend), cascade(threshold=threshold, backend=subject.backend)
+    top_down.head = (weight / deviation, (bias - mean) / deviation + math.log(threshold / (1 - threshold)))
+    logits, packed = top_down(backend=subject.backend), top_down(threshold=threshold, backend=subject.backend)
     assert packed.dtype == torch.uint8
     assert packed.shape == (7, side, math.ceil(side / 8))
     bits = np.unpackbits(packed.cpu().numpy(), axis=-1, bitorder="little")
@@ -86,12 +86,12 @@ def test_threshold_is_not_rounded_to_the_dtype_of_the_maps(subject: Subject) -> 
 @each_dtype("refine_windows", dtypes=[torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("threshold", [None, 0.3])
 def test_out_is_written_and_returned(subject: Subject, dtype: torch.dtype, threshold: float | None) -> None:
-    cascade = Cascade(dtype, device=subject.device)
-    expected = cascade(threshold=threshold, backend=subject.backend)
+    top_down = TopDownPass(dtype, device=subject.device)
+    expected = top_down(threshold=threshold, backend=subject.backend)
     wide = torch.full((7, 12, 24), 77, dtype=expected.dtype, device=subject.device)
     for out in (torch.full_like(expected, 77), wide[..., ::2]):
         out = out[..., : expected.shape[-1]]
-        assert cascade(threshold=threshold, out=out, backend=subject.backend) is out
+        assert top_down(threshold=threshold, out=out, backend=subject.backend) is out
         assert torch.equal(out, expected)
 
 
@@ -99,22 +99,22 @@ def test_out_is_written_and_returned(subject: Subject, dtype: torch.dtype, thres
 @pytest.mark.parametrize("first", [0, 1, 4])
 def test_out_may_begin_anywhere(subject: Subject, first: int) -> None:
     """Kernels store whole vectors where they can: at addresses and rows of such sizes only."""
-    cascade = Cascade(torch.float32, device=subject.device, count=2, size=4)
-    expected = cascade(backend=subject.backend)
+    top_down = TopDownPass(torch.float32, device=subject.device, count=2, size=4)
+    expected = top_down(backend=subject.backend)
     assert expected.shape == (2, 16, 16)
     memory = torch.full((first + expected.numel() + 1,), 77.0, device=subject.device)
     out = memory[first:-1].view(expected.shape)
-    assert torch.equal(cascade(out=out, backend=subject.backend), expected)
+    assert torch.equal(top_down(out=out, backend=subject.backend), expected)
     assert (memory[:first] == 77).all() and memory[-1] == 77
 
 
 @each("refine_windows")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(subject: Subject, layout: Callable[[Tensor], Tensor]) -> None:
-    cascade = Cascade(torch.float32, device=subject.device)
-    cascade.encoding = layout(cascade.encoding)
-    cascade.horizontals = [[layout(m) for m in levels] for levels in cascade.horizontals]
-    assert_logits(cascade(backend=subject.backend), cascade.formula("bilinear", "zeros"), torch.float32)
+    top_down = TopDownPass(torch.float32, device=subject.device)
+    top_down.encoding = layout(top_down.encoding)
+    top_down.horizontals = [[layout(m) for m in levels] for levels in top_down.horizontals]
+    assert_logits(top_down(backend=subject.backend), top_down.formula("bilinear", "zeros"), torch.float32)
 
 
 @each("refine_windows")
@@ -125,18 +125,18 @@ def test_channels_from_few_to_many_and_back(
 ) -> None:
     """Kernels keep the maps of few and of many channels in different orders, and may add horizontal maps where they
     lie."""
-    cascade = Cascade(torch.float32, device=subject.device, size=size, widths=widths, convs=convs)
-    cascade.horizontals = [[layout(m) for m in levels] for levels in cascade.horizontals]
+    top_down = TopDownPass(torch.float32, device=subject.device, size=size, widths=widths, convs=convs)
+    top_down.horizontals = [[layout(m) for m in levels] for levels in top_down.horizontals]
     for upsample, padding_mode in MODES:
-        out = cascade(upsample=upsample, padding_mode=padding_mode, backend=subject.backend)
-        assert_logits(out, cascade.formula(upsample, padding_mode), torch.float32)
+        out = top_down(upsample=upsample, padding_mode=padding_mode, backend=subject.backend)
+        assert_logits(out, top_down.formula(upsample, padding_mode), torch.float32)
 
 
 @each("refine_windows")
 def test_it_has_no_gradient(subject: Subject) -> None:
-    cascade = Cascade(torch.float32, device=subject.device)
-    cascade.encoding.requires_grad_()
+    top_down = TopDownPass(torch.float32, device=subject.device)
+    top_down.encoding.requires_grad_()
     with pytest.raises(NotImplementedError, match="refine_windows is for inference only"):
-        cascade(backend=subject.backend).sum().backward()
+        top_down(backend=subject.backend).sum().backward()
     out = torch.empty(7, 12, 12, device=subject.device)
-    assert not cascade(out=out, backend=subject.backend).requires_grad
+    assert not top_down(out=out, backend=subject.backend).requires_grad

@@ -30,8 +30,8 @@ from ..contract.inputs import (
     MODES,
     SCATTERED,
     TOLERANCE,
-    Cascade,
     Random,
+    TopDownPass,
     channels_last,
     contiguous,
     windows_at,
@@ -54,23 +54,23 @@ SMALL: list[tuple[dict[str, Any], tuple[int, ...]]] = [
 SCHEDULES = [emulator.FORWARD, emulator.REVERSE, 0, 1, 2]
 
 
-def refined(cascade: Cascade, backend: str = "cuda", **options: Any) -> Tensor:
+def refined(top_down: TopDownPass, backend: str = "cuda", **options: Any) -> Tensor:
     """refine_windows of a backend, past the checks."""
     upsample, padding_mode = options.get("upsample", "bilinear"), options.get("padding_mode", "replicate")
     threshold = options.get("threshold")
-    convs = [len(stage) for stage in cascade.stages]
-    weights, biases = zip(*itertools.chain(*cascade.stages, [cascade.head]), strict=True)
-    maps = list(itertools.chain(*cascade.horizontals))
-    out = empty_windows(cascade.encoding, len(convs), threshold).fill_(77)
+    convs = [len(stage) for stage in top_down.stages]
+    weights, biases = zip(*itertools.chain(*top_down.stages, [top_down.head]), strict=True)
+    maps = list(itertools.chain(*top_down.horizontals))
+    out = empty_windows(top_down.encoding, len(convs), threshold).fill_(77)
     modes = (convs, upsample, padding_mode, threshold)
     room = registry.room(backend, "refine_windows")
-    room.refine_windows(cascade.encoding, maps, *cascade.windows[1:], list(weights), list(biases), *modes, out)
+    room.refine_windows(top_down.encoding, maps, *top_down.windows[1:], list(weights), list(biases), *modes, out)
     return out
 
 
-def assert_agree(cascade: Cascade, **options: Any) -> None:
-    found, expected = (refined(cascade, backend, **options) for backend in ("cuda", "reference"))
-    limit = 4 * TOLERANCE[cascade.encoding.dtype]  # both round
+def assert_agree(top_down: TopDownPass, **options: Any) -> None:
+    found, expected = (refined(top_down, backend, **options) for backend in ("cuda", "reference"))
+    limit = 4 * TOLERANCE[top_down.encoding.dtype]  # both round
     torch.testing.assert_close(found, expected, rtol=0, atol=limit * float(expected.abs().max()))
 
 
@@ -98,9 +98,9 @@ def gpu(per_block: int, per_multiprocessor: int | None = None) -> dict[str, int]
 
 def refined_small() -> None:
     for shape, _ in SMALL:
-        assert_agree(Cascade(torch.float32, count=3, **shape), padding_mode="zeros")
+        assert_agree(TopDownPass(torch.float32, count=3, **shape), padding_mode="zeros")
     # Tiles shared by several threads.
-    assert_agree(Cascade(torch.float32, count=4, size=2, widths=(5, 16, 3)), upsample="nearest")
+    assert_agree(TopDownPass(torch.float32, count=4, size=2, widths=(5, 16, 3)), upsample="nearest")
 
 
 def encoded() -> None:
@@ -119,7 +119,7 @@ def test_schedules(schedule: int) -> None:
         refined_small()
     for shape, sizes in SMALL:
         with emulator.machine(schedule, multiprocessors=1, **gpu(sizes[0])):
-            assert_agree(Cascade(torch.float32, count=3, **shape))
+            assert_agree(TopDownPass(torch.float32, count=3, **shape))
 
 
 @pytest.mark.slow
@@ -162,17 +162,22 @@ def test_the_shapes_of_models_fit(capability: int, upsample: str, padding_mode: 
 @pytest.mark.parametrize("shape", [PAPER, RELEASED], ids=["paper", "released"])
 def test_the_shapes_of_models(capability: int, shape: dict[str, Any]) -> None:
     with emulator.machine(**gpu(*SHARED[capability])):
-        assert_agree(Cascade(torch.float32, count=1, **shape), upsample="nearest" if shape is RELEASED else "bilinear")
+        assert_agree(
+            TopDownPass(torch.float32, count=1, **shape), upsample="nearest" if shape is RELEASED else "bilinear"
+        )
 
 
 @pytest.mark.parametrize(("shape", "shared"), [(shape, n) for shape, sizes in SMALL for n in sizes])
 def test_any_plan_gives_the_same(shape: dict[str, Any], shared: int) -> None:
     """Bands have different heights; weights stay, or come layer by layer, in one round or several."""
     for upsample, padding_mode in MODES[::3]:
-        cascade, modes = Cascade(torch.float32, count=3, **shape), {"upsample": upsample, "padding_mode": padding_mode}
-        expected = refined(cascade, **modes)
+        top_down, modes = (
+            TopDownPass(torch.float32, count=3, **shape),
+            {"upsample": upsample, "padding_mode": padding_mode},
+        )
+        expected = refined(top_down, **modes)
         with emulator.machine(**gpu(shared + 2 * (upsample == "nearest"))):
-            found = refined(cascade, **modes)
+            found = refined(top_down, **modes)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -192,14 +197,14 @@ def test_what_does_not_fit_a_gpu_is_refused(capability: int) -> None:
         emulator.machine(**gpu(*SHARED[capability])),
         pytest.raises(ValueError, match=expected + r"got (\d+) bytes of weights and activations$") as error,
     ):
-        Cascade(torch.float32, count=1, size=10, widths=(512, 16))(backend="cuda")
+        TopDownPass(torch.float32, count=1, size=10, widths=(512, 16))(backend="cuda")
     limit, needed = (int(n) for n in re.findall(r"\d+", str(error.value)))
     assert limit == per_block < needed
 
 
 def test_what_fits_no_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="side of windows must be at most 1024 on backend 'cuda', got 1200"):
-        refined(Cascade(torch.float32, count=1, size=600, widths=(1, 1)))
+        refined(TopDownPass(torch.float32, count=1, size=600, widths=(1, 1)))
 
 
 # Loads and launches.
@@ -217,15 +222,15 @@ def test_wide_loads_of_maps(dtype: torch.dtype, widths: tuple[int, ...], shift: 
         return whole[shift:].view(batch, height, width, channels).permute(0, 3, 1, 2).copy_(x)
 
     for upsample, padding_mode in MODES[1::2]:
-        cascade = Cascade(dtype, count=5, size=2, widths=widths)
-        cascade.horizontals = [[shifted(m) for m in levels] for levels in cascade.horizontals]
-        cascade.horizontals = [[m[..., :-1] for m in levels] for levels in cascade.horizontals]  # odd widths
+        top_down = TopDownPass(dtype, count=5, size=2, widths=widths)
+        top_down.horizontals = [[shifted(m) for m in levels] for levels in top_down.horizontals]
+        top_down.horizontals = [[m[..., :-1] for m in levels] for levels in top_down.horizontals]  # odd widths
         options = {"upsample": upsample, "padding_mode": padding_mode}
-        found = refined(cascade, **options)
-        exact = Cascade(torch.float32, count=5, size=2, widths=widths)
-        exact.encoding, exact.head = cascade.encoding.float(), _widened(cascade.head)
-        exact.stages = [[_widened(conv) for conv in stage] for stage in cascade.stages]
-        exact.horizontals = [[m.float() for m in levels] for levels in cascade.horizontals]
+        found = refined(top_down, **options)
+        exact = TopDownPass(torch.float32, count=5, size=2, widths=widths)
+        exact.encoding, exact.head = top_down.encoding.float(), _widened(top_down.head)
+        exact.stages = [[_widened(conv) for conv in stage] for stage in top_down.stages]
+        exact.horizontals = [[m.float() for m in levels] for levels in top_down.horizontals]
         expected = refined(exact, "reference", **options)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
@@ -234,13 +239,13 @@ def test_wide_loads_of_maps(dtype: torch.dtype, widths: tuple[int, ...], shift: 
 def test_how_many_bits_a_load_of_maps_has(dtype: torch.dtype) -> None:
     """128 in channels_last, except where all that a thread reads of a row (two channels of two cells) is less."""
     sides, widths, element = (2, 4, 8, 16), (16, 8, 4, 2), dtype.itemsize
-    cascade = Cascade(dtype, count=1, size=2, widths=(3, *widths))
-    cascade.windows = windows_at((0, 0, 1, 1))  # all inside
+    top_down = TopDownPass(dtype, count=1, size=2, widths=(3, *widths))
+    top_down.windows = windows_at((0, 0, 1, 1))  # all inside
     values = [side * side * channels for side, channels in zip(sides, widths, strict=True)]
     for layout, bytes_of_stages in [(channels_last, [16, 16, 16, min(16, 4 * element)]), (contiguous, [element] * 4)]:
-        cascade.horizontals = [[layout(m) for m in levels] for levels in cascade.horizontals]
+        top_down.horizontals = [[layout(m) for m in levels] for levels in top_down.horizontals]
         emulator.map_loads()
-        refined(cascade)
+        refined(top_down)
         expected: collections.Counter[int] = collections.Counter()
         for count, size in zip(values, bytes_of_stages, strict=True):
             expected[size] += count * element // size
@@ -259,10 +264,10 @@ def _widened(conv: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]
 @pytest.mark.parametrize("threshold", [None, 0.3])
 def test_out_may_begin_anywhere(threshold: float | None) -> None:
     """Logits are written two at a time."""
-    cascade = Cascade(torch.float32)
-    expected = refined(cascade, threshold=threshold)
+    top_down = TopDownPass(torch.float32)
+    expected = refined(top_down, threshold=threshold)
     out = expected.new_zeros(expected.numel() + 1)[1:].view_as(expected)
-    cascade(out=out, threshold=threshold, backend="cuda", padding_mode="replicate")
+    top_down(out=out, threshold=threshold, backend="cuda", padding_mode="replicate")
     assert torch.equal(out, expected)
 
 
@@ -275,10 +280,10 @@ def test_more_maps_than_one_launch_takes() -> None:
     assert torch.equal(
         gather_windows.gather_windows(maps, *windows, 2, 1), gather_reference.gather_windows(maps, *windows, 2, 1)
     )
-    cascade = Cascade(torch.float32, count=90, size=1, widths=(2, 3, 2))
-    cascade.windows = windows_at(*cells)
-    cascade.horizontals = [[random(2, 3, 4, 5), random(2, 2, 8, 10)] for _ in range(scales)]
-    assert_agree(cascade)
+    top_down = TopDownPass(torch.float32, count=90, size=1, widths=(2, 3, 2))
+    top_down.windows = windows_at(*cells)
+    top_down.horizontals = [[random(2, 3, 4, 5), random(2, 2, 8, 10)] for _ in range(scales)]
+    assert_agree(top_down)
 
 
 def test_windows_of_any_value_read_nothing_outside() -> None:
@@ -289,20 +294,20 @@ def test_windows_of_any_value_read_nothing_outside() -> None:
     assert torch.equal(
         gather_windows.gather_windows([maps], *windows, 3, 2), gather_reference.gather_windows([maps], *windows, 3, 2)
     )
-    cascade = Cascade(torch.float32, count=len(cells), size=1, widths=(1, 2))
-    cascade.windows = windows_at(*cells)
-    assert_agree(cascade)
+    top_down = TopDownPass(torch.float32, count=len(cells), size=1, widths=(1, 2))
+    top_down.windows = windows_at(*cells)
+    assert_agree(top_down)
 
 
 @pytest.mark.parametrize(
     "change", [lambda x: x.t().contiguous().t(), lambda x: x.expand(3, 3)], ids=["turned", "expanded"]
 )
 def test_weights_of_any_strides(change: Callable[[Tensor], Tensor]) -> None:
-    cascade = Cascade(torch.float32, count=2, size=2, widths=(3, 2))
-    weight, bias = cascade.stages[0][0]
+    top_down = TopDownPass(torch.float32, count=2, size=2, widths=(3, 2))
+    weight, bias = top_down.stages[0][0]
     kernel = change(weight[0, 0] if change(torch.eye(3)).stride() != (0, 1) else weight[0, 0, :1])
-    cascade.stages[0][0] = (kernel.expand(*weight.shape[:2], 3, 3), bias)
-    assert_agree(cascade)
+    top_down.stages[0][0] = (kernel.expand(*weight.shape[:2], 3, 3), bias)
+    assert_agree(top_down)
 
 
 def test_a_threshold_is_a_bound_on_the_double() -> None:
@@ -352,12 +357,12 @@ def test_pytorch_only_allocates_memory() -> None:
             return op(*args, **(kwargs or {}))
 
     names: set[str] = set()
-    cascade, windows = Cascade(torch.float32), windows_at(*SCATTERED)[1:]
-    maps, out = Random(torch.float32)(2, 3, 5, 7), empty_windows(cascade.encoding, 2, None)
-    parameters = [list(p) for p in zip(*itertools.chain(*cascade.stages, [cascade.head]), strict=True)]
-    levels, modes = list(itertools.chain(*cascade.horizontals)), ([1, 1], "bilinear", "zeros", None)
+    top_down, windows = TopDownPass(torch.float32), windows_at(*SCATTERED)[1:]
+    maps, out = Random(torch.float32)(2, 3, 5, 7), empty_windows(top_down.encoding, 2, None)
+    parameters = [list(p) for p in zip(*itertools.chain(*top_down.stages, [top_down.head]), strict=True)]
+    levels, modes = list(itertools.chain(*top_down.horizontals)), ([1, 1], "bilinear", "zeros", None)
     with Asked():
-        refine_windows.refine_windows(cascade.encoding, levels, *cascade.windows[1:], *parameters, *modes, out)
+        refine_windows.refine_windows(top_down.encoding, levels, *top_down.windows[1:], *parameters, *modes, out)
         grad = gather_windows.gather_windows([maps, maps], *windows, 3, 1)
         gather_windows.gather_windows_backward(grad, *windows, 2, [5, 5], [7, 7], False, [True, True], 1)
     assert "new_empty" in names
@@ -365,10 +370,10 @@ def test_pytorch_only_allocates_memory() -> None:
 
 
 def test_a_launch_that_fails_is_reported() -> None:
-    cascade = Cascade(torch.float32, count=1)
+    top_down = TopDownPass(torch.float32, count=1)
     with emulator.machine(multiprocessors=0), pytest.raises(RuntimeError, match="a grid that no GPU takes"):
-        refined(cascade)
-    assert_agree(cascade)
+        refined(top_down)
+    assert_agree(top_down)
 
 
 # The compiled module and the emulator themselves.

@@ -12,7 +12,7 @@ from torch import Tensor
 from sharpmask_kernels import encode_windows, gather_windows
 from sharpmask_kernels.backends.cuda import device as cuda
 
-from ..contract.inputs import SCATTERED, Cascade, Random, windows_at
+from ..contract.inputs import SCATTERED, Random, TopDownPass, windows_at
 
 pytestmark = pytest.mark.gpu
 
@@ -21,18 +21,18 @@ Run = Callable[[], list[Tensor]]
 
 def on_device(device: str = "cuda") -> tuple[Run, list[Tensor]]:
     """What runs all that does not end on the host, and the inputs it reads."""
-    cascade = Cascade(torch.float32, device=device)
+    top_down = TopDownPass(torch.float32, device=device)
     maps = Random(torch.float32, device=device)(2, 3, 5, 7).requires_grad_()
     windows = windows_at(*SCATTERED, device=device)
     windows = windows._replace(scale=torch.zeros_like(windows.scale))
 
     def run() -> list[Tensor]:
-        logits, bits = (cascade(backend="cuda", threshold=threshold) for threshold in (None, 0.3))
+        logits, bits = (top_down(backend="cuda", threshold=threshold) for threshold in (None, 0.3))
         gathered = gather_windows(maps, windows, 3, backend="cuda")
         (gradient,) = torch.autograd.grad(gathered, maps, gathered.detach())
         return [logits, bits, gathered.detach(), gradient]
 
-    return run, [cascade.encoding, maps.detach()]
+    return run, [top_down.encoding, maps.detach()]
 
 
 def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
@@ -101,8 +101,8 @@ def test_encoding_waits_for_the_current_stream() -> None:
 
 def test_more_windows_than_blocks() -> None:
     """Blocks stay and take several windows; whichever takes one, its values are the same."""
-    few = Cascade(torch.float32, device="cuda")
-    many = Cascade(torch.float32, device="cuda")
+    few = TopDownPass(torch.float32, device="cuda")
+    many = TopDownPass(torch.float32, device="cuda")
     rows = torch.arange(5000, device="cuda") % len(few.encoding)
     many.encoding, many.windows = few.encoding[rows], few.windows.select(rows)
     assert torch.equal(many(backend="cuda"), few(backend="cuda")[rows])
