@@ -49,20 +49,31 @@ def _cast(x: Any, old: torch.dtype, new: torch.dtype) -> Any:
     return x
 
 
-def as_map(x: Tensor) -> Map:
-    """The map ``x`` as an argument of a kernel."""
+@functools.cache
+def _argument() -> tuple[type[Map], dict[int, Any]]:
+    """What a map becomes as an argument of a kernel, and every unit as a constant of the compiler."""
     from triton.language import constexpr
 
     from .kernels.maps import Map
 
-    batch, channel, row, column = x.stride()
-    unit = math.gcd(WIDEST_LOAD, batch, row, column)
-    return Map(x, batch // unit, channel, row // unit, column // unit, constexpr(unit))
+    return Map, {unit: constexpr(unit) for unit in (1, 2, 4, 8, WIDEST_LOAD)}
+
+
+def as_map(x: Tensor) -> Map:
+    """The map ``x`` as an argument of a kernel."""
+    return _as_map(x, x.stride(1))
 
 
 def as_pixels(x: Tensor) -> Map:
     """As :func:`as_map`, with the channels of each pixel contiguous: ``x`` is copied if they are not."""
-    return as_map(contiguous_pixels(x))._replace(channel=1)
+    return _as_map(contiguous_pixels(x), 1)
+
+
+def _as_map(x: Tensor, channel_stride: int) -> Map:
+    batch, _, row, column = x.stride()
+    unit = math.gcd(WIDEST_LOAD, batch, row, column)
+    argument, units = _argument()
+    return argument(x, batch // unit, channel_stride, row // unit, column // unit, units[unit])
 
 
 def contiguous_pixels(x: Tensor) -> Tensor:
