@@ -15,7 +15,7 @@ import torch
 from ...registry import Backend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-"""triton reads the variable when it is imported, so a later change has no meaning."""
+"""triton reads the variable when it is imported, so later changes have no effect."""
 
 
 @functools.cache
