@@ -119,11 +119,10 @@ def compiled_module() -> list[tuple[str, str]]:
 
 def checks() -> list[tuple[str, str, str, str]]:
     """Backend, device, op and result, for all that can run here but the reference."""
-    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     return [
         (name, str(device), op, result)
         for name, state in dispatch.available_backends().items()
-        for device in devices
+        for device in registry.devices()
         if name != "reference" and state == "ready" and not registry.backend(name).refusal(device, torch.float32)
         for op, result in self_check.check(name, device).items()
     ]

@@ -86,6 +86,13 @@ def automatic(device_type: str) -> list[Backend]:
     return [declared for declared in map(backend, BACKENDS) if device_type in declared.devices]
 
 
+def devices() -> list[torch.device]:
+    """The devices of this machine that some backend declares to take, the CPU first."""
+    types = dict.fromkeys(("cpu", *(type_ for name in BACKENDS for type_ in backend(name).devices)))
+    counts = {type_: 0 if type_ == "cpu" else torch.get_device_module(type_).device_count() for type_ in types}
+    return [torch.device("cpu"), *(torch.device(type_, i) for type_, count in counts.items() for i in range(count))]
+
+
 def having(op: str) -> list[str]:
     """The names of the backends that have the op."""
     return [name for name in BACKENDS if backend(name).has(op)]

@@ -65,7 +65,7 @@ def _machine(backend: str, device: torch.device) -> str:
     driver = Path("/proc/driver/nvidia/version")
     parts = [
         backend,
-        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        _device_name(device),
         driver.read_text().splitlines()[0] if driver.exists() else "",
         torch.__version__,
         version("triton"),
@@ -81,6 +81,11 @@ def version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _device_name(device: torch.device) -> str:
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return str(name(device)) if name else device.type
 
 
 @functools.cache

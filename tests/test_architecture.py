@@ -102,11 +102,13 @@ def upward(graph: Graph) -> list[str]:
 
 
 def test_no_import_circle() -> None:
-    assert circle(import_graph(ROOT)) is None
+    found = circle(import_graph(ROOT))
+    assert found is None, " -> ".join(found or [])
 
 
 def test_no_import_runs_upward() -> None:
-    assert upward(import_graph(ROOT)) == []
+    found = upward(import_graph(ROOT))
+    assert not found, "\n".join(found)
 
 
 CIRCLES = {
@@ -222,3 +224,9 @@ def test_every_backend_has_the_signature_of_the_reference(op: str) -> None:
             found = dict(inspect.signature(getattr(room, function)).parameters)
             found.pop("stream", None)  # a decorator of the cuda backend adds it
             assert list(found.values()) == list(expected.values()), f"{function} on {name}"
+
+
+def test_every_folder_of_the_packages_is_a_package() -> None:
+    """A folder without ``__init__.py`` works in a checkout and is left out of a wheel."""
+    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []

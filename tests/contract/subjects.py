@@ -15,7 +15,7 @@ from sharpmask_kernels import registry
 
 REFINEMENT = ("merge_upsample", "refine", "add_upsample")
 # Asked for the GPU's tests where there is no GPU, pytest shows them as skipped; else they would only be in the way.
-DEVICES = ("cpu", "cuda") if torch.cuda.is_available() or "gpu" in sys.argv else ("cpu",)
+DEVICES = tuple(dict.fromkeys([d.type for d in registry.devices()] + ["cuda"] * ("gpu" in sys.argv)))
 NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -36,7 +36,7 @@ class Subject(NamedTuple):
     @property
     def interpreted(self) -> bool:
         """Whether the kernel is interpreted or its threads are emulated, thousands of times slower than compiled."""
-        return self.backend in ("triton", "cuda") and self.device == "cpu"
+        return self.device == "cpu" and registry.backend(self.backend).simulated()
 
     def takes(self, dtype: torch.dtype) -> bool:
         return registry.backend(self.backend).refusal(torch.device(self.device), dtype) is None
@@ -57,14 +57,14 @@ def missing(backend: str) -> str | None:
 
 
 def _parameter(subject: Subject, *values: Any, name: str) -> Any:
-    marks = [pytest.mark.gpu] if subject.device == "cuda" else []
+    marks = [pytest.mark.gpu] if subject.device != "cpu" else []
     if reason := missing(subject.backend):
         marks.append(pytest.mark.skip(reason=f"backend {subject.backend}: {reason}"))
     return pytest.param(subject, *values, id=name, marks=marks)
 
 
 def _name(subject: Subject) -> str:
-    return f"{subject.op}-{subject.backend}" + ("-cuda" if subject.device == "cuda" else "")
+    return f"{subject.op}-{subject.backend}" + (f"-{subject.device}" if subject.device != "cpu" else "")
 
 
 def each(*ops: str, own: bool = False) -> Any:

@@ -22,7 +22,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     subject = dict(report.user_properties).get(PROPERTY)
     if isinstance(subject, list) and (report.when == "call" or report.outcome != "passed"):
         op, backend, device, missing = subject
-        _outcomes[op, backend + (" (cuda)" if device == "cuda" else "")][report.outcome] += 1
+        _outcomes[op, backend + (f" ({device})" if device != "cpu" else "")][report.outcome] += 1
         if missing:
             _missing[backend] = missing
 

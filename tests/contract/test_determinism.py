@@ -38,10 +38,18 @@ def outcome(subject: Subject) -> list[Tensor]:
         encoded = subject(random(5, 32, 32), windows_at(*SCATTERED[:5], device=subject.device), (70, 90), [0.5, 1.0])
         return [torch.tensor(list(rle["counts"])) for rle in encoded]
     else:  # an op without larger inputs of its own here
-        _, case = next(self_check.cases(subject.op, random, torch.device(subject.device)))
+        return list(outcomes_of_self_check(subject, random))
+    return [out.detach(), *torch.autograd.grad(out, inputs, random(*out.shape))]
+
+
+def outcomes_of_self_check(subject: Subject, random: Random) -> Iterator[Tensor]:
+    """Outputs and gradients of the op's cases for the self-check."""
+    for _, case in self_check.cases(subject.op, random, torch.device(subject.device)):
         inputs = [x.float().requires_grad_() for x in case.inputs]
         out = case.run(subject.backend, *inputs)
-    return [out.detach(), *torch.autograd.grad(out, inputs, random(*out.shape))]
+        yield out.detach()
+        if out.requires_grad:
+            yield from torch.autograd.grad(out, inputs, random(*out.shape))
 
 
 @each()

@@ -9,4 +9,8 @@ namespace sharpmask {
 // that dtype and one value for each channel.
 void scale_channels(const TensorView& maps, const TensorView& factor, const TensorView& out, int threads);
 
+// The gradient of `factor`: of each channel the sum of grad * maps, in a fixed order, by one thread.
+void scale_channels_factor_gradient(const TensorView& grad, const TensorView& maps, const TensorView& out,
+                                    int threads);
+
 }  // namespace sharpmask

@@ -39,9 +39,15 @@ differentiable(
 
 
 def _cases(random: Callable[..., Tensor], device: torch.device) -> Iterator[tuple[str, Case]]:
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        inputs = [random(2, 5, 7, 9).contiguous(memory_format=memory_format), random(5)]
-        yield str(memory_format), Case(inputs, lambda backend, *given: scale_channels(*given, backend=backend))
+    # Large enough for several threads; of one channel, too, where the gradient of the factor is one sum.
+    for channels, memory_format in (
+        (5, torch.contiguous_format),
+        (5, torch.channels_last),
+        (1, torch.contiguous_format),
+    ):
+        inputs = [random(2, channels, 80, 90).contiguous(memory_format=memory_format), random(channels)]
+        name = f"{channels} channels, {memory_format}"
+        yield name, Case(inputs, lambda backend, *given: scale_channels(*given, backend=backend))
 
 
 CASES = {"scale_channels": _cases}

@@ -17,8 +17,15 @@ def scale_channels(maps: Tensor, factor: Tensor) -> Tensor:
 
 def scale_channels_backward(grad: Tensor, maps: Tensor, factor: Tensor, needs: Sequence[bool]) -> list[Tensor]:
     need_maps, need_factor = needs
-    gradients = [_scaled(grad, factor, layout.empty_like(maps))] if need_maps else []
-    return [*gradients, (grad * maps).sum((0, 2, 3))] if need_factor else gradients
+    gradients = []
+    if need_maps:
+        gradients.append(_scaled(grad, factor, layout.empty_like(maps)))
+    if need_factor:
+        d_factor = layout.empty_like(factor)
+        threads = torch.get_num_threads()
+        _cpu.scale_channels_factor_gradient(grad=view(grad), maps=view(maps), out=view(d_factor), threads=threads)
+        gradients.append(d_factor)
+    return gradients
 
 
 def _scaled(maps: Tensor, factor: Tensor, out: Tensor) -> Tensor:
