@@ -89,9 +89,10 @@ void gather_backward(const TensorView& grad, const Windows& windows, int64_t ste
 
 // refine_windows
 
-void refine(const TensorView& encoding, const TensorViews& horizontals, const Windows& windows,
-            TensorViews weights, std::vector<OptionalTensorView> biases, std::vector<int64_t> convs,
-            bool nearest, bool zeros, std::optional<double> limit, const TensorView& out, int threads) {
+void call_refine_windows(const TensorView& encoding, const TensorViews& horizontals, const Windows& windows,
+                         TensorViews weights, std::vector<OptionalTensorView> biases,
+                         std::vector<int64_t> convs, bool nearest, bool zeros, std::optional<double> limit,
+                         const TensorView& out, int threads) {
     kernels().refine_windows({typed_map(encoding), typed_maps(horizontals), windows, std::move(weights),
                               std::move(biases), std::move(convs), nearest, zeros, limit, out, threads});
 }
@@ -158,8 +159,9 @@ PYBIND11_MODULE(_cpu, m) {
           "threads"_a);
     m.def("gather_windows_backward", gather_backward, release_gil(), named, "grad"_a, "windows"_a, "step"_a,
           "gradients"_a, "threads"_a);
-    m.def("refine_windows", refine, release_gil(), named, "encoding"_a, "horizontals"_a, "windows"_a,
-          "weights"_a, "biases"_a, "convs"_a, "nearest"_a, "zeros"_a, "limit"_a, "out"_a, "threads"_a);
+    m.def("refine_windows", call_refine_windows, release_gil(), named, "encoding"_a, "horizontals"_a,
+          "windows"_a, "weights"_a, "biases"_a, "convs"_a, "nearest"_a, "zeros"_a, "limit"_a, "out"_a,
+          "threads"_a);
     m.def("encode_windows", encode, named, "logits"_a, "windows"_a, "image_size"_a, "vertical"_a,
           "horizontal"_a, "limit"_a, "threads"_a);
     m.def("isa", [] { return kernels().isa; });

@@ -38,9 +38,10 @@ TopDownPass top_down_pass_from(int64_t size, int64_t channels, std::vector<int64
     return {size, channels, std::move(convs), std::move(out_channels), nearest, zeros};
 }
 
-void refine(const TopDownPass& top_down_pass, const TensorView& encoding, TensorViews horizontals,
-            const Windows& windows, TensorViews weights, std::vector<OptionalTensorView> biases,
-            std::optional<float> limit, const TensorView& out, Address workspace, Address stream) {
+void call_refine_windows(const TopDownPass& top_down_pass, const TensorView& encoding,
+                         TensorViews horizontals, const Windows& windows, TensorViews weights,
+                         std::vector<OptionalTensorView> biases, std::optional<float> limit,
+                         const TensorView& out, Address workspace, Address stream) {
     const RefineInputs inputs{encoding, std::move(horizontals), windows, std::move(weights),
                               std::move(biases)};
     refine_windows(top_down_pass, inputs, limit, out.data, pointer<void>(workspace), pointer<void>(stream));
@@ -82,8 +83,9 @@ PYBIND11_MODULE(_cuda, m) {
     py::class_<TopDownPass>(m, "TopDownPass")
         .def(py::init(&top_down_pass_from), named, "size"_a, "channels"_a, "convs"_a, "out_channels"_a,
              "nearest"_a, "zeros"_a);
-    m.def("refine_windows", refine, release_gil(), "top_down_pass"_a, named, "encoding"_a, "horizontals"_a,
-          "windows"_a, "weights"_a, "biases"_a, "limit"_a, "out"_a, "workspace"_a, "stream"_a);
+    m.def("refine_windows", call_refine_windows, release_gil(), "top_down_pass"_a, named, "encoding"_a,
+          "horizontals"_a, "windows"_a, "weights"_a, "biases"_a, "limit"_a, "out"_a, "workspace"_a,
+          "stream"_a);
     m.def("refine_windows_workspace", refine_windows_workspace, "top_down_pass"_a);
     m.def("refine_windows_footprint", footprint, "top_down_pass"_a, named, "shared_per_block"_a,
           "shared_per_multiprocessor"_a);

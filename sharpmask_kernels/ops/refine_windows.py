@@ -13,6 +13,7 @@ from .. import checks, dispatch, registry
 from ..backends.reference import refine_windows as reference
 from ..windows import Windows
 from . import calling
+from .calling import ConvParameters
 from .library import Case, define, refuse_gradient, scattered_windows
 
 
@@ -20,8 +21,8 @@ def refine_windows(
     encoding: Tensor,
     horizontals: Sequence[Sequence[Tensor]],
     windows: Windows,
-    stages: Sequence[Sequence[calling.ConvParameters]],
-    head: calling.ConvParameters,
+    stages: Sequence[Sequence[ConvParameters]],
+    head: ConvParameters,
     *,
     upsample: str = "bilinear",
     padding_mode: str = "zeros",
@@ -79,8 +80,8 @@ def _check_inputs(
     encoding: Tensor,
     horizontals: Sequence[Sequence[Tensor]],
     windows: Windows,
-    stages: Sequence[Sequence[calling.ConvParameters]],
-    head: calling.ConvParameters,
+    stages: Sequence[Sequence[ConvParameters]],
+    head: ConvParameters,
 ) -> None:
     checks.feature_map("encoding", encoding, "(N, K0, s, s)")
     count, channels, size, width = encoding.shape

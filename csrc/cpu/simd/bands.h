@@ -18,7 +18,7 @@ struct Part {
 };
 
 // A batch of maps cut into bands: whole rows of one image, or several whole images. What a band computes
-// must not depend on the number of threads, hence neither may the cut where it decides the order of a sum.
+// must not depend on the number of threads, so a cut that decides the order of a sum must not depend on it.
 struct Bands {
     int64_t batch, height, rows, images;  // at most, of a band; several images only if rows == height
 

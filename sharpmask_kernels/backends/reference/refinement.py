@@ -11,17 +11,6 @@ from torch import Tensor
 from ... import layout
 from ..needs import AddNeeds, ConvNeeds, MergeNeeds, RefineNeeds
 
-
-def unavailable() -> None:
-    """The reference runs everywhere."""
-    return None
-
-
-def refusal(device: torch.device, dtype: torch.dtype) -> None:
-    """The reference takes every map."""
-    return None
-
-
 # The pieces, each with its backward.
 
 
