@@ -25,7 +25,7 @@ class Row(NamedTuple):
     work: str
     workload: Workload
     rival: Workload
-    """What the peers compute, where it is not quite the same."""
+    """What the peers compute, where it differs."""
     peers: frozenset[str] | None = None
     """The peers that are measured; None: all."""
 

@@ -17,7 +17,7 @@ GroundTruth: TypeAlias = Mapping[str, Any] | COCO
 
 
 def instances(ground_truth: GroundTruth) -> Mapping[str, Any]:
-    """The COCO `instances` dict of a ground truth. Raises DataError where it is none."""
+    """The COCO `instances` dict of a ground truth. Raises DataError if it is not one."""
     dataset = ground_truth.dataset if isinstance(ground_truth, COCO) else ground_truth
     if not isinstance(dataset, Mapping) or not {"images", "annotations"} <= set(dataset):
         raise DataError("ground truth must be a COCO instances dict with 'images' and 'annotations'")

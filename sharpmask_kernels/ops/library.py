@@ -80,7 +80,7 @@ def define(
     parameters = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
     op = Op(name, parameters, collections.namedtuple(name, parameters))
     _library.define(name + _schema(signature, mutates, constants), tags=_TAGS)
-    # A layer of its own below autograd, whatever the device: the cheapest registration there is.
+    # One kernel for all devices, below autograd: the cheapest registration.
     _library.impl(name, run or _runner(reference), "CompositeExplicitAutograd")
     torch.library.register_fake(f"sharpmask::{name}", lambda *given: fake(op.arguments(*given)), lib=_library)
     return op
@@ -163,12 +163,12 @@ def differentiable(
 
 
 def _is_list(need: Any) -> bool:
-    """Whether PyTorch tells the needs of a list of tensors, not the need of one tensor."""
+    """Whether ``need`` stands for a list of tensors, not for one tensor."""
     return isinstance(need, (tuple, list))
 
 
 def _picker(names: Sequence[str], wanted: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Picks the ``wanted`` of values in the order of ``names``: names here, numbers in every call."""
+    """Picks the ``wanted`` of values in the order of ``names``. Places are found once; a call then only indexes."""
     places = [names.index(name) for name in wanted]
     return lambda values: tuple([values[place] for place in places])
 

@@ -148,7 +148,7 @@ class FeatureConvolution {
             rows[count++] =
                 products() + (ky * 3 * outputs.count + o) * step_ + (image * part.rows() + row) * width;
         }
-        // What a tap beside gives at the border, where it would read the row before or after.
+        // The contribution of a side tap at the border, where it would read a neighbouring row.
         const auto border = [&](int kx, int64_t x) {
             T sum = 0;
             for (int i = 0; i < count && !a_.zeros; ++i) sum += rows[i][kx * next + x];

@@ -35,8 +35,7 @@ struct Pixels {
     }
 };
 
-// What of the pixels from p on is to be read soon. Nothing, where neither pixels nor channels lie side by
-// side.
+// The memory to prefetch for the pixels from p on: nothing if neither pixels nor channels lie side by side.
 template <class T>
 Ahead ahead(const TypedMap& m, const Pixels& all, int64_t channel, int64_t channels, int64_t p,
             int64_t pixels) {
