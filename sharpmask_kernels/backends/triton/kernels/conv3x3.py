@@ -47,11 +47,12 @@ def joined_channels(
         col = tl.minimum(tl.maximum(col, 0), width - 1)
     else:
         inside = inside & (row >= 0) & (row < height) & (col >= 0) & (col < width)
-    at = offset(a, image, row, col) + channel[None, :]
-    values = tl.load(a.pointer + at, mask=inside & (channel < A)[None, :], other=0)
+    pixel = offset(a, image, row, col)
+    values = tl.load(a.pointer + pixel + channel[None, :], mask=inside & (channel < A)[None, :], other=0)
     if b is not None:
-        at = offset(b, image, row, col) + (channel - A)[None, :]
-        values += tl.load(b.pointer + at, mask=inside & (channel >= A)[None, :], other=0)
+        pixel = offset(b, image, row, col)
+        of_b = inside & (channel >= A)[None, :]
+        values += tl.load(b.pointer + pixel + (channel - A)[None, :], mask=of_b, other=0)
     return values
 
 

@@ -26,10 +26,14 @@ class Map(NamedTuple):
 @triton.jit
 def offset(m: Map, image: tl.tensor, row: tl.tensor, column: tl.tensor) -> tl.tensor:
     """Elements from the first of map ``m`` to the first channel of a pixel, in 64 bits if ``image`` is."""
-    return (image * m.batch + row.to(tl.int64) * m.row + column * m.column) * m.unit
+    far = row.to(tl.int64)
+    return (image * m.batch + far * m.row + column * m.column) * m.unit
 
 
 @triton.jit
 def locate(pixel: tl.tensor, height: tl.tensor, width: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """The image (64 bits), row and column of a pixel, which is counted over all images."""
-    return (pixel // width // height).to(tl.int64), pixel // width % height, pixel % width
+    column = pixel % width
+    row = pixel // width % height
+    image = (pixel // width // height).to(tl.int64)
+    return image, row, column

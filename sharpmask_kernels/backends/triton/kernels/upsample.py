@@ -76,15 +76,15 @@ def save_bits(
     """Stores which activations of a tile are above zero, eight columns to a byte, the leftmost in the lowest bit."""
     BYTES: tl.constexpr = COLS // BYTE
     bytes_wide = (width + BYTE - 1) // BYTE
-    col = first_col + tl.arange(0, PIXELS) % COLS
+    col = tl.arange(0, PIXELS) % COLS + first_col
     bits = tl.where((activation <= 0) | (col >= width)[:, None], 0, 1)
     bits = tl.reshape(bits, (PIXELS // BYTE, BYTE, n.shape[0])) << tl.arange(0, BYTE)[None, :, None]
     group = tl.arange(0, PIXELS // BYTE)
     byte_row = first_row + group // BYTES
     byte_col = first_col // BYTE + group % BYTES
     at = (image * OUT + n[None, :]) * height + byte_row[:, None]
-    at = at * bytes_wide + byte_col[:, None]
     written = (group // BYTES < ROWS) & (byte_row < height) & (byte_col < bytes_wide)
+    at = at * bytes_wide + byte_col[:, None]
     tl.store(active_ptr + at, tl.sum(bits, 1).to(tl.uint8), mask=written[:, None] & (n < OUT)[None, :])
 
 
@@ -111,8 +111,10 @@ def store_upsampled(
     above_left, above, left, own = around
     HALO: tl.constexpr = 1 if BILINEAR else 0
     p = tl.arange(0, PIXELS)
-    row = first_row + p // COLS
-    col = first_col + p % COLS
+    owned = p // COLS < ROWS
+    outputs = (n < OUT)[None, :]
+    row = p // COLS + first_row
+    col = p % COLS + first_col
     for i in tl.static_range(2):
         for j in tl.static_range(2):
             if BILINEAR:
@@ -127,11 +129,10 @@ def store_upsampled(
                 value = own
             out_row = 2 * row - HALO + i
             out_col = 2 * col - HALO + j
-            written = (p // COLS < ROWS) & (out_row >= 0) & (out_row < 2 * height)
+            written = owned & (out_row >= 0) & (out_row < 2 * height)
             written = written & (out_col >= 0) & (out_col < 2 * width)
             at = offset(out, image, out_row, out_col)[:, None] + n.to(tl.int64)[None, :] * out.channel
-            value = value.to(out.pointer.dtype.element_ty)
-            tl.store(out.pointer + at, value, mask=written[:, None] & (n < OUT)[None, :])
+            tl.store(out.pointer + at, value.to(out.pointer.dtype.element_ty), mask=written[:, None] & outputs)
 
 
 @triton.autotune(
@@ -177,8 +178,8 @@ def forward(
         a, b, weight_ptr, bias_ptr, image, y, x, n, height, width, A, B, OUT, REPLICATE, PADDED, K, PRECISION
     )
     if addend is not None:
-        at = offset(addend, image, y, x)[:, None] + n[None, :]
-        acc += tl.load(addend.pointer + at, mask=(n < OUT)[None, :], other=0).to(tl.float32)
+        pixel = offset(addend, image, y, x)[:, None]
+        acc += tl.load(addend.pointer + pixel + n[None, :], mask=(n < OUT)[None, :], other=0).to(tl.float32)
     own = relu(acc)
     above_left, above, left = own, own, own
     if BILINEAR:
@@ -220,8 +221,8 @@ def backward(
                 row = 2 * y + i
                 col = 2 * x + j
                 share = 1.0
-            at = offset(grad, image, row, col)[:, None] + n[None, :]
-            total += share * tl.load(grad.pointer + at, mask=real, other=0).to(tl.float32)
+            pixel = offset(grad, image, row, col)[:, None]
+            total += share * tl.load(grad.pointer + pixel + n[None, :], mask=real, other=0).to(tl.float32)
     bytes_wide = (width + BYTE - 1) // BYTE
     at = ((image[:, None] * OUT + n[None, :]) * height + y[:, None]) * bytes_wide + (x // BYTE)[:, None]
     bits = tl.load(active_ptr + at, mask=real, other=0).to(tl.int32) >> (x % BYTE)[:, None]
