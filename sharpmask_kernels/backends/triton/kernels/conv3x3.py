@@ -225,7 +225,7 @@ def input_gradient(
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     n = FIRST + tl.program_id(1) * N + tl.arange(0, N)
     pixel = tl.minimum(p, pixels - 1)[:, None]
-    image, y, x = locate(pixel, height, width)
+    _, y, x = locate(pixel, height, width)
     acc = tl.full((PIXELS, N), 0.0, tl.float32)
     for i in tl.range((TAPS * PADDED + K - 1) // K):
         k = i * K + tl.arange(0, K)
@@ -236,6 +236,7 @@ def input_gradient(
         entry = (o * (TAPS * CHANNELS) + tap * CHANNELS)[:, None] + n[None, :]
         weight = tl.load(weight_ptr + entry, mask=real[:, None] & (n < LAST)[None, :], other=0)
         acc = tl.dot(values, weight, acc, input_precision=PRECISION)
+    image, _, _ = locate(pixel, height, width)  # not before the loop: ptxas would spill (sm_100)
     written = (p < pixels)[:, None]
     channel = n.to(tl.int64)[None, :]
     of_a = written & ((n < SPLIT) & (n < LAST))[None, :]

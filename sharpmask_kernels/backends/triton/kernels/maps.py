@@ -26,8 +26,7 @@ class Map(NamedTuple):
 @triton.jit
 def offset(m: Map, image: tl.tensor, row: tl.tensor, column: tl.tensor) -> tl.tensor:
     """Elements from the first of map ``m`` to the first channel of a pixel, in 64 bits if ``image`` is."""
-    far = row.to(tl.int64)
-    return (image * m.batch + far * m.row + column * m.column) * m.unit
+    return (image * m.batch + row.to(tl.int64) * m.row + column * m.column) * m.unit
 
 
 @triton.jit
