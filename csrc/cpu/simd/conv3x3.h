@@ -315,4 +315,8 @@ void Conv3x3<T>::part_along_x(const T* const (&from)[3], int64_t plane, int64_t 
     run(std::integral_constant<int, 2>(), std::integral_constant<int, many ? 8 : 4>());
 }
 
+// Compiled once, in conv3x3.cpp: it takes longest of all.
+extern template class Conv3x3<float>;
+extern template class Conv3x3<double>;
+
 }  // namespace sharpmask::SHARPMASK_ISA
