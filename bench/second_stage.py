@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sharpmask.models import SharpMask, from_config
 from sharpmask.training.losses import mask_loss, patch_losses, total_loss
-from sharpmask.training.stages import TrainConfig, freeze, make_optimizer, stage_defaults
+from sharpmask.training.optimizer import freeze, make_optimizer
+from sharpmask.training.stages import TrainConfig, stage_defaults
 from sharpmask_kernels import use_backend
 
 from .measure import WrongResult

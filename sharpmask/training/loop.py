@@ -31,8 +31,9 @@ from ..plain import to_plain
 from .batches import load_batches, make_batches
 from .log import Log, make_progress
 from .losses import patch_losses, tile_losses, total_loss
+from .optimizer import freeze, learning_rate, make_optimizer
 from .processes import average_gradients, own_device, process_group
-from .stages import TrainConfig, freeze, learning_rate, make_optimizer
+from .stages import TrainConfig
 
 CHECKPOINT, BEST, STATE = "checkpoint.safetensors", "best.safetensors", "state.safetensors"
 SETTINGS = "config.yaml"

@@ -1,4 +1,4 @@
-"""What each training stage learns and how: settings, parameters, optimizer and learning rate.
+"""The settings of training and of its stages. Without PyTorch: a command line is checked before that is loaded.
 
 Stage "deepmask" learns the coarse mask and the score. Stage "sharpmask" then learns the refinement while the other
 parameters are frozen (SharpMask, section 3.3). Stage "joint" learns everything at once, for small trunks and small
@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
-from ..data.tiles import TileConfig
-from ..models import DeepMask, ModelConfig, SharpMask
+from ..data.tile_config import TileConfig
+from ..models.config import ModelConfig
 
 StageName = Literal["deepmask", "sharpmask", "joint"]
 
@@ -187,43 +186,3 @@ def stage_defaults(stage: StageName) -> dict[str, Any]:
         "dice": 0.5,
         "soft_scores": True,
     }
-
-
-def freeze(model: DeepMask, config: TrainConfig) -> None:
-    """Freeze all parameters that ``config`` does not train."""
-    alone = config.stage == "sharpmask" and config.trained == "stage"
-    model.requires_grad_(not alone)
-    if alone:
-        assert isinstance(model, SharpMask)
-        for parameter in model.refinement_parameters():
-            parameter.requires_grad_(True)
-    for block in model.trunk.stages()[: config.frozen_stages]:
-        block.requires_grad_(False)
-
-
-def parameter_groups(model: DeepMask, config: TrainConfig) -> list[dict[str, Any]]:
-    """The trained parameters in two groups: those of the trunk have the factor ``trunk_lr``, the others 1."""
-    trunk = {id(p) for p in model.trunk.parameters()}
-    learning = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in learning if id(p) not in trunk], "factor": 1.0},
-        {"params": [p for p in learning if id(p) in trunk], "factor": config.trunk_lr},
-    ]
-    return [g for g in groups if g["params"]]
-
-
-def make_optimizer(model: DeepMask, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of the trained parameters. Each group holds its ``factor`` on the learning rate."""
-    groups = parameter_groups(model, config)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate at a step, counted from 0, by warm-up and schedule."""
-    rate = config.lr * min(1.0, (step + 1) / (config.warmup + 1))
-    if config.schedule == "cosine":
-        return float(rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / config.steps))))
-    passed = sum(step >= m for m in config.milestones)
-    return rate * (config.factors[passed - 1] if passed else 1.0)

@@ -35,7 +35,8 @@ from sharpmask.training.batches import make_batches
 from sharpmask.training.log import LOG
 from sharpmask.training.loop import BEST, CHECKPOINT, SETTINGS, STATE, Run
 from sharpmask.training.losses import mask_loss, patch_losses, quality, tile_losses, total_loss
-from sharpmask.training.stages import StageName, freeze, learning_rate
+from sharpmask.training.optimizer import freeze, learning_rate
+from sharpmask.training.stages import StageName
 
 QUIET = Console(quiet=True)
 TILES = TileConfig(side=80, tiles=2, pasted=2)
