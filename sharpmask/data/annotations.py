@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 _POLYGON_GRID = 5
 _MAX_POLYGON_STEPS = 50_000_000
 # One number of a compressed RLE has at most so many digits of five bits. That suffices for every image that
-# `image_size` accepts. At the seventh digit pycocotools' C code would shift by more bits than an int has.
+# `read_header` accepts. At the seventh digit pycocotools' C code would shift by more bits than an int has.
 _MAX_RLE_DIGITS = 6
 
 Polygons = tuple["array[float]", ...]

@@ -27,7 +27,7 @@ from .annotations import (
     draw_polygons,
     show,
 )
-from .images import ImageCache, image_size, load_image
+from .images import ImageCache, load_image, read_header
 
 _SKIP_HINT = "(skip_bad=True, or --skip-bad on the command line, leaves such entries out)"
 
@@ -74,7 +74,7 @@ class Photo:
 
     def load(self) -> NDArray[np.uint8]:
         """Decode the photo: uint8 (h, w, 3), RGB, not turned by EXIF. Raises DataError if it is damaged."""
-        return load_image(self.path, apply_exif=False)
+        return load_image(self.path, exif="stored")
 
 
 class CocoFolder:
@@ -268,7 +268,7 @@ def _check_image(entry: dict[str, Any], folder: Path) -> tuple[Path, int, int]:
     if Path(name).anchor or ".." in Path(name).parts:
         raise BadEntry(f"file_name must stay in {folder}, got {name!r}")
     path = folder / name
-    stored = image_size(path)
+    stored = read_header(path).size("stored")
     if (height, width) == stored:
         return path, *stored
     turned = "; it was probably annotated after turning by EXIF, so store it upright" * ((width, height) == stored)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharpmask.data.images import ImageCache, image_size, load_image
+from sharpmask.data.images import Header, ImageCache, load_image, read_header
 from sharpmask.errors import DataError
 
 
@@ -29,7 +29,7 @@ def test_rgb_png_is_exact_and_writable(rgb: Path) -> None:
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, gradient())
     image[:] = 0
-    assert image_size(rgb) == (24, 32)
+    assert read_header(rgb) == Header(24, 32, 1)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
@@ -77,9 +77,10 @@ def test_exif_orientation_is_applied_on_request(tmp_path: Path) -> None:
     exif = image.getexif()
     exif[274] = 6  # turn 90 degrees clockwise to see it upright
     image.save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png", apply_exif=False), gradient())
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png", exif="stored"), gradient())
     np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.rot90(gradient(), -1))
-    assert image_size(tmp_path / "a.png") == (24, 32)
+    assert read_header(tmp_path / "a.png") == Header(24, 32, 6)
+    assert read_header(tmp_path / "a.png").size("turned") == (32, 24)
 
 
 def test_one_pixel(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path, side: i
     (tmp_path / "bomb.png").write_bytes(data)
     assert_refused(tmp_path / "bomb.png", "pixels")
     with pytest.raises(DataError, match="pixels"):
-        image_size(tmp_path / "bomb.png")
+        read_header(tmp_path / "bomb.png")
 
 
 def test_max_pixels(rgb: Path) -> None:
