@@ -1,21 +1,9 @@
-"""SharpMask: object masks from photos, refined top-down (Pinheiro, Lin, Collobert, Dollár, ECCV 2016)."""
+"""SharpMask: object masks from photos, refined top-down (Pinheiro, Lin, Collobert, Dollár, ECCV 2016).
 
-from sharpmask_kernels import __version__ as __version__
+The names stand in ``__init__.pyi``. Each is imported when it is first used, because importing PyTorch takes seconds
+that a command line with a wrong option need not wait for.
+"""
 
-from .checkpoint import load_model, save_model
-from .errors import DataError
-from .models import DeepMask, ModelConfig, SearchConfig, SharpMask, build_model
-from .search import ProposalGenerator, Proposals
+import lazy_loader
 
-__all__ = [
-    "DataError",
-    "DeepMask",
-    "ModelConfig",
-    "ProposalGenerator",
-    "Proposals",
-    "SearchConfig",
-    "SharpMask",
-    "build_model",
-    "load_model",
-    "save_model",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,7 +2,7 @@
 
 An import counts wherever it stands: at the top, in a function, under ``TYPE_CHECKING``. A module that is looked up by
 its name at run time (``importlib``) is no import: that is how the registry finds a backend and how a self-check is
-started.
+started. A package whose names are imported lazily has its imports in ``__init__.pyi``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def modules(root: Path) -> dict[str, Path]:
     """Every module of the packages in ``root``, by its dotted name."""
     found = {}
     for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
+        files = [*(root / package).rglob("*.py"), *(root / package).rglob("__init__.pyi")]
+        for path in sorted(files):  # so the stub takes the place of its package, which has no other import
             parts = path.relative_to(root).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
@@ -52,7 +53,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 def imports(name: str, path: Path, known: set[str]) -> Iterator[str]:
     """The modules among ``known`` that the module ``name`` imports."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
@@ -106,6 +107,12 @@ def test_no_import_circle() -> None:
     assert found is None, " -> ".join(found or [])
 
 
+def test_lazy_packages_have_all_their_imports_in_the_stub() -> None:
+    for stub in ROOT.glob("sharpmask*/**/__init__.pyi"):
+        body = ast.parse(stub.with_suffix(".py").read_text()).body
+        assert [ast.unparse(n) for n in body if isinstance(n, (ast.Import, ast.ImportFrom))] == ["import lazy_loader"]
+
+
 def test_no_import_runs_upward() -> None:
     found = upward(import_graph(ROOT))
     assert not found, "\n".join(found)
@@ -119,6 +126,7 @@ CIRCLES = {
         "from sharpmask.a import x",
     ),
     "through the package": ("from . import x", "x = 1"),
+    "through a lazy package": ("from . import x", "x = 1"),
 }
 
 
@@ -129,6 +137,8 @@ def test_a_circle_is_found(kind: str, tmp_path: Path) -> None:
     (tmp_path / "sharpmask/a.py").write_text(a)
     (tmp_path / "sharpmask/b.py").write_text(b)
     (tmp_path / "sharpmask/__init__.py").write_text("from .a import f" if kind == "through the package" else "")
+    if kind == "through a lazy package":
+        (tmp_path / "sharpmask/__init__.pyi").write_text("from .a import f as f")
     found = circle(import_graph(tmp_path))
     assert found is not None and "sharpmask.a" in found and found[0] == found[-1]
 

@@ -1,17 +1,8 @@
-"""DeepMask and SharpMask as standard PyTorch modules over :mod:`sharpmask_kernels`."""
+"""DeepMask and SharpMask as standard PyTorch modules over :mod:`sharpmask_kernels`.
 
-from .build import build_model, from_config
-from .config import ModelConfig, SearchConfig
-from .deepmask import DeepMask, DenseMaps
-from .sharpmask import Refined, SharpMask
+The names stand in ``__init__.pyi`` and are imported when they are first used, as in :mod:`sharpmask`.
+"""
 
-__all__ = [
-    "DeepMask",
-    "DenseMaps",
-    "ModelConfig",
-    "Refined",
-    "SearchConfig",
-    "SharpMask",
-    "build_model",
-    "from_config",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

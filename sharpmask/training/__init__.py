@@ -1,6 +1,8 @@
-"""Training in the paper's two stages, or of all heads at once on dense tiles."""
+"""Training in the paper's two stages, or of all heads at once on dense tiles.
 
-from .loop import train
-from .stages import TrainConfig, stage_defaults
+The names stand in ``__init__.pyi`` and are imported when they are first used, as in :mod:`sharpmask`.
+"""
 
-__all__ = ["TrainConfig", "stage_defaults", "train"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,17 @@
+from . import checkpoint as checkpoint
+from . import data as data
+from . import errors as errors
+from . import models as models
+from . import search as search
+from . import visualize as visualize
+from .checkpoint import load_model as load_model
+from .checkpoint import save_model as save_model
+from .errors import DataError as DataError
+from .models import DeepMask as DeepMask
+from .models import ModelConfig as ModelConfig
+from .models import SearchConfig as SearchConfig
+from .models import SharpMask as SharpMask
+from .models import build_model as build_model
+from .search import ProposalGenerator as ProposalGenerator
+from .search import Proposals as Proposals
+from .version import __version__ as __version__

@@ -1,0 +1,3 @@
+from .loop import train as train
+from .stages import TrainConfig as TrainConfig
+from .stages import stage_defaults as stage_defaults
