@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.progress import track
 from rich.table import Table
 
 from ..checkpoint import load_model, read_training, save_model
 from ..convert import convert as convert_file
-from ..data.images import FORMATS
+from ..data.photos import find_photos
 from ..data.synthetic import synthesize
 from ..errors import DataError
 from ..files import write_text
@@ -67,7 +66,10 @@ def demo(options: Demo) -> int:
 
 def propose(options: Propose) -> int:
     """Find objects on photos. A photo that cannot be read is reported and makes the exit status 1."""
-    photos = find_photos(options.images)
+    found_photos, passed_over = find_photos(options.images, recursive=options.recursive)
+    for line in passed_over:
+        say(line, ERR)
+    photos = [photo.path for photo in found_photos]
     check_device(options.search.device)
     model = load_model(options.checkpoint, options.search.device)
     generator = make_generator(model, options.search, top_n=options.top_n, refine=options.refine)
@@ -98,20 +100,6 @@ def propose(options: Propose) -> int:
         print_timing({k: v / seen for k, v in timing.items()}, f"time per photo, mean of {seen}")
     say(f"{options.out / 'proposals.json'}: {len(parts)} of {len(photos)} photos")
     return 0 if len(parts) == len(photos) else 1
-
-
-def find_photos(paths: Sequence[Path]) -> list[Path]:
-    """The files of ``paths`` and the image files of its folders, each folder sorted, without repeats."""
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    found: list[Path] = []
-    for path in paths:
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes) if path.is_dir() else [path]
-        if not inside:
-            raise DataError(f"{path}: no image file in this folder")
-        found += inside
-    if not found:
-        raise DataError("images must be photos or folders of photos, got none")
-    return list(dict.fromkeys(found))
 
 
 def image_ids(photos: Sequence[Path]) -> dict[Path, int]:

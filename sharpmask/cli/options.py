@@ -54,6 +54,8 @@ class Propose:
 
     images: Positional[tuple[Path, ...]]
     """Photos, or folders of photos."""
+    recursive: bool = False
+    """Search the photos in subfolders too."""
     checkpoint: Path | None = None
     """Model to use. Without one: the model that comes with the package."""
     top_n: int = 100

@@ -1,0 +1,118 @@
+"""Finding the photos among files and folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DataError
+from .containers import parts_of
+from .formats import missing_decoder, photo_suffixes
+
+
+class FoundPhoto(NamedTuple):
+    """A photo to search."""
+
+    path: Path
+    name: str
+    """Its path below the folder that was given, with slashes; of a photo that was given itself, its file name."""
+
+
+class Found(NamedTuple):
+    """The photos found, and a line for each folder in which something was passed over."""
+
+    photos: list[FoundPhoto]
+    passed_over: list[str]
+
+
+def find_photos(paths: Sequence[Path], *, recursive: bool = False) -> Found:
+    """The files of `paths` and the photos of its folders, each folder sorted by name, no file twice.
+
+    Files are told by their suffix; pictures that this package has drawn are no photos. `recursive` looks into
+    subfolders too, but follows no link to a folder. Raises DataError where there is nothing to search.
+    """
+    photos: dict[str, FoundPhoto] = {}
+    lines = []
+    for path in paths:
+        if not path.is_dir():
+            photos.setdefault(os.path.abspath(path), FoundPhoto(path, path.name))
+            continue
+        folder = _Folder(path, recursive)
+        inside = list(folder.photos())
+        told = folder.passed_over()
+        if not inside:
+            raise DataError(f"{path}: no image file in this folder" + f"; passed over: {told}" * bool(told))
+        for photo in inside:
+            photos.setdefault(os.path.abspath(photo.path), photo)
+        if told:
+            lines.append(f"{path}: passed over: {told}")
+    if not photos:
+        raise DataError("images must be photos or folders of photos, got none")
+    return Found(list(photos.values()), lines)
+
+
+class _Folder:
+    """One folder's photos, and counts of what else is in it."""
+
+    def __init__(self, root: Path, recursive: bool) -> None:
+        self.root, self.recursive = root, recursive
+        self.others: dict[str, list[str]] = {}  # names by kind
+
+    def photos(self, folder: Path | None = None) -> Iterator[FoundPhoto]:
+        """The photos, sorted by path."""
+        try:
+            paths = sorted((folder or self.root).iterdir())
+        except OSError as error:
+            if folder is None:
+                raise DataError(f"{self.root}: cannot be listed: {error.strerror or error}") from None
+            self._pass("unreadable subfolder", folder)
+            return
+        for path in paths:
+            if path.is_dir():
+                if not self.recursive:
+                    self._pass("subfolder (--recursive looks into it)", path)
+                elif path.is_symlink():
+                    self._pass("link to a folder", path)
+                else:
+                    yield from self.photos(path)
+            elif kind := _other_kind(path):
+                self._pass(kind, path)
+            else:
+                yield FoundPhoto(path, path.relative_to(self.root).as_posix())
+
+    def passed_over(self) -> str:
+        """The counts as a text, with an example of each kind; empty if all were photos."""
+        return ", ".join(
+            f"{len(names)} × {kind}, e.g. {names[0]}" if len(names) > 1 else f"1 {kind}: {names[0]}"
+            for kind, names in self.others.items()
+        )
+
+    def _pass(self, kind: str, path: Path) -> None:
+        self.others.setdefault(kind, []).append(path.relative_to(self.root).as_posix())
+
+
+def _other_kind(path: Path) -> str:
+    """What a folder's entry is, if it is no photo to search; otherwise an empty text."""
+    if path.name.startswith("."):
+        return "hidden file"
+    suffix = path.suffix.lower()
+    if suffix not in photo_suffixes():
+        return "file of another kind"
+    if not path.is_file():
+        return "broken link" if path.is_symlink() else "device or pipe"
+    if missing := missing_decoder(suffix):
+        return f"photo that needs {missing}"
+    if _is_drawn(path):
+        return "picture that sharpmask drew"
+    return ""
+
+
+def _is_drawn(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            parts = parts_of(file)
+    except OSError:  # told when it is searched
+        return False
+    return parts is not None and parts.drawn
