@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from ..errors import DataError
+from .arguments import parse_arguments
 from .options import OPTIONS, STAGES
 
 
@@ -77,4 +77,4 @@ def run(name: str, argv: list[str]) -> int:
 
 def parse(name: str, argv: list[str]) -> Any:
     """The options of a command other than training."""
-    return tyro.cli(OPTIONS[name], prog=f"sharpmask {name}", description=OPTIONS[name].__doc__, args=argv)
+    return parse_arguments(OPTIONS[name], argv, prog=f"sharpmask {name}", description=OPTIONS[name].__doc__)

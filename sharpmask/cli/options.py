@@ -4,41 +4,45 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from tyro.conf import Positional, arg
 
-from ..models.config import Geometry
+from ..models.config import INSIDE, Geometry, SearchScale
+from ..ranges import Length, Range, Settings
+
+TopN: TypeAlias = Annotated[int, Range(1, 100_000)]
+Side: TypeAlias = Annotated[int, Range(64, 8192)]
 
 
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(Settings):
     """How full images are searched. Settings that are not given come from the checkpoint."""
 
-    scales: tuple[float, ...] | None = None
+    scales: Annotated[tuple[SearchScale, ...], Length(1, 64)] | None = None
     """Scales at which an image is searched, e.g. 0.25 0.5 1."""
-    threshold: float | None = None
+    threshold: Annotated[float, INSIDE] | None = None
     """Probability above which a pixel belongs to a mask."""
-    mask_nms: float | None = None
+    mask_nms: Annotated[float, Range(0, 1, above=True)] | None = None
     """Drop a proposal if its mask has more than this IoU with that of a better one; 1 to drop none."""
-    box_nms: float | None = None
+    box_nms: Annotated[float, Range(0, 1, above=True)] | None = None
     """The same with boxes instead of masks."""
     soft_nms: bool | None = None
     """Lower the scores of such proposals instead of dropping them (Soft-NMS)."""
     stability: bool | None = None
     """Multiply each score by how sharp its mask is."""
-    scale_prior: float | None = None
+    scale_prior: Annotated[float, Range(0, 4)] | None = None
     """Multiply scores by (scale / smallest scale) ** -scale_prior; 0 to leave them."""
     geometry: Geometry | None = None
     """How windows lie on the image: by pixel centres, or (released, released-exact) as in the authors' code."""
-    max_side: int = 800
+    max_side: Annotated[int, Range(0, 100_000)] = 800
     """A photo with a longer side is searched as if that side had this many pixels; 0 for no limit."""
     device: str = "cpu"
     """Device to compute on: cpu, cuda, cuda:1, ..."""
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(Settings):
     """Find objects in a photo that comes with the package, and show how a mask grows."""
 
     out: Path = Path("sharpmask-demo")
@@ -46,7 +50,7 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Propose:
+class Propose(Settings):
     """Find object masks in photos.
 
     Writes proposals.json (COCO results), and a JSON file and an overlay picture of each photo.
@@ -58,7 +62,7 @@ class Propose:
     """Search the photos in subfolders too."""
     checkpoint: Path | None = None
     """Model to use. Without one: the model that comes with the package."""
-    top_n: int = 100
+    top_n: TopN = 100
     """Windows to refine per photo."""
     out: Path = Path("proposals")
     """Folder to write into."""
@@ -74,7 +78,7 @@ class Propose:
 
 
 @dataclass(frozen=True)
-class Eval:
+class Eval(Settings):
     """Measure average recall of a model, or of a results file, on a COCO-format folder."""
 
     dataset: Path
@@ -87,11 +91,11 @@ class Eval:
     """COCO results file (JSON) to measure instead of a model."""
     out: Path = Path("evaluation")
     """Folder to write into."""
-    top_n: int = 1000
+    top_n: TopN = 1000
     """Proposals per photo."""
     coarse: bool = False
     """Also measure the coarse masks of the same windows."""
-    patches: int = 0
+    patches: Annotated[int, Range(0, 1_000_000)] = 0
     """Also measure the IoU of single patches, on this many; 0 for none."""
     categories: tuple[str, ...] = ()
     """Categories of objects to count; empty for all."""
@@ -103,7 +107,7 @@ class Eval:
 
 
 @dataclass(frozen=True)
-class Pack:
+class Pack(Settings):
     """Write a checkpoint to share: with 16-bit weights, and the search settings given here."""
 
     checkpoint: Positional[Path]
@@ -114,7 +118,7 @@ class Pack:
 
 
 @dataclass(frozen=True)
-class Convert:
+class Convert(Settings):
     """Turn the authors' released model.t7, or weights of the PyTorch port of DeepMask, into a checkpoint."""
 
     weights: Positional[Path]
@@ -124,16 +128,16 @@ class Convert:
 
 
 @dataclass(frozen=True)
-class Synth:
+class Synth(Settings):
     """Write a COCO-format folder of generated pictures with occluding textured objects."""
 
     out: Positional[Path]
     """Folder to write into. It must be new or empty."""
-    images: int = 100
+    images: Annotated[int, Range(1, 1_000_000)] = 100
     """Number of pictures."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of all randomness; the same seed gives the same pictures."""
-    size: tuple[int, int] = (240, 320)
+    size: tuple[Side, Side] = (240, 320)
     """Height and width of the pictures."""
     textures: Literal["auto", "photo", "generated"] = "auto"
     """photo: cut from the photos of scikit-image. generated: drawn. auto: photo if scikit-image is installed."""

@@ -13,6 +13,7 @@ from ..plain import from_plain
 from ..training import TrainConfig, stage_defaults
 from ..training import train as run_training
 from ..training.stages import StageName
+from .arguments import parse_arguments
 from .options import STAGES
 from .shared import ERR, check_device
 
@@ -32,7 +33,7 @@ def parse(stage: str, argv: list[str]) -> TrainConfig:
     base = TrainConfig(dataset=tyro.MISSING, out=tyro.MISSING, **stage_defaults(cast(StageName, stage)))
     config, rest = read_config(base, argv)
     help_text = f"{STAGES[stage]} --config FILE reads settings from a YAML file; flags override them."
-    return tyro.cli(TrainConfig, prog=f"sharpmask train {stage}", description=help_text, default=config, args=rest)
+    return parse_arguments(TrainConfig, rest, prog=f"sharpmask train {stage}", description=help_text, default=config)
 
 
 def read_config(base: TrainConfig, argv: list[str]) -> tuple[TrainConfig, list[str]]:

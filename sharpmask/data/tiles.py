@@ -59,7 +59,7 @@ class TileBatch(NamedTuple):
 class TileBatches(Dataset[TileBatch]):
     """Whole batches of tiles. Item ``step`` depends only on the folder, the settings and (seed, step, rank).
 
-    Raises ``ValueError`` for settings out of range and ``DataError`` if no photo has an object, or if a photo is
+    Raises ``DataError`` for settings that do not fit, if no photo has an object, or if a photo is
     damaged and the folder's ``skip_bad`` is not set.
     """
 
@@ -73,10 +73,8 @@ class TileBatches(Dataset[TileBatch]):
         rank: int = 0,
         length: int = 2**31,
     ) -> None:
-        if config.side % STRIDE or config.side < window:
-            raise ValueError(f"side must be a multiple of {STRIDE} and at least {window}, got {config.side}")
-        if config.tiles < 1:
-            raise ValueError(f"tiles must be at least 1, got {config.tiles}")
+        if config.side < window:
+            raise DataError(f"side must be at least the window, {window}, got {config.side}")
         self.photos = [p for p in folder.photos if p.instances]
         if not self.photos:
             raise DataError(f"{folder.annotation_file}: no photo with an object to train on")

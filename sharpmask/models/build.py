@@ -14,9 +14,6 @@ from .sharpmask import SharpMask
 from .trunk import ResNetTrunk, Trunk, build_trunk
 from .weights import load_tensors, read_state_dict
 
-MAX_SIZE = 1 << 16
-"""Largest width or side in a model. No model needs it, and products of a few such sizes do not overflow."""
-
 
 def build_model(
     architecture: Architecture,
@@ -52,7 +49,6 @@ def from_config(config: ModelConfig) -> DeepMask:
     It carries the configuration as ``config``, and the paper's search for its window as ``search``. Raises
     ``ValueError`` on unknown names and unusable sizes.
     """
-    _check(config)
     model = _network(config, _trunk(config))
     model.config = config
     model.search = SearchConfig.for_window(config.window)
@@ -70,18 +66,6 @@ def without_memory(config: ModelConfig, source: str) -> DeepMask:
             return from_config(config)
     except (ValueError, RuntimeError) as error:
         raise DataError(f"{source}: {str(error).splitlines()[0]}") from error
-
-
-def _check(config: ModelConfig) -> None:
-    """Refuse sizes out of range and an unknown form of refinement."""
-    sizes = [("skip_hidden", config.skip_hidden, 0), ("context", config.context, 0)]
-    sizes += [(k, getattr(config, k), 1) for k in ("window", "features", "code", "mask_side", "score_hidden")]
-    sizes += [(k, v, 1) for k in ("mask_channels", "skip_channels") for v in getattr(config, k)]
-    for name, value, least in sizes:
-        if not least <= value <= MAX_SIZE:
-            raise ValueError(f"{name} must be at least {least} and at most {MAX_SIZE}, got {value}")
-    if config.refinement not in ("paper", "released"):
-        raise ValueError(f"refinement must be 'paper' or 'released', got {config.refinement!r}")
 
 
 def _trunk(config: ModelConfig) -> Trunk:

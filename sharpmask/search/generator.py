@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from sharpmask_kernels.windows import STRIDE
 
 from ..geometry import GREY
 from ..models import DeepMask, SearchConfig, SharpMask
+from ..ranges import Range, Settings, number
 from .maps import ImageLike, ImageMaps, Stopwatch, as_pixels, as_tensor, grid_of
 from .placement import PLACEMENTS, Placement
 from .prompts import check_numbers, window_in_box, windows_at_point
@@ -24,7 +26,7 @@ from .proposals import Proposals, Rle, suppress
 
 
 @dataclass
-class ProposalGenerator:
+class ProposalGenerator(Settings):
     """Masks for whole photos.
 
     ``top_n`` windows are refined and returned (fewer if non-maximum suppression or an empty mask drops some);
@@ -34,16 +36,13 @@ class ProposalGenerator:
     """
 
     model: DeepMask
-    top_n: int = 100
+    top_n: Annotated[int, Range(1, 100_000)] = 100
     refine: bool = True
     search: SearchConfig | None = None
-    max_side: int | None = 800
+    max_side: Annotated[int, Range(1, 100_000)] | None = 800
 
     def __post_init__(self) -> None:
-        if self.top_n < 1:
-            raise ValueError(f"top_n must be at least 1, got {self.top_n}")
-        if self.max_side is not None and self.max_side < 1:
-            raise ValueError(f"max_side must be at least 1 or None, got {self.max_side}")
+        super().__post_init__()
         self.refine = self.refine and isinstance(self.model, SharpMask)
         self.search = self.search or self.model.search
         self.model.eval()
@@ -84,6 +83,7 @@ class ProposalGenerator:
         maps = self.look(image, watch)
         grid = grid_of(maps, self.model.window)
         check_numbers("points", points, 2)
+        candidates = number(int, candidates, "candidates", Range(1, 100_000))
         chosen = [windows_at_point(grid, x, y, candidates) for x, y in points]
         windows = grid.windows(torch.cat(chosen) if chosen else self._no_windows())
         rles = self.segment(maps, windows, watch)

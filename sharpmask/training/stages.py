@@ -8,13 +8,16 @@ data sets.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from ..data.tile_config import TileConfig
+from ..errors import DataError
 from ..models.config import ModelConfig
+from ..ranges import Length, Range, Settings
 
 StageName = Literal["deepmask", "sharpmask", "joint"]
 
@@ -27,13 +30,16 @@ TERMS: dict[str, tuple[str, ...]] = {
 
 EPOCH = 4000
 """Batches in an epoch of the released code."""
+MANY = 10**9
+"""More steps than any run has."""
+STEPS = Range(1, MANY)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """All settings of a training run. A YAML file and the command line set the same fields.
 
-    Raises ``ValueError`` for settings that are out of range or do not fit together.
+    Raises ``DataError`` for settings that are out of range or do not fit together.
     """
 
     dataset: Path
@@ -61,84 +67,77 @@ class TrainConfig:
     """patches: one window each, as in the paper. dense: many windows on each tile of a photo."""
     rule: Literal["paper", "released"] = "paper"
     """How patches are chosen: as in the paper, or as in the released code."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Range(1, 4096)] = 32
     """Patches in a step."""
-    score_share: float = 0.5
+    score_share: Annotated[float, Range(0, 1)] = 0.5
     """Share of the batches of patches that train the score; the others train the mask."""
     tiles: TileConfig = field(default_factory=TileConfig)
 
-    steps: int = 300 * EPOCH
+    steps: Annotated[int, STEPS] = 300 * EPOCH
     """Number of training steps, one batch each."""
     trained: Literal["stage", "all"] = "stage"
     """Parameters to train: those of the stage, or all of the model (fine-tuning)."""
-    frozen_stages: int = 0
+    frozen_stages: Annotated[int, Range(0, 100)] = 0
     """Number of stages of the trunk to freeze, counted from the image."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
-    lr: float = 1e-3
+    lr: Annotated[float, Range(0, 1000, above=True)] = 1e-3
     """Learning rate before the schedule."""
-    trunk_lr: float = 1.0
+    trunk_lr: Annotated[float, Range(0, 1000)] = 1.0
     """The trunk's learning rate as a factor on ``lr``."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
     """Momentum of SGD."""
-    weight_decay: float = 5e-5
+    weight_decay: Annotated[float, Range(0, 100)] = 5e-5
     """Weight decay of all trained parameters."""
     schedule: Literal["steps", "cosine"] = "steps"
     """Learning rate: in steps at the milestones, or along half a cosine down to 0."""
-    milestones: tuple[int, ...] = (50 * EPOCH, 120 * EPOCH)
+    milestones: Annotated[tuple[Annotated[int, STEPS], ...], Length(0, 1000)] = (50 * EPOCH, 120 * EPOCH)
     """Steps at which the schedule "steps" moves to the next of ``factors``."""
-    factors: tuple[float, ...] = (0.5, 0.1)
+    factors: Annotated[tuple[Annotated[float, Range(0, 1000)], ...], Length(0, 1000)] = (0.5, 0.1)
     """Learning rate after each milestone, as a factor on ``lr``."""
-    warmup: int = 0
+    warmup: Annotated[int, Range(0, MANY)] = 0
     """Steps during which the learning rate rises linearly from zero."""
-    clip: float = 0.0
+    clip: Annotated[float, Range(0, MANY)] = 0.0
     """Largest norm of the gradient, to which longer ones are clipped; 0 for no limit."""
-    ema: float = 0.0
+    ema: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Decay of the moving average of the weights. Checkpoints hold the average; 0 for none."""
 
-    loss_scale: float = 32.0
+    loss_scale: Annotated[float, Range(0, 1e6, above=True)] = 32.0
     """Factor on the whole loss. The paper's stages have 32, because the released code sums over 32 masks."""
-    score_weight: float = 1 / 32
+    score_weight: Annotated[float, Range(0, 1e6)] = 1 / 32
     """Weight of the score's loss (lambda in DeepMask, section 3)."""
-    dice: float = 0.0
+    dice: Annotated[float, Range(0, 1e6)] = 0.0
     """Weight of a dice loss of masks, which is added to their logistic loss."""
     soft_scores: bool = False
     """Score target of a positive window: its mask's quality, clamp(1.1 IoU, .3, 1), instead of 1. Only if dense."""
 
-    validate_every: int = 2 * EPOCH
+    validate_every: Annotated[int, STEPS] = 2 * EPOCH
     """Steps from one validation to the next."""
-    validation_samples: int = 512
+    validation_samples: Annotated[int, Range(1, 1_000_000)] = 512
     """Patches to validate on: so many for masks and so many for scores."""
-    save_every: int = 1000
+    save_every: Annotated[int, STEPS] = 1000
     """Steps from one checkpoint to the next."""
-    log_every: int = 50
+    log_every: Annotated[int, STEPS] = 50
     """Steps from one line of the log to the next."""
-    workers: int = 2
+    workers: Annotated[int, Range(0, 1024)] = 2
     """Processes that prepare batches; 0 for none."""
-    threads: int = 0
+    threads: Annotated[int, Range(0, 1024)] = 0
     """CPU threads of PyTorch; 0 for PyTorch's own choice."""
     device: str = "cpu"
     """Device to train on: cpu, cuda, cuda:1, ..."""
-    seed: int = 1
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 1
     """Seed of all randomness: weights, batches and dropout."""
     resume: bool = False
     """Continue the run in ``out`` from its last saved step."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.stage != "deepmask" and self.model.architecture != "sharpmask":
-            raise ValueError(f"architecture must be 'sharpmask' in stage {self.stage!r}")
+            raise DataError(f"architecture must be 'sharpmask' in stage {self.stage!r}")
         if len(self.milestones) != len(self.factors):
-            raise ValueError(f"factors must be {len(self.milestones)} numbers like milestones, got {self.factors}")
-        for name in (
-            "steps",
-            "batch_size",
-            "validate_every",
-            "save_every",
-            "log_every",
-            "validation_samples",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            raise DataError(f"factors must be {len(self.milestones)} numbers like milestones, got {self.factors}")
+        if any(late <= early for early, late in pairwise(self.milestones)):
+            raise DataError(f"milestones must rise, got {self.milestones}")
 
 
 SMALL = ModelConfig(

@@ -17,7 +17,7 @@ from sharpmask.models import ModelConfig, SearchConfig, from_config
         ({"scales": (0.5, 0.0)}, "scales"),
         ({"scales": (float("nan"),)}, "scales"),
         ({"scales": (17.0,)}, "scales"),
-        ({"threshold": 0.0}, "threshold must be strictly between 0 and 1, got 0.0"),
+        ({"threshold": 0.0}, "threshold must be a number strictly between 0 and 1, got 0.0"),
         ({"mask_nms": 1.0}, "mask_nms"),
         ({"box_nms": float("nan")}, "box_nms"),
     ],

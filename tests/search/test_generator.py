@@ -240,7 +240,7 @@ def test_unusable_input_is_refused(generator: ProposalGenerator, tmp_path: Path)
     with pytest.raises(DataError, match="no such image file"):
         generator.generate(tmp_path / "missing.jpg")
     for options in ({"top_n": 0}, {"max_side": 0}):
-        with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least 1"):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be a whole number from 1"):
             replace(generator, **options)
 
 
