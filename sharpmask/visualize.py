@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from pycocotools import mask as coco_mask
 
+from sharpmask.data.containers import DRAWN
 from sharpmask.errors import DataError
 from sharpmask.files import atomic
 
@@ -26,6 +28,7 @@ FIRST_HUE = 0.86
 STYLES = ((0.95, 0.75), (0.85, 1.0), (0.55, 1.0))  # saturation, value
 FILL_OPACITY = 0.5
 EDGE_OPACITY = 0.55  # of the thin dark line around a contour
+PICTURE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 LABEL_BACKGROUND = (20, 20, 24)
 # Position, then red, green and blue. Lightness rises all the way, so the ramp also reads in greyscale print.
 RAMP = ((0, 7, 6, 20), (0.25, 65, 22, 106), (0.5, 158, 47, 105), (0.75, 236, 105, 66), (1, 252, 240, 176))
@@ -156,14 +159,27 @@ def plot_training(csv_path: Path | str, png_path: Path | str) -> None:
     save_figure(figure, png_path)
 
 
-def save_png(array: np.ndarray, path: Path | str) -> None:
-    """Write an (h, w, 3) or (h, w) uint8 array as PNG, atomically: readers see the old file or the new one.
+def check_suffix(path: Path | str) -> None:
+    """Raise ValueError unless the path's suffix is of a format that pictures are written in."""
+    if Path(path).suffix.lower() not in PICTURE_FORMATS:
+        raise ValueError(f"the picture's name must end in {', '.join(PICTURE_FORMATS)}, got {str(path)!r}")
 
-    Missing folders are made. Raises OSError where `path` cannot be written.
+
+def save_picture(array: np.ndarray, path: Path | str) -> None:
+    """Write an (h, w, 3) or (h, w) uint8 array in the format of the path's suffix: PNG, JPEG or WebP.
+
+    PNG and JPEG files carry a comment by which :func:`sharpmask.data.photos.find_photos` knows that they are no
+    photos. Writing is atomic: readers see the old file or the new one. Missing folders are made. Raises ValueError
+    for another suffix, OSError where `path` cannot be written.
     """
+    check_suffix(path)
+    kind = PICTURE_FORMATS[Path(path).suffix.lower()]
     picture = Image.fromarray(np.ascontiguousarray(array))
+    note = PngInfo()
+    note.add_text("Software", DRAWN)
+    options: dict[str, dict[str, Any]] = {"png": {"pnginfo": note}, "jpeg": {"comment": DRAWN, "quality": 90}}
     with atomic(Path(path)) as part:
-        picture.save(part, format="png")
+        picture.save(part, format=kind, **options.get(kind, {}))
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -186,9 +202,12 @@ def style_axes(axes: Any) -> None:
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:
-    """Write a figure as PNG, atomically as `save_png` does."""
+    """Write a figure in the format of the path's suffix (PNG or what else matplotlib knows), atomically."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in (known := figure.canvas.get_supported_filetypes()):
+        raise ValueError(f"the plot's name must end in .{', .'.join(sorted(known))}, got {str(path)!r}")
     with atomic(Path(path)) as part:
-        figure.savefig(part, format="png")
+        figure.savefig(part, format=kind, metadata={"Software": DRAWN} if kind == "png" else None)
 
 
 def _check_image(name: str, image: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from sharpmask.errors import DataError
-from sharpmask.visualize import distinct_colours, film_strip, overlay, plot_training, save_png
+from sharpmask.visualize import distinct_colours, film_strip, overlay, plot_training, save_picture
 
 GREY = np.full((120, 160, 3), 100, np.uint8)
 
@@ -195,17 +195,17 @@ def test_plots_without_matplotlib_say_what_to_install(tmp_path: Path, monkeypatc
         plot_training(log, tmp_path / "curves.png")
 
 
-def test_save_png_is_exact_and_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_picture_is_exact_and_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "picture.png"
     first = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
-    save_png(first, path)
+    save_picture(first, path)
 
-    def broken_save(self: Image.Image, file: Path, format: str) -> None:
+    def broken_save(self: Image.Image, file: Path, **options: object) -> None:
         file.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", broken_save)
     with pytest.raises(OSError, match="disk full"):
-        save_png(first[::-1], path)
+        save_picture(first[::-1], path)
     assert [entry.name for entry in path.parent.iterdir()] == ["picture.png"]
     assert (np.asarray(Image.open(path)) == first).all()

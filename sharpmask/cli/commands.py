@@ -19,7 +19,7 @@ from ..data.synthetic import synthesize
 from ..errors import DataError
 from ..files import write_text
 from ..search import ProposalGenerator, Proposals
-from ..visualize import film_strip, save_png
+from ..visualize import film_strip, save_picture
 from .options import Convert, Demo, Pack, Propose, Synth
 from .shared import ERR, OUT, check_device, make_generator, merge_results, say, search_settings
 
@@ -54,7 +54,7 @@ def demo(options: Demo) -> int:
     write_text(options.out / "proposals.json", json.dumps(results_of(found, 1, photo)))
     found.save_overlay(options.out / "overlay.png", limit=8)
     pixels, stages = generator.grow(photo)
-    save_png(film_strip(pixels, stages), options.out / "film_strip.png")
+    save_picture(film_strip(pixels, stages), options.out / "film_strip.png")
     for name, what in (
         ("proposals.json", "COCO results"),
         ("overlay.png", "the best masks over the photo"),

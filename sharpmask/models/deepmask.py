@@ -104,12 +104,22 @@ class DeepMask(nn.Module):
         side = self.cells << stage
         return x[:, :, border : border + side, border : border + side]
 
+    def check_patch(self, patch: Tensor) -> None:
+        """Raise ``ValueError`` unless ``patch`` is (B, 3, S + context, S + context)."""
+        side = self.window + self.context
+        if patch.ndim != 4 or patch.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"patch must be (B, 3, {side}, {side}), the window of {self.window} pixels with {self.context} of "
+                f"context around it, got {tuple(patch.shape)}; ProposalGenerator takes whole photos"
+            )
+
     def coarse(self, code: Tensor) -> Tensor:
         """Coarse mask logits (N, side, side) of codes (N, code)."""
         return self.mask(code)
 
     def forward(self, patch: Tensor) -> tuple[Tensor, Tensor]:
         """patch (B, 3, S + context, S + context) -> mask logits (B, side, side), score logits (B)."""
+        self.check_patch(patch)
         code = self.patch_codes(self.taps(patch))
         return self.coarse(code), self.score(code)
 
@@ -148,6 +158,7 @@ class OriginalDeepMask(DeepMask):
         return DenseMaps(taps, code, score[:, :, : code.shape[2], : code.shape[3]])
 
     def forward(self, patch: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_patch(patch)
         taps = self.taps(patch)
         return self.coarse(self.patch_codes(taps)), self.score_patch(taps)
 

@@ -132,6 +132,7 @@ class SharpMask(DeepMask):
 
     def forward(self, patch: Tensor) -> Refined:  # type: ignore[override]
         """patch (B, 3, S + context, S + context) -> coarse and refined mask logits, score logits."""
+        self.check_patch(patch)
         taps = self.taps(patch)
         code = self.patch_codes(taps)
         return Refined(self.coarse(code), self.refine_patch(taps, code), self.score(code))

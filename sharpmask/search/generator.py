@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,14 @@ from torch import Tensor
 from sharpmask_kernels import Windows, gather_windows, topk_windows
 from sharpmask_kernels.windows import STRIDE
 
+from ..data.orientation import Exif
 from ..geometry import GREY
 from ..models import DeepMask, SearchConfig, SharpMask
 from ..ranges import Range, Settings, number
-from .maps import ImageLike, ImageMaps, Stopwatch, as_pixels, as_tensor, grid_of
+from .maps import ImageMaps, Stopwatch, as_tensor, grid_of
+from .pictures import ImageLike, Picture, see
 from .placement import PLACEMENTS, Placement
-from .prompts import check_numbers, window_in_box, windows_at_point
+from .prompts import as_boxes, as_points, clip_to_box, window_in_box, windows_at_point
 from .proposals import Proposals, Rle, suppress
 
 
@@ -32,7 +35,9 @@ class ProposalGenerator(Settings):
     ``top_n`` windows are refined and returned (fewer if non-maximum suppression or an empty mask drops some);
     ``refine=False`` gives the coarse masks of the same windows. ``search`` defaults to the model's own
     settings. A photo whose longer side exceeds ``max_side`` pixels is searched as if it had that size (None: no
-    limit), which bounds time and memory; masks always have the photo's own resolution.
+    limit), which bounds time and memory; masks always have the photo's own resolution. A file or a PIL image is
+    ``turned`` by its EXIF orientation, as viewers show it, unless ``exif`` is ``stored``; all positions are in the
+    pixels that it names.
     """
 
     model: DeepMask
@@ -40,6 +45,7 @@ class ProposalGenerator(Settings):
     refine: bool = True
     search: SearchConfig | None = None
     max_side: Annotated[int, Range(1, 100_000)] | None = 800
+    exif: Exif = "turned"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,9 +60,9 @@ class ProposalGenerator(Settings):
 
     @torch.inference_mode()
     def generate(self, image: ImageLike) -> Proposals:
-        """The best proposals of a photo: a file, a PIL image or uint8 (h, w, 3) RGB.
+        """The best proposals of a photo: a path, a file's content, an open file, a PIL image or uint8 (h, w, 3) RGB.
 
-        Raises ``DataError`` for an unusable file, ``ValueError`` for an unusable array.
+        Raises ``DataError`` for an unusable file, ``ValueError`` for what is no photo.
         """
         watch = Stopwatch(self.device)
         maps = self.look(image, watch)
@@ -69,48 +75,54 @@ class ProposalGenerator(Settings):
         rles = self.paste(maps, windows, logits, watch)
         with watch("suppress"):
             stay, scores = self._rank(windows, logits, rles)
-        return Proposals(maps.image, [rles[i] for i in stay], scores, watch.seconds)
+        return self._proposals(maps, [rles[i] for i in stay], scores, watch)
 
     @torch.inference_mode()
-    def at_points(self, image: ImageLike, points: Sequence[tuple[float, float]], candidates: int = 16) -> Proposals:
-        """One mask per point (x, y), in the points' order.
+    def at_points(self, image: ImageLike, points: Sequence[Sequence[float]], candidates: int = 16) -> Proposals:
+        """One mask per point (x, y), in the points' order. A single point may stand for a list of one.
 
         Of the best ``candidates`` windows whose object may cover the point, it is the mask of the best-scoring
         window whose mask does cover it, or of the best-scoring window if none does. Raises ``ValueError`` for
-        points that are not two finite numbers.
+        points that are not two finite numbers or lie outside the photo.
         """
         watch = Stopwatch(self.device)
-        maps = self.look(image, watch)
-        grid = grid_of(maps, self.model.window)
-        check_numbers("points", points, 2)
         candidates = number(int, candidates, "candidates", Range(1, 100_000))
-        chosen = [windows_at_point(grid, x, y, candidates) for x, y in points]
+        picture = self.see(image)
+        height, width = picture.size
+        places = as_points(points, picture.size)
+        maps = self.look(picture, watch)
+        grid = grid_of(maps, self.model.window)
+        chosen = [windows_at_point(grid, x, y, candidates) for x, y in places]
         windows = grid.windows(torch.cat(chosen) if chosen else self._no_windows())
         rles = self.segment(maps, windows, watch)
-        height, width = maps.image.shape[:2]
         best, first = [], 0
-        for (x, y), index in zip(points, chosen, strict=True):
+        for (x, y), index in zip(places, chosen, strict=True):
             group = range(first, first + len(index))
-            pixel = min(max(int(y), 0), height - 1), min(max(int(x), 0), width - 1)
+            pixel = min(int(y), height - 1), min(int(x), width - 1)
             best.append(next((i for i in group if covers(rles[i], pixel)), first))
             first += len(index)
         scores = windows.score.sigmoid().cpu().numpy()
-        return Proposals(maps.image, [rles[i] for i in best], scores[best], watch.seconds)
+        return self._proposals(maps, [rles[i] for i in best], scores[best], watch)
 
     @torch.inference_mode()
-    def in_boxes(self, image: ImageLike, boxes: Sequence[Sequence[float]]) -> Proposals:
+    def in_boxes(self, image: ImageLike, boxes: Sequence[Sequence[float]], *, clip: bool = False) -> Proposals:
         """One mask per box (x, y, width, height), in the boxes' order: that of the window that fits the box best.
 
-        Raises ``ValueError`` for boxes that are not four finite numbers.
+        The mask may reach beyond the box; ``clip`` cuts it off at the box's border, rounded outwards to whole pixels.
+        A single box may stand for a list of one. Raises ``ValueError`` for boxes that are not four finite numbers,
+        have no area or lie outside the photo.
         """
         watch = Stopwatch(self.device)
-        maps = self.look(image, watch)
+        picture = self.see(image)
+        places = as_boxes(boxes, picture.size)
+        maps = self.look(picture, watch)
         grid = grid_of(maps, self.model.window)
-        check_numbers("boxes", boxes, 4)
-        chosen = [window_in_box(grid, box, self.model.window) for box in boxes]
+        chosen = [window_in_box(grid, box, self.model.window) for box in places]
         windows = grid.windows(torch.stack(chosen) if chosen else self._no_windows())
         rles = self.segment(maps, windows, watch)
-        return Proposals(maps.image, rles, windows.score.sigmoid().cpu().numpy(), watch.seconds)
+        if clip:
+            rles = [clip_to_box(rle, box) for rle, box in zip(rles, places, strict=True)]
+        return self._proposals(maps, rles, windows.score.sigmoid().cpu().numpy(), watch)
 
     @torch.inference_mode()
     def grow(self, image: ImageLike, index: int = 0) -> tuple[npt.NDArray[np.uint8], list[npt.NDArray[np.float32]]]:
@@ -124,6 +136,8 @@ class ProposalGenerator(Settings):
         if model is None:
             raise ValueError("grow needs a SharpMask with refine=True")
         maps = self.look(image, Stopwatch(self.device))
+        count = sum(score.numel() for score in maps.score)
+        index = number(int, index, "index", Range(0, count - 1))
         window = topk_windows(maps.score, index + 1).select(slice(index, index + 1))
         code = gather_windows(maps.code, window, 1).flatten(1)
         horizontals = [
@@ -135,15 +149,23 @@ class ProposalGenerator(Settings):
         stages = [best_channel(m, final).cpu().numpy() for m in encodings[:-1]]
         return self._seen(maps, window), [*stages, final[0, 0].cpu().numpy()]
 
-    def look(self, image: ImageLike, watch: Stopwatch) -> ImageMaps:
+    def see(self, image: ImageLike) -> Picture:
+        """The picture of a photo that ``look`` takes: the photo, or a smaller one if that is much more than needed."""
+        if self.max_side is None:
+            return see(image, self.exif, None)
+        # Half the pixels are left for the resizing that follows, which therefore decides how the scales look.
+        needed = math.ceil(self.max_side * max(self._settings.scales))
+        return see(image, self.exif, max(2 * needed, self.max_side))
+
+    def look(self, image: ImageLike | Picture, watch: Stopwatch) -> ImageMaps:
         """The bottom-up pass over all scales."""
-        pixels = as_pixels(image)
-        scales = self._scales(*pixels.shape[:2])
-        maps = ImageMaps(pixels, scales, [], [], [])
-        picture = as_tensor(pixels, self.device)
+        picture = image if isinstance(image, Picture) else self.see(image)
+        scales = self._scales(*picture.size)
+        maps = ImageMaps(picture, scales, [], [], [])
+        pixels = as_tensor(picture.pixels, self.device)
         for scale in scales:
             with watch("resize"):
-                padded = self._scaled(picture, scale)
+                padded = self._scaled(pixels, scale, picture.size)
             with watch("trunk and heads"):
                 dense = self.model.dense(padded)
             maps.code.append(dense.code)
@@ -168,8 +190,7 @@ class ProposalGenerator(Settings):
     def paste(self, maps: ImageMaps, windows: Windows, logits: Tensor, watch: Stopwatch) -> list[Rle]:
         """Mask logits of windows as COCO RLE of the whole image."""
         with watch("encode"):
-            size = maps.image.shape[0], maps.image.shape[1]
-            return self._placement.encode(logits, windows, size, maps.scales, self._settings.threshold)
+            return self._placement.encode(logits, windows, maps.size, maps.scales, self._settings.threshold)
 
     @property
     def _settings(self) -> SearchConfig:
@@ -185,6 +206,9 @@ class ProposalGenerator(Settings):
         """The model, if it refines masks here."""
         return self.model if self.refine and isinstance(self.model, SharpMask) else None
 
+    def _proposals(self, maps: ImageMaps, rles: list[Rle], scores: npt.NDArray[Any], watch: Stopwatch) -> Proposals:
+        return Proposals(maps.picture.photo, rles, scores, watch.seconds, maps.picture.exif)
+
     def _no_windows(self) -> Tensor:
         return torch.zeros(0, dtype=torch.int64, device=self.device)
 
@@ -193,16 +217,16 @@ class ProposalGenerator(Settings):
         limit = self.max_side or max(height, width)
         return [s * min(1.0, limit / max(height, width)) for s in self._settings.scales]
 
-    def _scaled(self, picture: Tensor, scale: float) -> Tensor:
-        """The picture (1, 3, h, w) at ``scale`` with half a window of grey around it, channels_last."""
+    def _scaled(self, pixels: Tensor, scale: float, size: tuple[int, int]) -> Tensor:
+        """The pixels at ``scale`` times the photo's size with half a window of grey around them, channels_last."""
         pad = self.model.window // 2
-        padded = F.pad(self._placement.resize(picture, scale), (pad,) * 4, value=GREY)
+        padded = F.pad(self._placement.resize(pixels, scale, size), (pad,) * 4, value=GREY)
         return padded.contiguous(memory_format=torch.channels_last)
 
     def _seen(self, maps: ImageMaps, window: Windows) -> npt.NDArray[np.uint8]:
         """The pixels (S, S, 3) of one window."""
         scale, row, col = (int(v) * factor for v, factor in zip(window[2:], (1, STRIDE, STRIDE), strict=True))
-        padded = self._scaled(as_tensor(maps.image, self.device), maps.scales[scale])[0]
+        padded = self._scaled(as_tensor(maps.picture.pixels, self.device), maps.scales[scale], maps.size)[0]
         # The last windows of a grid reach up to a cell beyond the border.
         padded = F.pad(padded, (0, STRIDE, 0, STRIDE), value=GREY)
         pixels = padded[:, row : row + self.model.window, col : col + self.model.window].permute(1, 2, 0)

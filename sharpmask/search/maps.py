@@ -1,42 +1,41 @@
-"""What the windows of one image share: the image's pixels, its dense maps by scale and the grid of windows."""
+"""What the windows of one image share: its dense maps by scale and the grid of windows."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from sharpmask_kernels import Windows
 from sharpmask_kernels.windows import STRIDE, scaled_size
 
-from ..data.images import load_image, to_rgb
 from ..geometry import CANONICAL
-
-ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
-"""A file, a PIL image, or a uint8 array (h, w, 3) in RGB."""
+from .pictures import Picture
 
 
 class ImageMaps(NamedTuple):
     """What the windows of one image share: one entry per scale."""
 
-    image: npt.NDArray[np.uint8]
-    """The photo, uint8 (h, w, 3) RGB."""
+    picture: Picture
     scales: list[float]
-    """Factors by which the photo was resized."""
+    """Factors from the photo's size to that of the maps."""
     code: list[Tensor]
     """(1, code, rows, cols)"""
     score: list[Tensor]
     """(1, 1, rows, cols)"""
     horizontals: list[list[Tensor]]
     """By scale and stage; empty without refinement."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the photo."""
+        return self.picture.size
 
 
 class Grid(NamedTuple):
@@ -73,30 +72,15 @@ class Stopwatch:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def as_pixels(image: ImageLike) -> npt.NDArray[np.uint8]:
-    """A photo as uint8 (h, w, 3) RGB. A PIL image is converted and turned by its EXIF orientation, as a file is.
-
-    Raises ``DataError`` for an unusable file, ``ValueError`` for an unusable array.
-    """
-    if isinstance(image, str | Path):
-        return load_image(image)
-    if isinstance(image, Image.Image):
-        return np.array(to_rgb(ImageOps.exif_transpose(image), "image"))
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape) < 1:
-        raise ValueError(f"image must be uint8 (h, w, 3), got {image.dtype} {image.shape}")
-    # An array turned from BGR is a view with a negative stride, which PyTorch does not take.
-    return np.ascontiguousarray(image)
-
-
 def as_tensor(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     """Pixels (h, w, 3) in 0..255 to (1, 3, h, w) in [0, 1]."""
-    return torch.tensor(pixels, device=device).permute(2, 0, 1)[None].float() / 255
+    return torch.tensor(pixels, device=device).permute(2, 0, 1)[None].float().div_(255)
 
 
 def grid_of(maps: ImageMaps, window: int) -> Grid:
     """The grid of windows of ``window`` pixels, on the device of the maps."""
     parts = []
-    height, width = maps.image.shape[:2]
+    height, width = maps.size
     for i, score in enumerate(maps.score):
         rows, cols = score.shape[2:]
         row, col = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")

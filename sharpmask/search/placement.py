@@ -20,8 +20,8 @@ class Placement(Protocol):
 
     def __init__(self, window: int) -> None: ...
 
-    def resize(self, picture: Tensor, scale: float) -> Tensor:
-        """picture (1, 3, h, w) resized by the factor ``scale``."""
+    def resize(self, picture: Tensor, scale: float, photo_size: tuple[int, int] | None = None) -> Tensor:
+        """picture (1, 3, h', w') at ``scale`` times the size of the photo (h, w), by default the picture's own."""
 
     def shift(self, windows: Windows, columns: list[int]) -> Windows:
         """The windows to read for the best-scoring ``windows``; ``columns``: of the grid of each scale."""
@@ -41,9 +41,10 @@ class Centres:
     def __init__(self, window: int) -> None:
         self.window = window
 
-    def resize(self, picture: Tensor, scale: float) -> Tensor:
-        """picture (1, 3, h, w) at ``scale``, bilinear with antialiasing."""
-        size = scaled_size(picture.shape[2], picture.shape[3], scale)
+    def resize(self, picture: Tensor, scale: float, photo_size: tuple[int, int] | None = None) -> Tensor:
+        """picture (1, 3, h', w') at ``scale`` times the photo's size, bilinear with antialiasing."""
+        height, width = photo_size or picture.shape[2:]
+        size = scaled_size(height, width, scale)
         return F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=True)
 
     def shift(self, windows: Windows, columns: list[int]) -> Windows:

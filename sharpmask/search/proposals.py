@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from ..visualize import overlay, save_png
+from ..data.images import reduced
+from ..data.orientation import Exif
+from ..visualize import check_suffix, overlay, save_picture
+from .pictures import PhotoFile
 
 Rle = dict[str, Any]
 """A mask as COCO RLE: ``size`` [h, w] and ``counts``, compressed, as bytes."""
@@ -21,17 +25,32 @@ Rle = dict[str, Any]
 class Proposals:
     """N object proposals of one image of (h, w) pixels, best first."""
 
-    image: npt.NDArray[np.uint8]
-    """The photo, uint8 (h, w, 3) RGB."""
+    photo: npt.NDArray[np.uint8] | PhotoFile
+    """The photo: uint8 (h, w, 3) RGB, or the file of a large one, of which fewer pixels were searched."""
     rles: list[Rle]
     """Masks as COCO RLE, ``counts`` as bytes."""
     scores: npt.NDArray[np.float32]
     """Objectness in [0, 1], (N)."""
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds that each stage took, in order."""
+    exif: Exif | None = None
+    """Whether masks are of the photo as ``turned`` by its EXIF orientation or as ``stored``; None for an array."""
 
     def __len__(self) -> int:
         return len(self.rles)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the photo and of every mask."""
+        return self.photo.size if isinstance(self.photo, PhotoFile) else (self.photo.shape[0], self.photo.shape[1])
+
+    @cached_property
+    def image(self) -> npt.NDArray[np.uint8]:
+        """The photo, uint8 (h, w, 3) RGB.
+
+        Of a large file it is read anew when it is first asked for; then ``DataError`` says if the file has changed.
+        """
+        return self.photo.load() if isinstance(self.photo, PhotoFile) else self.photo
 
     @property
     def boxes(self) -> npt.NDArray[np.float64]:
@@ -40,7 +59,7 @@ class Proposals:
 
     def masks(self) -> npt.NDArray[np.bool_]:
         """All masks: bool (N, h, w). Where that is too large, :meth:`iter_masks` gives one at a time."""
-        masks = np.zeros((len(self), *self.image.shape[:2]), dtype=bool)
+        masks = np.zeros((len(self), *self.size), dtype=bool)
         for out, mask in zip(masks, self.iter_masks(), strict=True):
             out[:] = mask
         return masks
@@ -62,9 +81,30 @@ class Proposals:
             for rle, box, score in zip(self.rles, self.boxes, self.scores, strict=True)
         ]
 
-    def save_overlay(self, path: str | Path, limit: int = 20) -> None:
-        """Write a PNG of the photo with the best ``limit`` masks in distinct colours."""
-        save_png(overlay(self.image, self.rles, self.scores.tolist(), limit=limit), Path(path))
+    def save_overlay(self, path: str | Path, limit: int = 20, max_side: int | None = 4096) -> None:
+        """Write the photo with the best ``limit`` masks in distinct colours, as PNG, JPEG or WebP by the path's suffix.
+
+        The picture's longer side has at most ``max_side`` pixels (None: no limit). Raises ``ValueError`` for another
+        suffix.
+        """
+        check_suffix(path)
+        if isinstance(self.photo, PhotoFile):
+            picture = self.photo.load(max_side)
+        else:
+            picture = reduced(self.photo, max_side)
+        scores = self.scores.tolist()
+        best = sorted(range(len(self)), key=lambda i: -scores[i])[:limit]
+        rles = [resized(self.rles[i], picture.shape[:2]) for i in best]
+        save_picture(overlay(picture, rles, [scores[i] for i in best], limit=limit), path)
+
+
+def resized(rle: Rle, size: tuple[int, ...]) -> Rle:
+    """A mask at another ``size`` (h, w): each pixel has the value at its centre."""
+    if tuple(rle["size"]) == size:
+        return rle
+    mask = coco_mask.decode(rle)
+    rows, cols = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, mask.shape, strict=True))
+    return dict(coco_mask.encode(np.asfortranarray(mask[np.ix_(rows, cols)])))
 
 
 def suppress(

@@ -25,9 +25,12 @@ class Released:
     def __init__(self, window: int) -> None:
         self.window = window
 
-    def resize(self, picture: Tensor, scale: float) -> Tensor:
-        """picture (1, 3, h, w) at ``scale``: sizes are rounded half up; corner pixels' centres stay in the corners."""
-        size = tuple(max(1, math.floor(side * scale + 0.5)) for side in picture.shape[2:])
+    def resize(self, picture: Tensor, scale: float, photo_size: tuple[int, int] | None = None) -> Tensor:
+        """picture (1, 3, h', w') at ``scale`` times the photo's size (default: the picture's).
+
+        Sizes are rounded half up; corner pixels' centres stay in the corners.
+        """
+        size = tuple(max(1, math.floor(side * scale + 0.5)) for side in photo_size or picture.shape[2:])
         return F.interpolate(picture, size, mode="bilinear", align_corners=True)
 
     def shift(self, windows: Windows, columns: list[int]) -> Windows:
