@@ -72,7 +72,7 @@ def propose(options: Propose) -> int:
     photos = [photo.path for photo in found_photos]
     check_device(options.search.device)
     model = load_model(options.checkpoint, options.search.device)
-    generator = make_generator(model, options.search, top_n=options.top_n, refine=options.refine)
+    generator = make_generator(model, options.search, top_n=options.top_n, refine=options.refine, exif=options.exif)
     ids = image_ids(photos)
     timing: dict[str, float] = {}
     parts: list[Path] = []
@@ -111,8 +111,8 @@ def image_ids(photos: Sequence[Path]) -> dict[Path, int]:
 
 
 def results_of(found: Proposals, image_id: int, photo: Path) -> list[dict[str, Any]]:
-    """A photo's proposals as entries of a COCO results file, with the photo's name in each."""
-    return [{**entry, "file_name": photo.name} for entry in found.to_coco(image_id)]
+    """A photo's proposals as entries of a COCO results file, with the photo's name and its kind of pixels in each."""
+    return [{**entry, "file_name": photo.name, "exif": found.exif} for entry in found.to_coco(image_id)]
 
 
 def synth(options: Synth) -> int:

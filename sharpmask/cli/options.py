@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from tyro.conf import Positional, arg
 
+from ..data.orientation import Exif
 from ..models.config import INSIDE, Geometry, SearchScale
 from ..ranges import Length, Range, Settings
 
@@ -60,6 +61,8 @@ class Propose(Settings):
     """Photos, or folders of photos."""
     recursive: bool = False
     """Search the photos in subfolders too."""
+    exif: Exif = "turned"
+    """Whether masks are of photos as turned by their EXIF orientation, as viewers show them, or as stored."""
     checkpoint: Path | None = None
     """Model to use. Without one: the model that comes with the package."""
     top_n: TopN = 100

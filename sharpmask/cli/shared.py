@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ..data.orientation import Exif
 from ..errors import DataError
 from ..files import write_text
 from ..models import DeepMask
@@ -45,9 +46,12 @@ def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:
     return replace(model.search, **{k: v for k, v in given.items() if v is not None} | off)
 
 
-def make_generator(model: DeepMask, options: SearchOptions, *, top_n: int, refine: bool) -> ProposalGenerator:
+def make_generator(
+    model: DeepMask, options: SearchOptions, *, top_n: int, refine: bool, exif: Exif = "turned"
+) -> ProposalGenerator:
     """A generator with the model's search settings as changed on the command line."""
-    return ProposalGenerator(model, top_n, refine, search_settings(model, options), options.max_side or None)
+    settings = search_settings(model, options)
+    return ProposalGenerator(model, top_n, refine, settings, options.max_side or None, exif)
 
 
 def merge_results(parts: Iterable[Path], path: Path) -> None:
