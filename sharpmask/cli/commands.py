@@ -21,7 +21,8 @@ from ..files import write_text
 from ..search import ProposalGenerator, Proposals
 from ..visualize import film_strip, save_picture
 from .options import Convert, Demo, Pack, Propose, Synth
-from .shared import ERR, OUT, check_device, make_generator, merge_results, say, search_settings
+from .output import ERR, say, show
+from .shared import check_device, make_generator, merge_results, search_settings
 
 DEMO_PHOTO = "coffee.jpg"
 
@@ -36,7 +37,7 @@ def print_timing(timing: Mapping[str, float], title: str) -> None:
         table.add_row(stage, f"{seconds * 1e3:.1f}", f"{seconds / total:.0%}")
     table.add_section()
     table.add_row("total", f"{total * 1e3:.1f}", "")
-    OUT.print(table)
+    show(table)
 
 
 def demo(options: Demo) -> int:
@@ -49,7 +50,7 @@ def demo(options: Demo) -> int:
         table.add_column(column, justify="right")
     for i, (score, box) in enumerate(zip(found.scores[:10], found.boxes[:10], strict=True), 1):
         table.add_row(str(i), f"{score:.2f}", *(f"{v:.0f}" for v in box))
-    OUT.print(table)
+    show(table)
     print_timing(found.timing, "time per stage")
     write_text(options.out / "proposals.json", json.dumps(results_of(found, 1, photo)))
     found.save_overlay(options.out / "overlay.png", limit=8)

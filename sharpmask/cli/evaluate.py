@@ -17,7 +17,8 @@ from ..files import write_text
 from ..models import DeepMask, SharpMask
 from ..search import ProposalGenerator
 from .options import Eval
-from .shared import ERR, OUT, check_device, make_generator, merge_results, say
+from .output import ERR, say, show
+from .shared import check_device, make_generator, merge_results
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -104,7 +105,7 @@ def report(rows: dict[str, Results], truth: dict[str, Any], patches: dict[str, f
     masks = {f"{n}, masks": average_recall(truth, r, kind="segm") for n, r in rows.items()}
     boxes = {f"{n}, boxes": average_recall(truth, r, kind="bbox") for n, r in rows.items()}
     for group in (masks, boxes):
-        OUT.print(recall_table(group, paper=True))
+        show(recall_table(group, paper=True))
     for name, value in patches.items():
         say(f"{name:24} {value:.3f}")
     summary: dict[str, Any] = {"patches": patches} if patches else {}

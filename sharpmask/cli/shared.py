@@ -1,4 +1,4 @@
-"""What several commands share: consoles, checks of options, the generator they ask for, and merged results."""
+"""What several commands share: the check of the device, the generator they ask for, and merged results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from ..data.orientation import Exif
 from ..errors import DataError
@@ -17,14 +16,6 @@ from ..models import DeepMask
 from ..models.config import SearchConfig
 from ..search import ProposalGenerator
 from .options import SearchOptions
-
-OUT = Console()
-ERR = Console(stderr=True)
-
-
-def say(text: str, console: Console = OUT) -> None:
-    """Print a line of text as it is, because a file's name may look like markup and a path may be long."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def check_device(name: str) -> None:

@@ -11,15 +11,19 @@ import yaml
 from ..errors import DataError
 from ..plain import from_plain
 from ..training import TrainConfig, stage_defaults
-from ..training import train as run_training
 from ..training.stages import StageName
 from .arguments import parse_arguments
+from .interrupts import interrupts_end_the_program
 from .options import STAGES
-from .shared import ERR, check_device
+from .output import ERR
 
 
 def train(config: TrainConfig) -> int:
     """Train as ``config`` says. Returns the exit status."""
+    with interrupts_end_the_program():
+        from ..training import train as run_training
+        from .shared import check_device
+
     check_device(config.device)
     run_training(config, ERR)
     return 0

@@ -34,7 +34,7 @@ def recall_table(rows: Mapping[str, Recall], *, paper: bool = False) -> Table:
     kinds = {recall.kind for recall in rows.values()}
     counts = sorted({count for recall in rows.values() for count in recall.ar})
     table = Table(title=f"Average recall of {' and '.join(KIND_NAMES[kind] for kind in sorted(kinds))} (%)")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in (*(f"AR@{count}" for count in counts), "AUC", "AUC-S", "AUC-M", "AUC-L"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, recall in rows.items():

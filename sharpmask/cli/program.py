@@ -1,0 +1,86 @@
+"""From the words of a command line to the command: its options, checked before PyTorch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+from rich.table import Table
+
+from ..errors import DataError
+from .arguments import parse_arguments
+from .checks import check_paths
+from .options import OPTIONS, STAGES
+from .output import say, show
+
+Command = Callable[[], int]
+"""Carries a command out and returns the exit status."""
+
+
+def prepare(argv: Sequence[str]) -> Command:
+    """The command that a command line asks for, with its arguments checked and its modules imported.
+
+    Prints help, the version and usage errors itself and exits, as command lines do. Raises ``DataError`` for an
+    unknown command and for arguments that cannot be used.
+    """
+    name, rest = split_command(argv)
+    # Each command's module is imported when the command is known to run: others need not wait for it.
+    if name.startswith("train "):
+        from . import train
+
+        config = train.parse(name.removeprefix("train "), rest)
+        check_paths(config)
+        return partial(train.train, config)
+    options = parse(name, rest)
+    check_paths(options)
+    if name == "eval":
+        from .evaluate import evaluate
+
+        return partial(evaluate, options)
+    from . import commands
+
+    return partial(getattr(commands, name), options)
+
+
+def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, of one or two words, and its arguments.
+
+    Prints the list of commands, or the version, and exits if that is asked for. Raises ``DataError`` for an
+    unknown command.
+    """
+    known = [*OPTIONS, *(f"train {stage}" for stage in STAGES)]
+    for words in (1, 2):
+        name = " ".join(argv[:words])
+        if name in known:
+            return name, list(argv[words:])
+    if argv[:1] == ["--version"]:
+        from ..version import __version__
+
+        say(f"sharpmask {__version__}")
+        raise SystemExit(0)
+    asked = not argv or argv[0] in ("-h", "--help") or (argv[:1] == ["train"] and argv[1:2] in ([], ["-h"], ["--help"]))
+    if asked:
+        print_commands()
+        raise SystemExit(0)
+    given = " ".join(argv[:2] if argv[0] == "train" else argv[:1])
+    close = get_close_matches(" ".join(argv[:2]), known, n=1) or get_close_matches(given, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise DataError(f"command must be one of {', '.join(known)}, got {given!r}{hint}")
+
+
+def print_commands() -> None:
+    """List all commands with what each does."""
+    table = Table("command", "what it does", box=None, pad_edge=False)
+    for name in OPTIONS:
+        table.add_row(f"sharpmask {name}", (OPTIONS[name].__doc__ or "").splitlines()[0])
+    for stage, text in STAGES.items():
+        table.add_row(f"sharpmask train {stage}", text)
+    show(table, least=64)
+    say("\nsharpmask COMMAND --help lists its options; sharpmask --version tells the version.")
+
+
+def parse(name: str, argv: list[str]) -> Any:
+    """The options of a command other than training."""
+    return parse_arguments(OPTIONS[name], argv, prog=f"sharpmask {name}", description=OPTIONS[name].__doc__)
