@@ -16,11 +16,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with interrupts_end_the_program():
         from .output import steady_output, tell_error
-    with steady_output() as failures:
-        status = _run(sys.argv[1:] if argv is None else argv)
-    if failures:
-        tell_error(f"the output cannot be written: {failures[0].strerror}")
-    return 2 if failures else status
+    failures: list[OSError] = []
+    try:
+        with steady_output(failures):
+            return _run(sys.argv[1:] if argv is None else argv)
+    finally:
+        if failures:
+            tell_error(f"the output cannot be written: {failures[0].strerror}")
+            raise SystemExit(2)
 
 
 def _run(argv: Sequence[str]) -> int:

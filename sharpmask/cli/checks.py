@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..errors import DataError
 FILES = {
     "checkpoint": "checkpoint",
     "start_from": "checkpoint",
+    "weights": "weights",
     "results": "results",
     "annotations": "annotations",
     "validation_annotations": "annotations",
@@ -20,26 +22,37 @@ FOLDERS = ("dataset", "validation")
 """Options that name a folder to read."""
 
 
-def check_paths(options: Any) -> None:
+def check_images(paths: Sequence[Path]) -> None:
+    """Raise ``DataError`` for a path that is not there."""
+    for path in paths:
+        if not os.path.lexists(path):
+            raise DataError(f"images: no file or folder {path}")
+
+
+def check_paths(options: Any, *, out_is_file: bool) -> None:
     """Raise ``DataError`` for a path among the options that is not there, and for an ``out`` that cannot be made."""
+    given = vars(options)
     for name, what in FILES.items():
-        path = getattr(options, name, None)
-        if path is not None and not path.is_file():
+        path = given.get(name)
+        # A FIFO is let through: what reads it refuses it.
+        if path is not None and (path.is_dir() or not path.exists()):
             raise DataError(f"{what}: no file {path}")
     for name in FOLDERS:
-        path = getattr(options, name, None)
+        path = given.get(name)
         if path is not None and not path.is_dir():
             raise DataError(f"{name}: {path}: no such folder")
-    for path in getattr(options, "images", ()) if isinstance(getattr(options, "images", ()), tuple) else ():
-        if not path.exists():
-            raise DataError(f"images: no file or folder {path}")
-    check_out(options.out)
+    check_out(options.out, is_file=out_is_file)
 
 
-def check_out(path: Path) -> None:
-    """Raise ``DataError`` if ``path``, or the nearest folder above it that exists, cannot be written to."""
-    nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
-    if nearest != path and not nearest.is_dir():
+def check_out(path: Path, *, is_file: bool) -> None:
+    """Raise ``DataError`` if ``path`` is there and of the wrong kind, or cannot be made or written to."""
+    if is_file and path.is_dir():
+        raise DataError(f"out: {path} must be a file, but it is a folder")
+    if not is_file and os.path.lexists(path) and not path.is_dir():
+        raise DataError(f"out: {path} must be a folder, but it is a file")
+    above = path.absolute().parents if is_file else (path, *path.absolute().parents)
+    nearest = next(place for place in above if os.path.lexists(place))
+    if not nearest.is_dir():
         raise DataError(f"out: {path} cannot be made, because {nearest} is not a folder")
-    if not os.access(nearest, os.W_OK):
-        raise DataError(f"out: {path} cannot be written: {nearest} is read-only for this user")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise DataError(f"out: {path} cannot be written, because {nearest} is not writable")

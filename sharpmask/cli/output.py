@@ -43,18 +43,17 @@ def tell_error(error: BaseException | str) -> None:
 
 
 @contextmanager
-def steady_output() -> Iterator[list[OSError]]:
+def steady_output(failures: list[OSError]) -> Iterator[None]:
     """Inside the block, nothing that happens to stdout and stderr raises an error, and so ends a command's work.
 
-    What cannot be written is dropped, and its error is in the list that the block gets, unless a reader has only
-    closed its pipe. Characters that the encoding lacks are printed as escapes, such as \\xe9.
+    What cannot be written is dropped, and its error added to ``failures``, unless a reader has only closed its pipe.
+    Characters that the encoding lacks are printed as escapes, such as \\xe9.
     """
-    failures: list[OSError] = []
     old = sys.stdout, sys.stderr
     streams = [None if stream is None else _Steady(stream, failures) for stream in old]
     sys.stdout, sys.stderr = cast(list[TextIO], streams)
     try:
-        yield failures
+        yield
     finally:
         for stream in filter(None, streams):
             stream.flush()

@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
+from ..data.photos import find_photos
 from ..errors import DataError
 from .arguments import parse_arguments
-from .checks import check_paths
+from .checks import check_images, check_paths
 from .options import OPTIONS, STAGES
 from .output import say, show
 
@@ -31,10 +32,16 @@ def prepare(argv: Sequence[str]) -> Command:
         from . import train
 
         config = train.parse(name.removeprefix("train "), rest)
-        check_paths(config)
+        check_paths(config, out_is_file=False)
         return partial(train.train, config)
     options = parse(name, rest)
-    check_paths(options)
+    check_paths(options, out_is_file=name in ("pack", "convert"))
+    if name == "propose":
+        check_images(options.images)
+        found = find_photos(options.images, recursive=options.recursive)
+        from .propose import propose
+
+        return partial(propose, options, found)
     if name == "eval":
         from .evaluate import evaluate
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.table import Table
 
 from ..data.orientation import Exif
 from ..errors import DataError
@@ -16,6 +17,7 @@ from ..models import DeepMask
 from ..models.config import SearchConfig
 from ..search import ProposalGenerator
 from .options import SearchOptions
+from .output import show
 
 
 def check_device(name: str) -> None:
@@ -57,3 +59,16 @@ def merge_results(parts: Iterable[Path], path: Path) -> None:
         yield "\n]\n" if separator == ",\n" else "[]\n"
 
     write_text(path, lines())
+
+
+def print_timing(timing: Mapping[str, float], title: str) -> None:
+    """Print the seconds by stage as milliseconds and shares."""
+    table = Table("stage", title=title, title_justify="left")
+    table.add_column("ms", justify="right")
+    table.add_column("share", justify="right")
+    total = sum(timing.values()) or 1.0
+    for stage, seconds in timing.items():
+        table.add_row(stage, f"{seconds * 1e3:.1f}", f"{seconds / total:.0%}")
+    table.add_section()
+    table.add_row("total", f"{total * 1e3:.1f}", "")
+    show(table)

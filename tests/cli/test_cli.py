@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from sharpmask.checkpoint import load_model
 from sharpmask.cli import main
-from sharpmask.cli.commands import image_ids
+from sharpmask.cli.propose import image_ids
 from sharpmask.cli.shared import merge_results
 from sharpmask.data.coco import CocoFolder
 from sharpmask.data.images import load_image
