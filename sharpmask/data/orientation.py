@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels: TypeAlias = NDArray[np.uint8]
 
 Exif = Literal["turned", "stored"]
 """Which pixels of a photo are meant: ``turned`` by its EXIF orientation, as viewers show it, or as ``stored``."""
 
 TAG: Final = 0x0112
 _INTEGERS: Final = {1: "B", 3: "H", 4: "I"}  # TIFF's BYTE, SHORT and LONG
-_TURNS: Final[Mapping[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]]] = {
+_TURNS: Final[Mapping[int, Callable[[Pixels], Pixels]]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -62,6 +65,8 @@ def swaps_sides(orientation: int) -> bool:
     return orientation >= 5
 
 
-def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def turned(pixels: Pixels, orientation: int) -> Pixels:
     """``pixels`` (h, w, ...) as a viewer shows them, contiguous; the same array for orientation 1."""
+    import numpy as np  # here, because the command line needs only the names of what it may be given
+
     return np.ascontiguousarray(_TURNS[orientation](pixels))
