@@ -29,8 +29,15 @@ def evaluate(options: Eval) -> int:
         raise DataError("results and checkpoint: give one of the two")
     categories = list(options.categories) or None
     folder = CocoFolder(
-        options.dataset, annotations=options.annotations, categories=categories, skip_bad=options.skip_bad
+        options.dataset,
+        annotations=options.annotations,
+        categories=categories,
+        skip_bad=options.skip_bad,
+        exif=options.exif,
+        links=options.links,
     )
+    for note in folder.notes:
+        say(note, ERR)
     truth = folder.ground_truth()
     patches: dict[str, float] = {}
     if options.results is not None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from tyro.conf import Positional, arg
 
+from ..data.links import Links
 from ..data.orientation import Exif
 from ..models.config import INSIDE, Geometry, SearchScale
 from ..ranges import Length, Range, Settings
@@ -104,6 +105,10 @@ class Eval(Settings):
     """Categories of objects to count; empty for all."""
     skip_bad: bool = False
     """Leave out broken images and annotations, and count them, instead of stopping."""
+    exif: Exif | None = None
+    """Pixels that annotations refer to: as stored, or turned by EXIF. Needed for photos with an EXIF orientation."""
+    links: Links = "follow"
+    """Symbolic links that lead out of the folder: follow or refuse them."""
     resume: bool = False
     """Skip photos that have a result in the output folder already."""
     search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)

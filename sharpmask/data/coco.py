@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from ..errors import DataError
-from .annotations import (
-    BadEntry,
-    Box,
-    Polygons,
-    Rle,
-    check_area,
-    check_box,
-    check_polygons,
-    check_rle,
-    draw_polygons,
-    show,
-)
+from .annotations import BadEntry, show
 from .images import ImageCache, load_image, read_header
+from .layouts import PhotoFiles, find_annotations, read_document
+from .links import Links, Outside
+from .objects import Instance, ObjectReader
+from .orientation import Exif
 
 _SKIP_HINT = "(skip_bad=True, or --skip-bad on the command line, leaves such entries out)"
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """One annotated object.
-
-    `box` is (x, y, width, height) in pixels, `area` is in pixels. `crowd` marks a region of many objects, which is
-    no example of one. `segmentation` is the checked content of the file: polygons, or the counts of a compressed RLE.
-    """
-
-    id: int
-    category_id: int
-    box: Box
-    area: float
-    crowd: bool
-    height: int
-    width: int
-    segmentation: Polygons | bytes
-
-    @property
-    def rle(self) -> Rle:
-        """Compressed COCO RLE {"size": [h, w], "counts": bytes}. Polygons are drawn anew at each access."""
-        if isinstance(self.segmentation, bytes):
-            return {"size": [self.height, self.width], "counts": self.segmentation}
-        return draw_polygons(self.segmentation, self.height, self.width)
-
-    def mask(self) -> NDArray[np.bool_]:
-        """The object's pixels, bool (h, w) of the whole photo."""
-        pixels: NDArray[np.uint8] = coco_mask.decode(self.rle)
-        return pixels.astype(bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +30,37 @@ class Photo:
     height: int
     width: int
     instances: tuple[Instance, ...]
+    background: bool = True
+    """Whether all pixels beside the instances are known to be background."""
+    exif: Exif = "stored"
+    """Which pixels `height`, `width` and the instances refer to."""
 
     def load(self) -> NDArray[np.uint8]:
-        """Decode the photo: uint8 (h, w, 3), RGB, not turned by EXIF. Raises DataError if it is damaged."""
-        return load_image(self.path, exif="stored")
+        """Decode the photo: uint8 (h, w, 3), RGB. Raises DataError if it is damaged."""
+        return load_image(self.path, exif=self.exif)
 
 
 class CocoFolder:
     """Images plus COCO `instances` annotations (polygons, RLE, crowds).
 
-    Photos are read from `root/images`, or from `root` if there is no such folder. Annotations are read from
-    `root/instances.json`, otherwise from the only `root/annotations/instances*.json`, unless `annotations` names
-    another file. `categories` keeps only the objects of these category names; photos without objects stay.
+    `annotations` names the annotation file; without it, it is found as docs/own-data.md describes, and so are the
+    photos. `categories` keeps only the objects of these category names; photos without objects stay. `exif` says
+    whether annotations refer to photos `stored` or `turned` by their EXIF orientation; without it, photos with an
+    orientation other than 1 raise DataError. `links="refuse"` treats files outside `root`, which only symbolic links
+    can reach, as bad entries.
 
-    The constructor checks the JSON, ids, sizes, boxes, polygons and RLEs, and the presence and header of every
-    image. Pixels are decoded and polygons drawn only on request, so that all of COCO fits into memory. A bad entry
-    raises DataError with one line that names the file and the id. With `skip_bad` the entry is left out instead and
-    the line is appended to `skipped`.
+    The constructor checks the JSON, ids, sizes, polygons and RLEs, and the presence and header of every image. It
+    draws each mask once: boxes and areas are those of the drawn masks. A line of `notes` says how many annotated
+    ones differ; if most boxes have another meaning, DataError names it. Pixels are decoded on request, so that all
+    of COCO fits into memory.
 
-    `photos` and their instances are sorted by id. `categories` maps ids to names, after the filter.
+    A bad entry raises DataError with one line that names the file and the id. With `skip_bad` the entry is left out
+    instead and the line is appended to `skipped`. The object of such an entry becomes a crowd, since its pixels are
+    no background; if nobody can tell where it is, its photo gets `background=False`. An object with a box alone
+    becomes a crowd, too.
+
+    `photos` and their instances are sorted by id. `categories` maps ids to names, after the filter. `notes` are
+    lines about the folder for its user, each with a count and an example.
     """
 
     def __init__(
@@ -99,17 +70,30 @@ class CocoFolder:
         annotations: str | Path | None = None,
         categories: Sequence[str] | None = None,
         skip_bad: bool = False,
+        exif: Exif | None = None,
+        links: Links = "follow",
     ) -> None:
+        if exif not in ("stored", "turned", None):
+            raise ValueError(f"exif must be 'stored', 'turned' or None, got {exif!r}")
+        if links not in ("follow", "refuse"):
+            raise ValueError(f"links must be 'follow' or 'refuse', got {links!r}")
         self.root = Path(root)
         self.annotation_file = Path(annotations) if annotations is not None else find_annotations(self.root)
-        self.skip_bad = skip_bad
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: no such folder")
+        self.skip_bad, self.exif, self.links = skip_bad, exif, links
         self.skipped: list[str] = []
-        self.cache = ImageCache()
-        document = _read_document(self.annotation_file)
+        self.notes: list[str] = []
+        self.cache = ImageCache(exif=exif or "stored")
+        outside = Outside(self.root)
+        if annotations is None and outside.holds(self.annotation_file) and links == "refuse":
+            raise DataError(f"{self.annotation_file}: must be in {self.root}, got a symbolic link that leads out of it")
+        document = read_document(self.annotation_file)
         known = self._read_categories(document["categories"])
         self.categories = self._select(known, categories)
-        sizes = self._read_images(document["images"])
-        self.photos = self._read_annotations(document["annotations"], known, sizes)
+        images = self._read_images(document["images"], outside)
+        self.photos = self._read_annotations(document["annotations"], known, images)
+        self.notes += outside.note()
 
     def load(self, photo: Photo) -> NDArray[np.uint8]:
         """The pixels of `photo` from a cache of decoded photos: read-only uint8 (h, w, 3), RGB.
@@ -177,125 +161,74 @@ class CocoFolder:
                 )
         return {key: name for key, name in known.items() if name in names}
 
-    def _read_images(self, entries: list[Any]) -> dict[int, tuple[Path, int, int] | None]:
+    def _read_images(self, entries: list[Any], outside: Outside) -> dict[int, tuple[Path, int, int] | None]:
         """Path, height and width by image id; None for a rejected image."""
-        folder = self.root / "images"
-        folder = folder if folder.is_dir() else self.root
+        files = PhotoFiles(self.root, self.annotation_file)
         images: dict[int, tuple[Path, int, int] | None] = {}
+        turned: list[str] = []
         for key, entry in self._entries(entries, "image"):
             try:
-                images[key] = _check_image(entry, folder)
+                path = files.find(entry.get("file_name"))
+                if outside.holds(path) and self.links == "refuse":
+                    raise BadEntry(f"{path}: must be in {self.root}, got a symbolic link that leads out of it")
+                images[key] = (path, *self._check_size(entry, path, turned))
             except (BadEntry, DataError) as error:
                 images[key] = None
                 self._reject(f"{self.annotation_file}: image {key}: {error}")
+        if turned:
+            raise DataError(
+                f"{self.annotation_file}: {len(turned)} photos have an EXIF orientation; say which pixels are "
+                f"annotated with exif='stored' or exif='turned' (--exif stored or --exif turned); first: {turned[0]}"
+            )
         return images
+
+    def _check_size(self, entry: dict[str, Any], path: Path, turned: list[str]) -> tuple[int, int]:
+        """Height and width of a photo. Raises BadEntry or DataError if the file is not as annotated.
+
+        A photo that EXIF turns is noted in `turned` if nobody has said which of its pixels are annotated.
+        """
+        header = read_header(path)
+        given = entry.get("height"), entry.get("width")
+        fitting = [exif for exif in ("stored", "turned") if header.size(exif) == given]
+        if header.orientation != 1 and self.exif is None:
+            only = f", and the annotated size fits {fitting[0]!r} only" if len(fitting) == 1 else ""
+            turned.append(f"{path} has orientation {header.orientation}{only}")
+            return header.size("stored")
+        size = header.size(self.exif or "stored")
+        if given == size:
+            return size
+        hint = ""
+        if fitting:
+            hint = f"; the annotated size fits exif={fitting[0]!r} (--exif {fitting[0]})"
+        elif given == size[::-1]:
+            hint = "; it was probably annotated after turning by EXIF, so store it upright"
+        raise BadEntry(
+            f"{path}: must be {show(given[1])}x{show(given[0])} pixels (width x height) as annotated, "
+            f"got {size[1]}x{size[0]}{hint}"
+        )
 
     def _read_annotations(
         self, entries: list[Any], known: dict[int, str], images: dict[int, tuple[Path, int, int] | None]
     ) -> list[Photo]:
-        instances: dict[int, list[Instance]] = {key: [] for key, image in images.items() if image is not None}
-        for key, entry in self._entries(entries, "annotation"):
-            try:
-                image_id = _reference(entry, "image_id", images)
-                category = _reference(entry, "category_id", known)
-                image = images[image_id]
-                # A rejected image has been reported already.
-                if image is not None and category in self.categories:
-                    instances[image_id].append(_check_annotation(key, category, entry, *image[1:]))
-            except BadEntry as error:
-                self._reject(f"{self.annotation_file}: annotation {key}: {error}")
+        sizes = {key: image and image[1:] for key, image in images.items()}
+        reader = ObjectReader(self.annotation_file, known, self.categories, sizes, self._reject, lenient=self.skip_bad)
+        self.notes += reader.read(entries)
+        if reader.doubtful:
+            self.notes.append(
+                f"{self.annotation_file}: {len(reader.doubtful)} photos have an object left out that cannot be "
+                f"located, and teach no background; first: image {min(reader.doubtful)}"
+            )
         return [
-            Photo(key, *image, tuple(sorted(instances[key], key=lambda instance: instance.id)))
+            Photo(
+                key,
+                *image,
+                tuple(sorted(reader.instances[key], key=lambda instance: instance.id)),
+                background=key not in reader.doubtful,
+                exif=self.exif or "stored",
+            )
             for key, image in sorted(images.items())
             if image is not None
         ]
-
-
-def find_annotations(root: Path) -> Path:
-    """`root/instances.json`, otherwise the only `root/annotations/instances*.json`. Raises DataError without either."""
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
-    if (root / "instances.json").is_file():
-        return root / "instances.json"
-    found = sorted((root / "annotations").glob("instances*.json"))
-    if len(found) != 1:
-        raise DataError(
-            f"{root}: must hold instances.json or exactly one annotations/instances*.json, "
-            f"got {len(found)}; name the file with annotations= (--annotations)"
-        )
-    return found[0]
-
-
-def _read_document(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            document = json.load(file, object_hook=_compact)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON (truncated?): {error}") from None
-    if not isinstance(document, dict):
-        raise DataError(f"{path}: must be a COCO instances object, got a {type(document).__name__}")
-    for section in ("images", "annotations", "categories"):
-        if not isinstance(document.get(section), list):
-            raise DataError(f"{path}: {section!r} must be a list, got {show(document.get(section))}")
-    return document
-
-
-def _compact(entry: dict[str, Any]) -> dict[str, Any]:
-    """Store the polygons of an entry as arrays, because lists of Python floats take four times the memory."""
-    polygons = entry.get("segmentation")
-    if isinstance(polygons, list):
-        # A wrong value stays as it is and is reported later, with the annotation's id.
-        with suppress(TypeError, OverflowError):
-            entry["segmentation"] = tuple(array("d", polygon) for polygon in polygons)
-    return entry
-
-
-def _reference(entry: dict[str, Any], field: str, known: dict[int, Any]) -> int:
-    """The id in `field`. Raises BadEntry if it is not one of `known`."""
-    value = entry.get(field)
-    if type(value) is not int or value not in known:
-        raise BadEntry(f"{field} must be an id in the same file, got {show(value)}")
-    return value
-
-
-def _check_image(entry: dict[str, Any], folder: Path) -> tuple[Path, int, int]:
-    """Path, height and width of an image entry. Raises BadEntry or DataError if the file is not as annotated."""
-    name, height, width = entry.get("file_name"), entry.get("height"), entry.get("width")
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise BadEntry(f"file_name must be a printable text, got {show(name)}")
-    if Path(name).anchor or ".." in Path(name).parts:
-        raise BadEntry(f"file_name must stay in {folder}, got {name!r}")
-    path = folder / name
-    stored = read_header(path).size("stored")
-    if (height, width) == stored:
-        return path, *stored
-    turned = "; it was probably annotated after turning by EXIF, so store it upright" * ((width, height) == stored)
-    raise BadEntry(
-        f"{path}: must be {show(width)}x{show(height)} pixels (width x height) as annotated, "
-        f"got {stored[1]}x{stored[0]}{turned}"
-    )
-
-
-def _check_annotation(key: int, category: int, entry: dict[str, Any], height: int, width: int) -> Instance:
-    """An object of an image of (height, width). Raises BadEntry if its annotation is unusable."""
-    crowd = entry.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        raise BadEntry(f"iscrowd must be 0 or 1, got {show(crowd)}")
-    raw = entry.get("segmentation")
-    segmentation: Polygons | bytes
-    if isinstance(raw, tuple):
-        extent = check_polygons(raw, height, width)
-        segmentation = raw
-    elif isinstance(raw, dict):
-        segmentation, extent = check_rle(raw, height, width)
-    else:
-        raise BadEntry(f"segmentation must be polygons or an RLE, got {show(raw)}")
-    box = check_box(entry.get("bbox"), extent, height, width)
-    area = check_area(entry.get("area"))
-    instance = Instance(key, category, box, area or 0.0, bool(crowd), height, width, segmentation)
-    return instance if area is not None else replace(instance, area=float(coco_mask.area(instance.rle)))
 
 
 def _to_coco(photo: Photo, instance: Instance) -> dict[str, Any]:

@@ -131,8 +131,9 @@ class PatchSampler:
             self.jitter = window * 16 / 160
             self.far = window * 48 / 160
         self._by_category = _objects_by_category(folder)
-        self._photos = [photo for photo in folder.photos if photo.instances or rule == "paper"]
-        if not self._by_category:
+        # The photos of negatives, and by the released rule also of score positives.
+        self._photos = [p for p in folder.photos if p.background and (p.instances or rule == "paper")]
+        if not self._by_category or not self._photos:
             raise DataError(
                 f"{folder.annotation_file}: must hold an object to learn from (no crowd, at least {_MIN_AREA} "
                 f"square pixels, at least {_MIN_SIDE} pixels wide and high), got none"

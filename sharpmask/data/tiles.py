@@ -75,9 +75,10 @@ class TileBatches(Dataset[TileBatch]):
     ) -> None:
         if config.side < window:
             raise DataError(f"side must be at least the window, {window}, got {config.side}")
-        self.photos = [p for p in folder.photos if p.instances]
-        if not self.photos:
-            raise DataError(f"{folder.annotation_file}: no photo with an object to train on")
+        # A tile takes negatives from its photo.
+        self.photos = [p for p in folder.photos if p.instances and p.background]
+        if not any(not i.crowd for p in self.photos for i in p.instances):
+            raise DataError(f"{folder.annotation_file}: no photo with an object to train on (crowds do not count)")
         self.folder, self.config, self.window, self.length = folder, config, window, length
         self.key = (seed, rank)
 

@@ -64,9 +64,11 @@ def average_recall(
     image_id, score and a compressed RLE `segmentation` (kind "segm") or `bbox` (kind "bbox"; where it is
     missing, the tight box of the mask). RLEs must be valid, see `load_results`.
 
-    Matching is pycocotools' with `useCats=0`: crowds are ignored regions, an object's size is its annotation's
-    `area`, an image without results has recall 0. Category ids of the results are ignored. The numbers are
-    those of `COCOeval.eval["recall"]`; COCOeval's printed summary supports its default counts only.
+    An object's box and area are its mask's, whatever `bbox` and `area` say; these count where there is no mask.
+
+    Matching is pycocotools' with `useCats=0`: crowds are ignored regions, an image without results has recall 0.
+    Category ids of the results are ignored. The numbers are those of `COCOeval.eval["recall"]` for such boxes and
+    areas; COCOeval's printed summary supports its default counts only.
 
     AUC is the area under AR against log10(count) from 1 to 1000, by trapezoids over `CURVE_COUNTS`, divided by
     the width of the axis. The papers give no formula; this one was inferred from their tables.
@@ -79,7 +81,8 @@ def average_recall(
     if not counts or any(count < 1 for count in counts):
         raise ValueError(f"counts must be whole numbers from 1 up, got {list(counts)}")
     dataset = instances(ground_truth)
-    annotations = (_object(index, entry, kind) for index, entry in enumerate(dataset["annotations"]))
+    images = {image["id"]: image for image in dataset["images"]}
+    annotations = (_object(index, entry, kind, images) for index, entry in enumerate(dataset["annotations"]))
     objects = _by_image(dataset, "ground truth", annotations)
     candidates = (_proposal(index, entry, kind) for index, entry in enumerate(results))
     proposals = _by_image(dataset, "results", candidates)
@@ -118,8 +121,6 @@ class Tally:
         objects = sorted(objects, key=lambda entry: entry["category_id"])
         for entry in objects:
             entry["category_id"] = 1
-            if self.kind == "segm":
-                entry["segmentation"] = _to_rle(entry["segmentation"], image)
         ranks = self._overlapping(objects, best)
         with contextlib.redirect_stdout(io.StringIO()):
             run = COCOeval(_coco(image, objects), _coco(image, [best[rank] for rank in ranks]), self.kind)
@@ -159,23 +160,31 @@ def _by_size(values: np.ndarray) -> dict[str, float]:
     return dict(zip(SIZES, values.tolist(), strict=True))
 
 
-def _object(index: int, annotation: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """One annotation for COCOeval. It is a new dict, because COCOeval writes into it.
+def _object(index: int, annotation: Mapping[str, Any], kind: Kind, images: Mapping[Any, Any]) -> dict[str, Any]:
+    """One annotation for COCOeval, with the box and area of its mask. It is a new dict: COCOeval writes into it.
 
     Its id is at least 1, because COCOeval takes an object with id 0 for one that was not found.
     """
-    shape = SHAPE_KEYS[kind]
-    for key in ("image_id", "area", shape):
-        if key not in annotation:
+    has_mask = bool(annotation.get("segmentation"))
+    shape = "segmentation" if has_mask else SHAPE_KEYS[kind]
+    for key in ("image_id", shape):
+        if annotation.get(key) is None or annotation[key] == []:
             raise DataError(f"ground truth: annotation {annotation.get('id', index)} has no '{key}'")
-    return {
+    entry = {
         "id": index + 1,
         "image_id": annotation["image_id"],
         "category_id": annotation.get("category_id", 1),
-        "iscrowd": int(annotation.get("iscrowd", 0)),
-        "area": annotation["area"],
-        shape: annotation[shape],
+        "iscrowd": int(annotation.get("iscrowd") or 0),
     }
+    if not has_mask:
+        box = annotation["bbox"]
+        area = annotation.get("area")
+        return {**entry, "bbox": box, "area": box[2] * box[3] if area is None else area}
+    if entry["image_id"] not in images:  # `_by_image` says so
+        return entry
+    mask = _to_rle(annotation["segmentation"], images[entry["image_id"]])
+    value = mask if kind == "segm" else coco_mask.toBbox(mask).tolist()
+    return {**entry, SHAPE_KEYS[kind]: value, "area": float(coco_mask.area(mask))}
 
 
 def _proposal(index: int, entry: Mapping[str, Any], kind: Kind) -> dict[str, Any]:

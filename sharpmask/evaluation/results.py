@@ -75,7 +75,7 @@ def _checked_rle(where: str, rle: Any, size: tuple[int, int]) -> dict[str, Any]:
     if not isinstance(counts, str) or not counts.isascii():
         raise DataError(f"{where}: counts must be compressed RLE, a string, got {short(counts)}")
     try:
-        runs = decode_counts(counts.encode("ascii"))
+        runs = decode_counts(counts.encode("ascii"), size[0] * size[1])
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
     if (runs < 0).any() or runs.sum() != size[0] * size[1]:

@@ -73,19 +73,31 @@ class Run:
             self._load_state()
         elif (config.out / STATE).exists():
             raise DataError(f"out: {config.out} holds a run already; --resume goes on with it")
-        categories = list(config.categories) or None
-        filters: dict[str, Any] = {"categories": categories, "skip_bad": config.skip_bad}
-        self.folder = CocoFolder(config.dataset, annotations=config.annotations, **filters)
+        self.folder = self._read_folder(config.dataset, config.annotations)
         self.batches = make_batches(self.folder, config, rank)
         self.validator = None
         if config.validation is not None and rank == 0:
-            folder = CocoFolder(config.validation, annotations=config.validation_annotations, **filters)
+            folder = self._read_folder(config.validation, config.validation_annotations)
             samples = config.validation_samples
             self.validator = Validator(folder, self.model.config, samples=samples)
         if rank == 0:
             config.out.mkdir(parents=True, exist_ok=True)
             write_text(config.out / SETTINGS, yaml.safe_dump(to_plain(replace(config, resume=False)), sort_keys=False))
             self.log = Log(config.out, self.step)
+
+    def _read_folder(self, path: Path, annotations: Path | None) -> CocoFolder:
+        config = self.config
+        folder = CocoFolder(
+            path,
+            annotations=annotations,
+            categories=list(config.categories) or None,
+            skip_bad=config.skip_bad,
+            exif=config.exif,
+            links=config.links,
+        )
+        for note in folder.notes:
+            self._say(note)
+        return folder
 
     def loop(self) -> None:
         """Train to the last step. Log, validate and save on the way."""

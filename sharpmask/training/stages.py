@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ..data.links import Links
+from ..data.orientation import Exif
 from ..data.tile_config import TileConfig
 from ..errors import DataError
 from ..models.config import ModelConfig
@@ -62,6 +64,10 @@ class TrainConfig(Settings):
     """Categories of objects to train on; empty for all."""
     skip_bad: bool = False
     """Leave out broken images and annotations, and count them, instead of stopping."""
+    exif: Exif | None = None
+    """Pixels that annotations refer to: as stored, or turned by EXIF. Needed for photos with an EXIF orientation."""
+    links: Links = "follow"
+    """Symbolic links that lead out of a data set: follow or refuse them."""
 
     sampling: Literal["patches", "dense"] = "patches"
     """patches: one window each, as in the paper. dense: many windows on each tile of a photo."""

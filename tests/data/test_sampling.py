@@ -231,11 +231,18 @@ def test_categories_are_drawn_alike(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "left_out", [{"iscrowd": 1}, {"area": 99}, {"bbox": [10, 10, 4, 100]}, {"bbox": [10, 10, 100, 4]}]
+    "left_out",
+    [
+        rectangle(10, 10, 100, 100, iscrowd=1),
+        rectangle(10, 10, 9, 11),
+        rectangle(10, 10, 4, 100),
+        rectangle(10, 10, 100, 4),
+        rectangle(10, 10, 100, 100, segmentation=[]),
+    ],
 )
-def test_what_masks_are_not_learned_from(make: Make, left_out: dict[str, object]) -> None:
+def test_what_masks_are_not_learned_from(make: Make, left_out: Object) -> None:
     with pytest.raises(DataError, match=r"instances\.json: must hold an object to learn from"):
-        PatchSampler(make([rectangle(10, 10, 100, 100) | left_out]), head="mask")
+        PatchSampler(make([left_out]), head="mask")
 
 
 def test_outside_of_the_photo_is_grey(make: Make) -> None:

@@ -54,6 +54,8 @@ def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 turns = np.linspace(0, 2 * np.pi, 20, endpoint=False)
                 points = centre + radii * np.stack([np.cos(turns), np.sin(turns)], 1)
                 more["segmentation"] = [points.ravel().tolist()]
+                drawn = coco_mask.merge(coco_mask.frPyObjects(more["segmentation"], HEIGHT, WIDTH))
+                more |= {"bbox": coco_mask.toBbox(drawn).tolist(), "area": float(coco_mask.area(drawn))}
             if image != 5:
                 annotations.append(annotation(len(annotations) + 1, image, mask, **more))
             for _ in range(0 if image == 4 else 40 if image == 1 else 6):

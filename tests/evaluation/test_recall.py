@@ -109,6 +109,24 @@ def test_images_without_results_and_crowds() -> None:
     assert math.isnan(average_recall(dataset([]), []).ar[10]["all"])
 
 
+@pytest.mark.parametrize("kind", ["segm", "bbox"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"area": None, "bbox": None}, {"area": 0, "bbox": [0, 0, 0, 0]}, {"area": 1e6, "bbox": [0, 0, 190, 150]}],
+)
+def test_box_and_area_are_those_of_the_mask(kind: Any, more: dict[str, Any]) -> None:
+    mask = ellipse(60, 60, 30, 30)
+    truth = dataset([{"id": 1, "image_id": 1, "segmentation": rle(mask), **more}])
+    recall = average_recall(truth, [{"image_id": 1, "score": 1.0, "segmentation": rle(mask)}], kind=kind)
+    assert recall.ar[10] == pytest.approx({"all": 1, "small": math.nan, "medium": 1, "large": math.nan}, nan_ok=True)
+
+
+def test_boxes_without_masks_or_areas() -> None:
+    truth = dataset([{"id": 1, "image_id": 1, "bbox": [10, 10, 30, 40], "area": None}])
+    recall = average_recall(truth, [{"image_id": 1, "score": 1.0, "bbox": [10, 10, 30, 40]}], kind="bbox")
+    assert recall.ar[10]["medium"] == 1
+
+
 def test_bad_arguments_name_the_culprit() -> None:
     mask = ellipse(60, 60, 30, 30)
     truth = dataset([annotation(1, 1, mask)])
@@ -117,8 +135,9 @@ def test_bad_arguments_name_the_culprit() -> None:
     with pytest.raises(DataError, match="entry 1 has unknown image_id 9"):
         results = [{"image_id": i, "score": 1.0, "segmentation": rle(mask)} for i in (1, 9)]
         average_recall(truth, results)
-    with pytest.raises(DataError, match="annotation 1 has no 'area'"):
-        average_recall(dataset([{"id": 1, "image_id": 1, "segmentation": rle(mask)}]), [])
+    for without in ({}, {"segmentation": []}, {"segmentation": None}):
+        with pytest.raises(DataError, match="annotation 1 has no 'segmentation'"):
+            average_recall(dataset([{"id": 1, "image_id": 1, "bbox": [0, 0, 5, 5], **without}]), [])
     with pytest.raises(DataError, match="'images'"):
         average_recall({"annotations": []}, [])
     with pytest.raises(ValueError, match="kind"):
