@@ -217,15 +217,18 @@ def test_crowds_are_neither_positive_nor_negative(tmp_path: Path, monkeypatch: p
     photo = np.full((96, 96, 3), 90, np.uint8)
     photo[34:62, 12:40] = 250
     crowd = {"image_id": 1, "segmentation": box_rle(96, 96, 12, 34, 28, 28), "iscrowd": 1}
-    folder = CocoFolder(write_folder(tmp_path / "crowd", [photo], [crowd]))
+    tiny = {"image_id": 1, "segmentation": box_rle(96, 96, 90, 90, 2, 2)}
+    with pytest.raises(DataError, match="no photo with an object to train on"):
+        TileBatches(CocoFolder(write_folder(tmp_path / "alone", [photo], [crowd])), CONFIG, window=WINDOW)
+    folder = CocoFolder(write_folder(tmp_path / "crowd", [photo], [crowd, tiny]))
     batches = TileBatches(folder, replace(CONFIG, pasted=0, blurred=0.0, anchored=1.0, negatives=100), window=WINDOW)
     whole = 0
-    for step in range(10):
+    for step in range(20):
         batch = batches[step]
         assert len(batch.masks) == 0
         for tile, image in enumerate(batch.image[:, 0].numpy()):
             bright = image > 200
-            if bright[0].any() or bright[-1].any() or bright[:, 0].any() or bright[:, -1].any():
+            if not bright.any() or bright[0].any() or bright[-1].any() or bright[:, 0].any() or bright[:, -1].any():
                 continue
             place = extent(bright)
             for window in window_geometry(batch):
@@ -239,7 +242,8 @@ def test_crowds_are_neither_positive_nor_negative(tmp_path: Path, monkeypatch: p
 def test_a_crowd_is_never_cut_out(tmp_path: Path) -> None:
     photo = np.full((96, 96, 3), 90, np.uint8)
     crowd = {"image_id": 1, "segmentation": box_rle(96, 96, 20, 20, 40, 40), "iscrowd": 1}
-    batches = TileBatches(CocoFolder(write_folder(tmp_path / "c", [photo], [crowd])), CONFIG, window=WINDOW)
+    tiny = {"image_id": 1, "segmentation": box_rle(96, 96, 90, 90, 2, 2)}
+    batches = TileBatches(CocoFolder(write_folder(tmp_path / "c", [photo], [crowd, tiny])), CONFIG, window=WINDOW)
     _, alpha = batches._cutout(np.random.default_rng(0))
     assert alpha.shape != (40, 40), "came the crowd's box instead of a made-up shape"
 
