@@ -6,14 +6,12 @@ Nothing is unpickled, and a file's configuration is compared with its tensors be
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -23,6 +21,8 @@ from .models import DeepMask, ModelConfig, SearchConfig, from_config
 from .models.build import without_memory
 from .models.weights import load_tensors
 from .plain import from_plain, to_plain
+from .ranges import shown
+from .tensor_files import TensorFile, check_values, read_safetensors
 
 FORMAT = "sharpmask-1"
 """Name and version of the format, in every checkpoint's header."""
@@ -47,7 +47,8 @@ def save_model(
     """Write ``model`` with its configuration.
 
     ``training``: a record of how the model was made, kept in the header. ``dtype``: of the tensors in the file;
-    torch.float16 halves its size, and loading converts the weights back to fp32.
+    torch.float16 halves its size, and loading converts the weights back to fp32. Raises ``DataError`` for weights
+    that are not finite, or would not be in ``dtype``.
     """
     header = {
         "format": FORMAT,
@@ -55,49 +56,43 @@ def save_model(
         "search": json.dumps(to_plain(model.search)),
         "training": json.dumps(training or {}),
     }
-    state = model.state_dict()
-    save_tensors({k: v if dtype is None else v.to(dtype) for k, v in state.items()}, header, Path(path))
+    state = {k: v if dtype is None else v.to(dtype) for k, v in model.state_dict().items()}
+    check_values(state, f"{path}: not written")
+    save_tensors(state, header, Path(path))
 
 
 def load_model(path: str | Path | None = None, device: str | torch.device = "cpu") -> DeepMask:
     """The model of a checkpoint, in evaluation mode; without ``path``, the one that comes with the package.
 
-    Raises ``DataError`` for a missing, foreign or damaged file.
+    Raises ``DataError`` for a missing, foreign or damaged file, and for one with tensors that are not finite or hold no
+    floating-point numbers.
     """
     path = Path(path) if path is not None else Path(str(files("sharpmask") / "assets" / DEFAULT))
-    with _opened(path) as (file, header):
-        config = from_plain(ModelConfig, _json(header, "model", path), f"{path}: model")
-        search = from_plain(SearchConfig, _json(header, "search", path), f"{path}: search")
-        _check_shapes(config, {k: file.get_slice(k).get_shape() for k in file.keys()}, path)  # noqa: SIM118
-        state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    tensors, header = _read(path)
+    config = from_plain(ModelConfig, _json(header, "model", path), f"{path}: model")
+    search = from_plain(SearchConfig, _json(header, "search", path), f"{path}: search")
+    _check_shapes(config, tensors, path)
     model = from_config(config)
-    load_tensors(model, state, str(path))
+    load_tensors(model, tensors, str(path))
     model.search = search
     return model.eval().to(device)
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
     """How the model of a checkpoint was made, as recorded in it. Raises ``DataError`` as :func:`load_model`."""
-    with _opened(Path(path)) as (_, header):
-        training = _json(header, "training", Path(path))
+    training = _json(_read(Path(path)).metadata, "training", Path(path))
     if not isinstance(training, dict):
         raise DataError(f"{path}: training: expected settings by name, got {type(training).__name__}")
     return training
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A checkpoint's file and header. Errors of reading become ``DataError``."""
-    if not path.is_file():
-        raise DataError(f"checkpoint: no file {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise DataError(f"{path}: expected a checkpoint of format {FORMAT}, got {header.get('format')!r}")
-            yield file, header
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from error
+def _read(path: Path) -> TensorFile:
+    """A checkpoint's tensors and header. Raises ``DataError`` for a file that is none."""
+    found = read_safetensors(path, "checkpoint")
+    if found.metadata.get("format") != FORMAT:
+        got = shown(found.metadata.get("format"))
+        raise DataError(f"{path}: expected a checkpoint of format {FORMAT}, got {got}")
+    return found
 
 
 def _json(header: Mapping[str, str], key: str, path: Path) -> Any:
@@ -107,9 +102,10 @@ def _json(header: Mapping[str, str], key: str, path: Path) -> Any:
         raise DataError(f"{path}: the header's {key!r} is missing or not JSON") from error
 
 
-def _check_shapes(config: ModelConfig, shapes: Mapping[str, list[int]], path: Path) -> None:
+def _check_shapes(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse a configuration that does not match the tensors, before a hostile width takes memory."""
     own = {k: list(v.shape) for k, v in without_memory(config, str(path)).state_dict().items()}
+    shapes = {k: list(v.shape) for k, v in tensors.items()}
     for name in sorted(own.keys() | shapes.keys()):
         if own.get(name) != shapes.get(name):
             raise DataError(f"{path}: tensor {name} must be {own.get(name, 'absent')}, got {shapes.get(name, 'none')}")

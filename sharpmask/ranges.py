@@ -23,7 +23,7 @@ from .errors import DataError
 T = TypeVar("T")
 
 _BRIEF = reprlib.Repr()
-_BRIEF.maxlevel, _BRIEF.maxother = 3, 60
+_BRIEF.maxlevel, _BRIEF.maxother, _BRIEF.maxstring = 3, 80, 80
 
 
 @dataclass(frozen=True)

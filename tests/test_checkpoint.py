@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 import sys
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from sharpmask.checkpoint import load_model, read_training, save_model
 from sharpmask.errors import DataError
-from sharpmask.models import DeepMask, build_model
+from sharpmask.models import DeepMask, build_model, from_config
 from sharpmask.models.config import SearchConfig
 from sharpmask.plain import to_plain
 
@@ -148,10 +149,13 @@ def test_damaged_files(tmp_path: Path, model: DeepMask, read: Callable[[Path], o
     assert str(path) in text and "\n" not in text
     expected = {
         "missing": "no file",
-        "folder": "no file",
+        "folder": "must be a checkpoint of sharpmask, got a folder",
+        "empty": "got an empty file",
+        "header cut": "got a file that is cut off or damaged; fetch it again",
+        "data cut": "got a file that is cut off or damaged; fetch it again",
         "foreign": "expected a checkpoint of format sharpmask-1, got None",
     }
-    assert expected.get(damage, "not a checkpoint") in text
+    assert expected.get(damage, "must be a checkpoint of sharpmask, got a file of an unknown kind") in text
 
 
 def test_another_format(tmp_path: Path, model: DeepMask, header: dict[str, str]) -> None:
@@ -172,19 +176,27 @@ def test_another_format(tmp_path: Path, model: DeepMask, header: dict[str, str])
         ("search", '"x"', "search: expected settings by name, got str"),
         ("model", '{"colour": 1}', "model: unknown setting 'colour'"),
         ("model", '{"a\\nb": 1}', "model: unknown setting 'a\\nb'"),
-        ("model", '{"window": "160"}', "model: window must be of type int, got '160'"),
-        ("model", '{"window": 160.0}', "model: window must be of type int, got 160.0"),
-        ("model", '{"window": true}', "model: window must be of type int, got True"),
+        ("model", '{"window": "160"}', "model: window must be a multiple of 16 from 16 to 1024, got '160'"),
+        ("model", '{"window": 160.0}', "model: window must be a multiple of 16 from 16 to 1024, got 160.0"),
+        ("model", '{"window": true}', "model: window must be a multiple of 16 from 16 to 1024, got True"),
         ("model", '{"trunk": ["resnet50"]}', "model: trunk must be one of 'resnet50', "),
         ("model", '{"mask_channels": 3}', "model: mask_channels must be a list, got 3"),
-        ("model", '{"mask_channels": [1, "2"]}', "model: mask_channels must be of type int, got '2'"),
-        ("model", '{"window": 40}', "window must be a positive multiple of 16, got 40"),
+        (
+            "model",
+            '{"mask_channels": [1, "2"]}',
+            "mask_channels must be a whole number from 1 to 16384, got '2'",
+        ),
+        ("model", '{"window": 40}', "window must be a multiple of 16 from 16 to 1024, got 40"),
         ("search", '{"scales": []}', "scales"),
         ("search", '{"scales": [NaN]}', "scales"),
         ("search", '{"scales": [1e9]}', "scales"),
-        ("search", '{"scales": [' + "1" * 400 + "]}", "search: scales must be a number that a float can hold"),
-        ("search", '{"threshold": "high"}', "search: threshold must be a number, got 'high'"),
-        ("search", '{"threshold": 7}', "threshold must be strictly between 0 and 1, got 7.0"),
+        (
+            "search",
+            '{"scales": [' + "1" * 400 + "]}",
+            "search: scales must be a number from 0.015625 to 16, got an integer beyond",
+        ),
+        ("search", '{"threshold": "high"}', "search: threshold must be a number strictly between 0 and 1, got 'high'"),
+        ("search", '{"threshold": 7}', "threshold must be a number strictly between 0 and 1, got 7"),
     ],
 )
 def test_headers(
@@ -250,7 +262,7 @@ def test_a_header_that_lies_about_its_data(tmp_path: Path, header: dict[str, str
     }
     text = json.dumps(claims).encode()
     (tmp_path / "m").write_bytes(struct.pack("<Q", len(text)) + text + bytes(100))
-    refused(tmp_path / "m", "not a checkpoint")
+    refused(tmp_path / "m", "got a file that is cut off")
 
 
 def test_other_tensors(tmp_path: Path, model: DeepMask, header: dict[str, str]) -> None:
@@ -263,6 +275,69 @@ def test_other_tensors(tmp_path: Path, model: DeepMask, header: dict[str, str]) 
     refused(path, "tensor head.bias must be [1], got [2]")
     save_file(load_file(path) | {"head.bias": torch.zeros(1)}, path, header)
     load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t * float("nan"), "tensor head.bias must be finite, got NaN or infinity in 1 of 1"),
+        (lambda t: t + float("inf"), "tensor head.bias must be finite, got NaN or infinity in 1 of 1"),
+        (lambda t: t.double() + 1e300, "tensor head.bias must be finite, got NaN or infinity in 1 of 1"),
+        (lambda t: t.to(torch.int8), "tensor head.bias must be one of float16, bfloat16, float32, float64, got int8"),
+        (lambda t: t.bool(), "tensor head.bias must be one of float16, bfloat16, float32, float64, got bool"),
+        (lambda t: t.to(torch.complex64), "got complex64"),
+        (lambda t: t.to(torch.float8_e4m3fn), "got float8_e4m3fn"),
+    ],
+    ids=["nan", "inf", "beyond fp32", "int8", "bool", "complex", "float8"],
+)
+def test_tensors_that_are_no_weights(
+    tmp_path: Path,
+    model: DeepMask,
+    header: dict[str, str],
+    change: Callable[[torch.Tensor], torch.Tensor],
+    message: str,
+) -> None:
+    state = model.state_dict()
+    save_file(state | {"head.bias": change(state["head.bias"])}, tmp_path / "m", header)
+    refused(tmp_path / "m", message)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_read(tmp_path: Path, model: DeepMask, header: dict[str, str], dtype: torch.dtype) -> None:
+    state = model.state_dict()
+    save_file({k: v.to(dtype) for k, v in state.items()}, tmp_path / "m", header)
+    assert all(torch.equal(v, state[k].to(dtype).float()) for k, v in load_model(tmp_path / "m").state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    model = build_model("sharpmask", **SMALL)
+    torch.nn.init.constant_(model.head.bias, 1e6)  # type: ignore[union-attr,arg-type]
+    save_model(model, tmp_path / "full")
+    with pytest.raises(DataError, match=r"half: not written: tensor head\.bias must be finite"):
+        save_model(model, tmp_path / "half", dtype=torch.float16)
+    assert not (tmp_path / "half").exists()
+
+
+def test_a_file_cut_off_while_it_is_loaded(tmp_path: Path, model: DeepMask, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m"
+    save_model(model, path)
+
+    def cut(config: Any) -> DeepMask:
+        os.truncate(path, 0)  # A mapped file would end the process at the next read.
+        return from_config(config)
+
+    monkeypatch.setattr("sharpmask.checkpoint.from_config", cut)
+    again = load_model(path)
+    assert path.stat().st_size == 0
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
+
+
+def test_an_lfs_pointer_and_a_web_page(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused(path, "got a Git LFS pointer; `git lfs pull` fetches the file itself")
+    path.write_text("<!doctype html><title>Not found</title>")
+    refused(path, "got a web page; download the file itself")
 
 
 class Planted:
@@ -285,5 +360,5 @@ def test_pickled_code_does_not_run(tmp_path: Path, how: str) -> None:
         path.write_bytes(pickle.dumps(state))
     else:
         torch.save(state, path, _use_new_zipfile_serialization=how == "zip")
-    refused(path, "not a checkpoint")
+    refused(path, "got a file of PyTorch")
     assert not (tmp_path / "ran").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import DataError
+from ..tensor_files import read_whole
 from .converted import Converted
 from .port import from_port, read_port
 from .released import Released
@@ -20,10 +20,7 @@ def convert(path: str | Path) -> Converted:
     Its ``search`` has the released geometry. Raises ``DataError`` naming what does not fit.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"weights: no file {path}")
-    with path.open("rb") as file:
-        start = file.read(4)
+    start = read_whole(path, "model")[:4]
     # A zip archive or a pickle is PyTorch's; a Torch 7 file starts with a small integer.
     if start[:2] in (b"PK", b"\x80\x02"):
         return from_port(read_port(path), str(path))

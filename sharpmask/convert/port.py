@@ -10,13 +10,13 @@ import math
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..errors import DataError
 from ..models import ModelConfig
 from ..models.build import without_memory
-from ..models.weights import StateDict
+from ..plain import from_plain
+from ..tensor_files import StateDict, check_values, read_pytorch
 from .converted import Converted, finished
 
 NAMES = {
@@ -35,11 +35,7 @@ NAMES = {
 
 def read_port(path: Path) -> StateDict:
     """The tensors by name of a checkpoint of the port: plain, or under "state_dict" beside other training state."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types on hostile or truncated files
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as PyTorch weights: {reason}") from error
+    saved = read_pytorch(path, "model")
     state = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in state.items()):
         raise DataError(f"{path}: expected tensors by name, got {type(state).__name__}")
@@ -60,6 +56,7 @@ def from_port(state: StateDict, source: str) -> Converted:
         if got is None or not fits:
             shape = "none" if got is None else tuple(got.shape)
             raise DataError(f"{source}: {name} must be {tuple(tensor.shape)}, got {shape}")
+        check_values({name: got}, source)
         taken[name] = got.float().reshape(tensor.shape)
     model.load_state_dict(taken, assign=True)
     return Converted(finished(model), sorted(k for k in named if not k.endswith("num_batches_tracked")))
@@ -82,13 +79,13 @@ def _config(named: StateDict, source: str) -> ModelConfig:
         if key not in named or named[key].ndim != 4:
             raise DataError(f"{source}: expected a state_dict of the PyTorch port of DeepMask; {key} is missing")
         shapes[name] = named[key].shape
-    return ModelConfig(
-        "deepmask",
-        "resnet50",
-        window=16 * shapes["encode"][2],
-        features=shapes["reduce"][0],
-        code=shapes["encode"][0],
-        mask_side=math.isqrt(shapes["mask"][0]),
-        score_hidden=shapes["score.1"][0],
-        trunk_padding="reflect",
-    )
+    settings = {
+        "architecture": "deepmask",
+        "window": 16 * shapes["encode"][2],
+        "features": shapes["reduce"][0],
+        "code": shapes["encode"][0],
+        "mask_side": math.isqrt(shapes["mask"][0]),
+        "score_hidden": shapes["score.1"][0],
+        "trunk_padding": "reflect",
+    }
+    return from_plain(ModelConfig, settings, source)

@@ -20,7 +20,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ..models import ModelConfig, SharpMask
 from ..models.build import without_memory
-from ..models.weights import StateDict
+from ..plain import from_plain
+from ..tensor_files import StateDict, check_values
 from .converted import Converted, finished
 from .layers import Layer, ModuleReader, class_name, describe, fields
 from .steps import Step, encoding_steps, mask_steps, refinement_steps, score_steps, trunk_steps
@@ -73,6 +74,7 @@ class Released(ModuleReader):
             self._take_part(first, encoding_steps(model), "refs[0]")
             for i, layers in enumerate(refinements):
                 self._take_part(layers, refinement_steps(model, i), f"refs[{i + 1}]")
+        check_values(self.state, self.name)
         model.load_state_dict(self.state, assign=True)
         return Converted(finished(model), self._unused())
 
@@ -112,19 +114,18 @@ class Released(ModuleReader):
             # Of a module's convolutions the second has the width of the skip, the fifth that of the next mask encoding.
             options["mask_channels"] = (int(first[0] // side**2), *(w[4] for w in others))
             options["skip_channels"] = tuple(w[1] for w in others)
-        return ModelConfig(
-            "sharpmask" if parts.refinements else "deepmask",
-            "resnet50",
-            window=16 * int(side),
-            context=32 * int(crop),
-            features=trunk[-2],
-            code=trunk[-1],
-            mask_side=math.isqrt(mask[0]),
-            score_hidden=score[0],
-            refinement="released",
-            crop_first=True,
-            **options,
-        )
+        options |= {
+            "architecture": "sharpmask" if parts.refinements else "deepmask",
+            "window": 16 * int(side),
+            "context": 32 * int(crop),
+            "features": trunk[-2],
+            "code": trunk[-1],
+            "mask_side": math.isqrt(mask[0]),
+            "score_hidden": score[0],
+            "refinement": "released",
+            "crop_first": True,
+        }
+        return from_plain(ModelConfig, options, self.name)
 
     # Taking the tensors
 

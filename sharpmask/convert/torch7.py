@@ -5,22 +5,22 @@ of a class. The last three carry an index, by which later occurrences refer to t
 floats; counts and types are 32-bit integers, sizes and strides 64-bit integers, all little-endian.
 
 Nothing in a file is run: functions are skipped, and classes other than tensors and storages become plain data.
-Tensors are views of the mapped file. ``MAX_VALUES`` and the file's size limit everything else.
+Tensors are views of the file's bytes, which are read whole. ``MAX_VALUES`` and the file's size limit everything else.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
+from ..tensor_files import read_whole
 
 MAX_DEPTH = 100
 """Levels of objects in objects; the released models have 25."""
@@ -48,8 +48,6 @@ DTYPES = {
     for name, code in (ELEMENTS | ({"": "f4"} if device else {})).items()
 }
 """Data type by class name, without its ending "Storage" or "Tensor"."""
-
-Source: TypeAlias = "bytes | mmap.mmap"
 
 
 @dataclass(eq=False)
@@ -84,21 +82,16 @@ def load(path: str | Path) -> Any:
     too deep or too long, for the text format, and for a class that is stored in a layout of its own.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            source = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
-    return parse(source, str(path))
+    return parse(read_whole(path, "model"), str(path))
 
 
-def parse(source: Source, name: str) -> Any:
+def parse(source: bytes, name: str) -> Any:
     """The object in the bytes ``source``, called ``name`` in errors. See :func:`load`."""
     return _Reader(source, name).read(0)
 
 
 class _Reader:
-    def __init__(self, source: Source, name: str) -> None:
+    def __init__(self, source: bytes, name: str) -> None:
         self.source, self.name = source, name
         self.at = self.count = 0
         self.known: dict[int, Any] = {}

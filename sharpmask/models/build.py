@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 
 from ..errors import DataError
+from ..tensor_files import read_state_dict
 from .config import Architecture, ModelConfig, SearchConfig, TrunkName
 from .deepmask import DeepMask, OriginalDeepMask
 from .sharpmask import SharpMask
 from .trunk import ResNetTrunk, Trunk, build_trunk
-from .weights import load_tensors, read_state_dict
+from .weights import load_tensors
 
 
 def build_model(

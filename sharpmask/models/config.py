@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
+from ..errors import DataError
 from ..ranges import Length, Range, Settings
 
 Architecture = Literal["deepmask", "sharpmask", "deepmask-original"]
 Geometry = Literal["centres", "released", "released-exact"]
 TrunkName = Literal["resnet50", "resnet18", "efficientnet_lite0", "vgg11"]
 
+STRIDE = 16
 MAX_WIDTH = 1 << 14
+MAX_WEIGHTS = 1 << 28
+WIDEST_TRUNK = 1024
 Width: TypeAlias = Annotated[int, Range(1, MAX_WIDTH)]
 SearchScale: TypeAlias = Annotated[float, Range(1 / 64, 16)]
 INSIDE = Range(0, 1, above=True, below=True)
@@ -51,6 +55,32 @@ class ModelConfig(Settings):
     """Crop training patches' maps before the horizontal convolutions instead of after."""
     trunk_padding: Literal["symmetric", "reflect"] = "symmetric"
     """How the 3x3 convolutions of a ResNet pad: "reflect" is for weights that were trained so."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = self._weights()
+        if sum(sizes.values()) > MAX_WEIGHTS:
+            largest = max(sizes, key=sizes.__getitem__)
+            raise DataError(
+                f"a model must have at most {MAX_WEIGHTS} weights beyond its trunk, got {sum(sizes.values())}, "
+                f"{sizes[largest]} of them by {largest}"
+            )
+
+    def _weights(self) -> dict[str, int]:
+        """The number of weights in the layers that the settings can make large, by the settings."""
+        cells = (self.window // STRIDE) ** 2
+        # The trunk and features of the original DeepMask have 512 channels whatever the settings are.
+        features = max(self.features, 512) if self.architecture == "deepmask-original" else self.features
+        found = {
+            "window, features and code": cells * features * self.code,
+            "code and mask_side": self.code * self.mask_side**2,
+            "code and score_hidden": self.code * self.score_hidden,
+        }
+        if self.architecture == "sharpmask":
+            widths = (*self.mask_channels, *self.skip_channels, self.skip_hidden, WIDEST_TRUNK)
+            found["window, code and mask_channels"] = cells * self.code * self.mask_channels[0]
+            found["mask_channels, skip_channels and skip_hidden"] = 9 * sum(sorted(widths)[-2:]) ** 2
+        return found
 
 
 @dataclass(frozen=True)

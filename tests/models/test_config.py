@@ -38,3 +38,18 @@ def test_other_windows_look_for_objects_of_the_same_sizes() -> None:
         config = ModelConfig("deepmask", "efficientnet_lite0", window=window, features=8, code=8, mask_side=8)
         canonical = [window * 128 / 224 / scale for scale in from_config(config).search.scales]
         assert canonical == pytest.approx([160 * 128 / 224 / scale for scale in paper])
+
+
+@pytest.mark.parametrize(
+    ("settings", "culprit"),
+    [
+        ({"mask_side": 1024}, "code and mask_side"),
+        ({"window": 1024, "features": 16384}, "window, features and code"),
+        ({"code": 16384, "score_hidden": 16384, "mask_side": 1}, "code and score_hidden"),
+        ({"mask_channels": (8192, 4096, 8, 4, 2)}, "mask_channels, skip_channels and skip_hidden"),
+        ({"architecture": "deepmask-original", "trunk": "vgg11", "window": 1024}, "window, features and code"),
+    ],
+)
+def test_a_model_that_would_take_all_memory(settings: dict[str, Any], culprit: str) -> None:
+    with pytest.raises(DataError, match=rf"a model must have at most 268435456 weights .* of them by {culprit}"):
+        ModelConfig(**settings)

@@ -365,9 +365,7 @@ def test_missing_and_misshaped_tensors(published: StateDict) -> None:
     trunk = build_trunk("resnet18")
     state = trunk.state_dict()
     less = {k: v for k, v in state.items() if k != "layer1.0.conv1.weight"}
-    with pytest.raises(
-        DataError, match=r"expected 75 tensors of ResNetTrunk, 1 are missing, e.g. layer1.0.conv1.weight"
-    ):
+    with pytest.raises(DataError, match=r"expected 75 tensors of resnet18, 1 are missing, e.g. layer1.0.conv1.weight"):
         trunk.load_classifier(less)
     wrong = state | {"conv1.weight": torch.zeros(64, 3, 3, 3)}
     with pytest.raises(DataError, match=r"conv1.weight of shape \(64, 3, 7, 7\), got \(64, 3, 3, 3\)"):
@@ -375,7 +373,7 @@ def test_missing_and_misshaped_tensors(published: StateDict) -> None:
     lite = build_trunk("efficientnet_lite0")
     with pytest.raises(DataError, match=r"expected a tensor named '_bn0.running_var' beside _conv_stem.weight"):
         lite.load_classifier({k: v for k, v in published.items() if k != "_bn0.running_var"})
-    with pytest.raises(DataError, match="tensors of EfficientNetLite0Trunk, 66 are missing"):
+    with pytest.raises(DataError, match="tensors of efficientnet_lite0, 66 are missing"):
         lite.load_classifier(state)
 
 
