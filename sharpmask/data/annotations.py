@@ -126,7 +126,10 @@ def _read_polygons(raw: tuple[Any, ...], height: int, width: int, left_out: list
     if not kept:
         raise BadEntry(lines[0])
     _check_work(kept, height, width)
-    shape = _measured(tuple(kept), draw_polygons(tuple(kept), height, width), _extent(kept))
+    extent = _extent(kept)
+    if looks_normalised(extent):
+        raise EmptyMask("polygons must be in pixels, got coordinates from 0 to 1 (normalised)")
+    shape = _measured(tuple(kept), draw_polygons(tuple(kept), height, width), extent)
     if left_out is not None:
         left_out += lines
     return shape
@@ -227,8 +230,6 @@ def _measured(segmentation: Polygons | bytes, drawn: Rle, extent: Box) -> Shape:
     why = "they are too thin"
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         why = "they are outside"
-    elif looks_normalised(extent):
-        why = "their coordinates are from 0 to 1, not in pixels"
     raise EmptyMask(f"polygons must set at least one pixel of their image of {width}x{height}, got none: {why}")
 
 

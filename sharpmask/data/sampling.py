@@ -133,11 +133,13 @@ class PatchSampler:
         self._by_category = _objects_by_category(folder)
         # The photos of negatives, and by the released rule also of score positives.
         self._photos = [p for p in folder.photos if p.background and (p.instances or rule == "paper")]
-        if not self._by_category or not self._photos:
+        if not self._by_category:
             raise DataError(
                 f"{folder.annotation_file}: must hold an object to learn from (no crowd, at least {_MIN_AREA} "
                 f"square pixels, at least {_MIN_SIDE} pixels wide and high), got none"
             )
+        if head == "score" and not self._photos:
+            raise DataError(f"{folder.annotation_file}: must hold a photo whose background is known, got none")
 
     def sample(self, index: int) -> MaskSample | ScoreSample:
         """Patch number `index`, 0 or more. Every call gives the same."""

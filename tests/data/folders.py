@@ -1,0 +1,42 @@
+"""Small COCO-format folders to read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+HEIGHT, WIDTH = 60, 80
+Entry = dict[str, Any]
+
+
+def rectangle(x: float, y: float, w: float, h: float) -> list[float]:
+    """A polygon."""
+    return [x, y, x + w, y, x + w, y + h, x, y + h]
+
+
+def entry(key: int | None, *polygons: Any, image: int = 1, **more: Any) -> Entry:
+    """An annotation; without `key` it has no id."""
+    ids = {} if key is None else {"id": key}
+    return {**ids, "image_id": image, "category_id": 1, "segmentation": list(polygons), **more}
+
+
+def document(*entries: Any, names: tuple[str, ...] = ("1.png",)) -> dict[str, Any]:
+    images = [{"id": i, "file_name": name, "height": HEIGHT, "width": WIDTH} for i, name in enumerate(names, 1)]
+    return {"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": list(entries)}
+
+
+def photo(path: Path, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), 99, np.uint8)).save(path, **options)
+    return path
+
+
+def write(root: Path, *entries: Any) -> Path:
+    """A folder of one photo, with the id 1."""
+    photo(root / "images" / "1.png")
+    (root / "instances.json").write_text(json.dumps(document(*entries)))
+    return root
