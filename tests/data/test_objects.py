@@ -181,7 +181,7 @@ def test_an_rle_that_is_longer_than_its_image_allows_is_refused_before_it_is_dec
         rle = {"size": [HEIGHT, WIDTH], "counts": value}
         root = write(tmp_path / str(number), entry(1) | {"segmentation": rle})
         tracemalloc.start()
-        with pytest.raises(DataError, match="annotation 1: RLE counts must be at most 9608 .* for 4800 pixels, got"):
+        with pytest.raises(DataError, match=r"annotation 1: RLE counts must be at most 9608 .* for 4800 pixels, got"):
             CocoFolder(root)
         assert tracemalloc.get_traced_memory()[1] < 60e6
         tracemalloc.stop()
