@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     """Carry out a command line. Returns the exit status."""
-    from .output import tell_error
+    from .output import is_out_of_memory, tell_error
 
     try:
         with interrupts_end_the_program():
@@ -36,7 +36,9 @@ def _run(argv: Sequence[str]) -> int:
 
             command = prepare(argv)
         return command()
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         tell_error(error)
         return 2
     except KeyboardInterrupt:

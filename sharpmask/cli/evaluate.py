@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from ..checkpoint import load_model
-from ..data.coco import CocoFolder
+from ..data.coco import CocoFolder, Photo
 from ..errors import DataError
-from ..evaluation import Validator, average_recall, load_results, plot_recall, recall_table
-from ..files import write_text
+from ..evaluation import Recall, Validator, average_recall, load_results, plot_recall, recall_table
+from ..files import output_folder, write_text
 from ..models import DeepMask, SharpMask
-from ..search import ProposalGenerator
 from .options import Eval
 from .output import ERR, say, show
-from .shared import check_device, make_generator, merge_results
+from .parts import Entries, Parts
+from .searching import search_all
+from .shared import check_device, make_generator, settings_of
 
 Results = Sequence[Mapping[str, Any]]
+Recalls = dict[str, Recall]
+
+KINDS = {"refined": True, "coarse": False}
+"""The kinds of masks by name, and whether they are refined."""
 
 
 def evaluate(options: Eval) -> int:
-    """Measure, print and write average recall. Returns the exit status."""
-    if options.results is not None and options.checkpoint is not None:
-        raise DataError("results and checkpoint: give one of the two")
-    categories = list(options.categories) or None
+    """Measure, write and print average recall. Returns the exit status."""
     folder = CocoFolder(
         options.dataset,
         annotations=options.annotations,
-        categories=categories,
+        categories=list(options.categories) or None,
         skip_bad=options.skip_bad,
         exif=options.exif,
         links=options.links,
@@ -40,15 +41,21 @@ def evaluate(options: Eval) -> int:
         say(note, ERR)
     truth = folder.ground_truth()
     patches: dict[str, float] = {}
-    if options.results is not None:
-        rows: dict[str, Results] = {options.results.stem: load_results(options.results, truth)}
-    else:
-        check_device(options.search.device)
-        model = load_model(options.checkpoint, options.search.device)
-        rows, truth = search(model, folder, truth, options)
-        if options.patches:
-            patches = Validator(folder, model.config, samples=options.patches)(model)
-    report(rows, truth, patches, options.out)
+    with output_folder(options.out, *KINDS):
+        if options.results is not None:
+            rows: dict[str, Results] = {options.results.stem: load_results(options.results, truth)}
+        else:
+            check_device(options.search.device)
+            model = load_model(options.checkpoint, options.search.device)
+            if options.patches:  # before the search, which takes longer: it may find nothing to measure
+                patches = Validator(folder, model.config, samples=options.patches)(model)
+            rows, truth = search(model, folder, truth, options)
+        masks, boxes = measure(rows, truth)
+        write(masks | boxes, patches, options.out)
+    for group in filter(None, (masks, boxes)):
+        show(recall_table(group, paper=True))
+    for name, value in patches.items():
+        say(f"{name:24} {value:.3f}")
     if folder.skipped:
         say(f"left out {len(folder.skipped)} broken entries, first: {folder.skipped[0]}", ERR)
     say(f"{options.out}: recall.json")
@@ -59,43 +66,61 @@ def search(
     model: DeepMask, folder: CocoFolder, truth: dict[str, Any], options: Eval
 ) -> tuple[dict[str, Results], dict[str, Any]]:
     """The model's proposals by kind of mask, refined or coarse, and the truth without broken photos."""
-    refined = isinstance(model, SharpMask)
-    kinds = ({"refined": True} if refined else {}) | ({"coarse": False} if options.coarse or not refined else {})
+    refines = isinstance(model, SharpMask)
+    asked = {"refined": refines, "coarse": options.coarse or not refines}
     rows: dict[str, Results] = {}
-    for name, refine in kinds.items():
-        generator = make_generator(model, options.search, top_n=options.top_n, refine=refine)
+    for name, refine in ((name, refine) for name, refine in KINDS.items() if asked[name]):
         path = options.out / f"{name}.json"
-        bad = search_folder(folder, generator, options.out / name, path, resume=options.resume)
+        bad = search_folder(model, folder, options, path, refine=refine)
         truth = without_images(truth, bad)
         rows[name] = load_results(path, truth)
     return rows, truth
 
 
-def search_folder(
-    folder: CocoFolder, generator: ProposalGenerator, parts: Path, path: Path, *, resume: bool
-) -> set[int]:
+@dataclass(frozen=True)
+class Target:
+    """A photo of the data set to search."""
+
+    photo: Photo
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.photo.path
+
+    @property
+    def name(self) -> str:
+        """What tells it from other photos."""
+        return self.path.name
+
+    @property
+    def part(self) -> str:
+        """The name of the file of its results."""
+        return f"{self.photo.id}.json"
+
+
+def search_folder(model: DeepMask, folder: CocoFolder, options: Eval, path: Path, *, refine: bool) -> set[int]:
     """Search all photos of a folder and write the proposals to ``path``.
 
-    Each photo's own proposals are kept in the folder ``parts``, so that a stopped search can resume. Returns the
-    ids of photos that were left out because they are broken.
+    Each photo's own proposals are kept in a folder of the same name, so that a stopped search can resume. Returns
+    the ids of photos that were left out because they are broken.
     """
-    outputs = {photo.id: parts / f"{photo.id}.json" for photo in folder.photos}
+    generator = make_generator(model, options.search, top_n=options.top_n, refine=refine, exif=options.exif or "stored")
     bad: set[int] = set()
-    for photo in track(folder.photos, "Proposals", console=ERR):
-        file = outputs[photo.id]
-        if resume and file.exists():
-            continue
-        try:
-            found = generator.generate(photo.load())
-        except DataError as error:
-            if not folder.skip_bad:
-                raise
-            bad.add(photo.id)
-            if str(error) not in folder.skipped:
-                folder.skipped.append(str(error))
-            continue
-        write_text(file, json.dumps(found.to_coco(photo.id)))
-    merge_results((file for key, file in outputs.items() if key not in bad), path)
+
+    def generate(target: Target) -> Entries:
+        return generator.generate(target.photo.load()).to_coco(target.photo.id)
+
+    def refuse(target: Target, error: DataError) -> None:
+        if not folder.skip_bad:
+            raise error
+        bad.add(target.photo.id)
+        if str(error) not in folder.skipped:
+            folder.skipped.append(str(error))
+
+    targets = [Target(photo) for photo in folder.photos]
+    parts = Parts(path.with_suffix(""), settings_of(generator, options.checkpoint))
+    search_all(targets, parts, generate, refuse, merged=path, resume=options.resume)
     return bad
 
 
@@ -107,18 +132,27 @@ def without_images(truth: dict[str, Any], ids: set[int]) -> dict[str, Any]:
     }
 
 
-def report(rows: dict[str, Results], truth: dict[str, Any], patches: dict[str, float], out: Path) -> None:
-    """Print the recall of masks and boxes, and write it with a plot to the folder ``out``."""
-    masks = {f"{n}, masks": average_recall(truth, r, kind="segm") for n, r in rows.items()}
-    boxes = {f"{n}, boxes": average_recall(truth, r, kind="bbox") for n, r in rows.items()}
-    for group in (masks, boxes):
-        show(recall_table(group, paper=True))
-    for name, value in patches.items():
-        say(f"{name:24} {value:.3f}")
+def measure(rows: Mapping[str, Results], truth: dict[str, Any]) -> tuple[Recalls, Recalls]:
+    """The recall of masks and of boxes by name. Results that have boxes alone are measured as boxes alone."""
+    masks: Recalls = {}
+    boxes: Recalls = {}
+    for name, results in rows.items():
+        with_mask = [entry for entry in results if "segmentation" in entry]
+        if len(with_mask) < len(results):
+            told = f"{len(results) - len(with_mask)} of {len(results)} results have no mask"
+            say(f"{name}: {told}, so masks are measured of the others" if with_mask else f"{name}: {told}", ERR)
+        if with_mask or not results:
+            masks[f"{name}, masks"] = average_recall(truth, with_mask, kind="segm")
+        boxes[f"{name}, boxes"] = average_recall(truth, results, kind="bbox")
+    return masks, boxes
+
+
+def write(recalls: Recalls, patches: dict[str, float], out: Path) -> None:
+    """Write what was measured, and a plot of it, to the folder ``out``."""
     summary: dict[str, Any] = {"patches": patches} if patches else {}
-    summary |= {name: recall.to_json() for name, recall in (masks | boxes).items()}
+    summary |= {name: recall.to_json() for name, recall in recalls.items()}
     write_text(out / "recall.json", json.dumps(summary, indent=1))
     try:
-        plot_recall(masks | boxes, out / "recall.png")
+        plot_recall(recalls, out / "recall.png")
     except ImportError as error:
         say(f"no plot: {error}", ERR)

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from ..data.links import Links
 from ..data.orientation import Exif
+from ..errors import DataError
 from ..models.config import INSIDE, Geometry, SearchScale
 from ..ranges import Length, Range, Settings
 
@@ -77,7 +78,7 @@ class Propose(Settings):
     timing: bool = False
     """Print the time of each stage."""
     resume: bool = False
-    """Skip photos that have a result in the output folder already."""
+    """Go on with a stopped run: photos whose results of the same settings are in the output folder are done."""
     search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
 
 
@@ -110,8 +111,16 @@ class Eval(Settings):
     links: Links = "follow"
     """Symbolic links that lead out of the folder: follow or refuse them."""
     resume: bool = False
-    """Skip photos that have a result in the output folder already."""
+    """Go on with a stopped run: photos whose results of the same settings are in the output folder are done."""
     search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.results is not None and self.checkpoint is not None:
+            raise DataError("results and checkpoint: give one of the two")
+        for name in ("patches", "coarse", "resume"):
+            if self.results is not None and getattr(self, name):
+                raise DataError(f"{name}: it needs a model, so leave out --{name} or --results")
 
 
 @dataclass(frozen=True)

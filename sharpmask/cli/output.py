@@ -30,13 +30,22 @@ def show(table: Table, least: int | None = None) -> None:
     Console(width=max(OUT.width, least or OUT.measure(table, options=wide).maximum)).print(table)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, or PyTorch in its own ways, says that the memory of the machine or the GPU does not suffice."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
 def tell_error(error: BaseException | str) -> None:
     """Print the one line that the user sees of an error."""
     if isinstance(error, OSError) and error.strerror:
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
         text = error.strerror if name is None else f"{name}: {error.strerror}"
-    elif isinstance(error, MemoryError):
-        text = f"out of memory: {error}" if str(error) else "out of memory"
+    elif isinstance(error, BaseException) and is_out_of_memory(error):
+        text = "out of memory: " + (str(error) or "Python could not get more")
     else:
         text = str(error)
     print("sharpmask:", *text.split(), file=sys.stderr)

@@ -1,23 +1,26 @@
-"""What several commands share: the check of the device, the generator they ask for, and merged results."""
+"""What several commands share: the check of the device, the generator, and the table of times."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
 
+from ..checkpoint import DEFAULT
 from ..data.orientation import Exif
 from ..errors import DataError
-from ..files import write_text
 from ..models import DeepMask
 from ..models.config import SearchConfig
+from ..plain import to_plain
 from ..search import ProposalGenerator
 from .options import SearchOptions
 from .output import show
+from .parts import hash_of
 
 
 def check_device(name: str) -> None:
@@ -47,18 +50,11 @@ def make_generator(
     return ProposalGenerator(model, top_n, refine, settings, options.max_side or None, exif)
 
 
-def merge_results(parts: Iterable[Path], path: Path) -> None:
-    """Join results files into one, a proposal a line. Only one file is in memory at a time."""
-
-    def lines() -> Iterator[str]:
-        separator = "[\n"
-        for part in parts:
-            for entry in json.loads(part.read_text()):
-                yield separator + json.dumps(entry)
-                separator = ",\n"
-        yield "\n]\n" if separator == ",\n" else "[]\n"
-
-    write_text(path, lines())
+def settings_of(generator: ProposalGenerator, checkpoint: Path | None) -> dict[str, Any]:
+    """All that decides the proposals of a photo, but for the photo itself, as JSON has it."""
+    path = checkpoint or Path(str(files("sharpmask") / "assets" / DEFAULT))
+    own = {f.name: getattr(generator, f.name) for f in fields(generator) if f.name not in ("model", "search")}
+    return {"checkpoint": hash_of(path), **own, **to_plain(generator.search)}
 
 
 def print_timing(timing: Mapping[str, float], title: str) -> None:

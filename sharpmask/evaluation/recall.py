@@ -40,11 +40,14 @@ class Recall:
     """Area under AR against log10(number of proposals), by size."""
     curve: list[tuple[int, float]]
     """(number of proposals, AR over all sizes) at `CURVE_COUNTS`."""
+    most: int
+    """The largest number of proposals that an image has. AR at a larger number is AR at this one."""
 
     def to_json(self) -> dict[str, Any]:
         """A dict that `json.dumps` accepts: NaN becomes None, numbers of proposals become strings."""
         return {
             "kind": self.kind,
+            "most": self.most,
             "ar": {str(count): _none_for_nan(sizes) for count, sizes in self.ar.items()},
             "auc": _none_for_nan(self.auc),
             "curve": [[count, None if math.isnan(value) else value] for count, value in self.curve],
@@ -96,6 +99,7 @@ def average_recall(
         ar={count: _by_size(recall[:, count - 1]) for count in counts},
         auc=_by_size(_area_under(curve)),
         curve=list(zip(CURVE_COUNTS, curve[SIZES.index("all")].tolist(), strict=True)),
+        most=max(map(len, proposals.values()), default=0),
     )
 
 

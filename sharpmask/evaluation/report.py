@@ -25,11 +25,11 @@ KIND_NAMES: Mapping[Kind, str] = {"segm": "masks", "bbox": "boxes"}
 
 
 def recall_table(rows: Mapping[str, Recall], *, paper: bool = False) -> Table:
-    """A table of `rows` (name -> recall) in per cent, with "–" where there is nothing to find.
+    """A table of `rows` (name -> recall) in per cent, with "-" where there is nothing to find.
 
-    paper: adds the papers' own figures below, marked because they come from other data. Rows of both kinds
-    (masks and boxes) may share a table, which then has no figures from the papers; their names must tell the
-    kinds apart.
+    A figure that needs more proposals than any image has is marked. paper: adds the papers' own figures below,
+    marked because they come from other data. Rows of both kinds (masks and boxes) may share a table, which then has
+    no figures from the papers; their names must tell the kinds apart.
     """
     kinds = {recall.kind for recall in rows.values()}
     counts = sorted({count for recall in rows.values() for count in recall.ar})
@@ -37,16 +37,21 @@ def recall_table(rows: Mapping[str, Recall], *, paper: bool = False) -> Table:
     table.add_column("", no_wrap=True)
     for heading in (*(f"AR@{count}" for count in counts), "AUC", "AUC-S", "AUC-M", "AUC-L"):
         table.add_column(heading, justify="right", no_wrap=True)
+    notes = []
     for name, recall in rows.items():
-        cells = [recall.ar[count]["all"] if count in recall.ar else math.nan for count in counts]
-        table.add_row(name, *map(_percent, [*cells, *(recall.auc[size] for size in SIZES)]))
+        cells = [(recall.ar[count]["all"] if count in recall.ar else math.nan, count) for count in counts]
+        cells += [(recall.auc[size], CURVE_COUNTS[-1]) for size in SIZES]
+        table.add_row(name, *(_percent(value) + "~" * (needed > recall.most) for value, needed in cells))
+        if max(*counts, CURVE_COUNTS[-1]) > recall.most:
+            notes.append(f"~ {name}: no image has more than {recall.most} proposals")
     if paper and len(kinds) == 1:
-        table.caption = "* the papers' figures on COCO val2014: other data, for orientation only"
+        notes.append("* the papers' figures on COCO val2014: other data, for orientation only")
         table.add_section()
         for name, (*published, auc) in PAPER_ROWS[kinds.pop()].items():
             by_count = dict(zip((10, 100, 1000), published, strict=True))
-            cells = [*(by_count.get(count, math.nan) for count in counts), auc, *[math.nan] * 3]
-            table.add_row(f"{name}*", *map(_percent, cells), style="dim")
+            values = [*(by_count.get(count, math.nan) for count in counts), auc, *[math.nan] * 3]
+            table.add_row(f"{name}*", *map(_percent, values), style="dim")
+    table.caption = "\n".join(notes)
     return table
 
 
@@ -66,4 +71,4 @@ def plot_recall(curves: Mapping[str, Recall], path: Path | str) -> None:
 
 
 def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"

@@ -1,0 +1,193 @@
+"""The results of single photos. A stopped run goes on from them, so each has a record of what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import DataError
+from ..files import write_text
+from .output import ERR, say
+
+Entries = list[dict[str, Any]]
+"""Entries of a COCO results file."""
+
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_OLD_NAME = re.compile(r".+-\d+\.json", re.DOTALL)
+
+
+class Searched(Protocol):
+    """What the results of a photo need to know of it."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def part(self) -> str: ...
+
+
+class Content(NamedTuple):
+    """What a photo's file held when it was searched."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+def content_of(path: Path) -> Content:
+    """Raises ``DataError`` for what is no regular file, or cannot be read."""
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{path}: must be a regular file")
+        return Content(found.st_size, found.st_mtime_ns, hash_of(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def hash_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Parts:
+    """The files of a folder that hold a photo's results each, made with the same settings.
+
+    Such a file is a JSON object of three: ``settings``, ``photo`` and ``proposals``, the entries of COCO results.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        # As JSON gives them back: a list for a tuple.
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+
+    def write(self, photo: Searched, content: Content, entries: Entries) -> None:
+        """Write a photo's results. Raises an ``OSError`` that names the file."""
+        record = {"settings": self.settings, "photo": {"name": photo.name, **content._asdict()}, "proposals": entries}
+        write_text(self.folder / photo.part, json.dumps(record))
+
+    def finished(self, photos: Sequence[Searched]) -> list[bool]:
+        """For each photo whether its results are there, made with these settings of the file as it is now.
+
+        Raises ``DataError`` for results of other settings or of another photo. Damaged ones count as none, which is
+        said.
+        """
+        self._refuse_old_names()
+        return [self._is_finished(photo) for photo in photos]
+
+    def merge(self, photos: Sequence[Searched], path: Path) -> list[bool]:
+        """Join the photos' results in one file, an entry a line, and say for each photo whether it had some.
+
+        Only one photo's results are in memory at a time.
+        """
+        there = []
+
+        def lines() -> Iterator[str]:
+            separator = "[\n"
+            for photo in photos:
+                record = self._read(photo)
+                there.append(record is not None)
+                for entry in record["proposals"] if record else ():
+                    yield separator + json.dumps(entry)
+                    separator = ",\n"
+            yield "\n]\n" if separator == ",\n" else "[]\n"
+
+        write_text(path, lines())
+        return there
+
+    def _is_finished(self, photo: Searched) -> bool:
+        record = self._read(photo)
+        if record is None:
+            return False
+        differ = _differences(record["settings"], self.settings) or self._other_photo(record["photo"], photo)
+        if differ:
+            raise DataError(
+                f"{self.folder / photo.part}: --resume cannot go on from these results: {differ}; delete the file "
+                "to search its photo anew, or give another --out; without --resume all photos are searched"
+            )
+        return True
+
+    def _other_photo(self, then: dict[str, Any], photo: Searched) -> str:
+        """How the photo differs from the one that was searched; an empty text if it does not."""
+        if then.get("name") != photo.name:
+            return _differences({"photo": then.get("name")}, {"photo": photo.name})
+        try:
+            now = os.stat(photo.path)
+        except OSError:
+            return ""  # The results are all that is left of the photo.
+        if (then.get("bytes"), then.get("mtime_ns")) == (now.st_size, now.st_mtime_ns):
+            return ""
+        if then.get("bytes") == now.st_size and then.get("sha256") == hash_of(photo.path):
+            return ""  # It was copied or touched.
+        return f"{photo.path} has changed since (it had {then.get('bytes')} bytes, and has {now.st_size})"
+
+    def _read(self, photo: Searched) -> dict[str, Any] | None:
+        """A photo's results with their record, or None if there are none or damaged ones.
+
+        Raises ``DataError`` for results of an older version.
+        """
+        path = self.folder / photo.part
+        try:
+            record = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, list):
+            raise DataError(_of_an_older_version(path))
+        if _is_record(record):
+            return dict(record)
+        say(f"{path}: damaged, so its photo is searched again", ERR)
+        return None
+
+    def _refuse_old_names(self) -> None:
+        """Older versions numbered photos by their place, so their results would be passed over."""
+        for path in sorted(self.folder.glob("*-*.json")):
+            if _OLD_NAME.fullmatch(path.name) and path.is_file():
+                with open(path, "rb") as file:
+                    if file.read(1) == b"[":
+                        raise DataError(_of_an_older_version(path))
+
+
+def _of_an_older_version(path: Path) -> str:
+    return (
+        f"{path}: made by an older version, with no record of its settings, so --resume cannot go on from it; "
+        "give another --out, or leave --resume out to search all photos"
+    )
+
+
+def _is_record(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("settings"), dict)
+        and isinstance(record.get("photo"), dict)
+        and isinstance(record.get("proposals"), list)
+        and all(isinstance(entry, dict) for entry in record["proposals"])
+    )
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two dicts, as a text: "top_n was 5 and is 20"."""
+    return ", ".join(
+        f"{key} was {_shown(then.get(key))} and is {_shown(now.get(key))}"
+        for key in dict.fromkeys([*now, *then])
+        if then.get(key) != now.get(key)
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return f"{value[:12]}..." if _HASH.fullmatch(value) else value
+    return json.dumps(value)
