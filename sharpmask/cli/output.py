@@ -45,7 +45,7 @@ def tell_error(error: BaseException | str) -> None:
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
         text = error.strerror if name is None else f"{name}: {error.strerror}"
     elif isinstance(error, BaseException) and is_out_of_memory(error):
-        text = "out of memory: " + (str(error) or "Python could not get more")
+        text = f"out of memory: {error}".removesuffix(": ")
     else:
         text = str(error)
     print("sharpmask:", *text.split(), file=sys.stderr)

@@ -432,7 +432,7 @@ def test_eval_errors(synth: Path, tiny_checkpoint: Path, tmp_path: Path, capsys:
     assert "give one of the two" in fails(capsys, *base, "--results", results, "--checkpoint", tiny_checkpoint)
     foreign = tmp_path / "foreign.safetensors"
     foreign.write_bytes(b"not a checkpoint at all")
-    assert "foreign.safetensors: not a checkpoint" in fails(capsys, *base, "--checkpoint", foreign)
+    assert "foreign.safetensors must be a checkpoint" in fails(capsys, *base, "--checkpoint", foreign)
 
 
 def test_pack_halves_a_checkpoint_and_sets_its_search(
