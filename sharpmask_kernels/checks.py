@@ -118,11 +118,16 @@ def windows(w: Windows, device: torch.device, scales: int, batch: int | None) ->
     if device.type != "cpu" or torch.compiler.is_compiling() or count == 0:
         return
     for name, limit in (("scale", scales), ("image", batch)):
-        if limit is not None:
+        if limit is not None and has_values(getattr(w, name)):
             values = getattr(w, name).tolist()
             low, high = min(values), max(values)
             if low < 0 or high >= limit:
                 raise refusal(f"windows.{name}", f"within 0..{limit - 1}", f"{low}..{high}")
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether the values of ``x`` can be read: not while PyTorch transforms, nor of fake and distributed tensors."""
+    return type(x).__torch_dispatch__ is Tensor.__torch_dispatch__ and not torch._C._are_functorch_transforms_active()
 
 
 def count(w: Windows, expected: int, what: str) -> None:

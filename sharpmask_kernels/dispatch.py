@@ -71,11 +71,15 @@ def choose(op: str, like: torch.Tensor, backend: str | None) -> str:
     return _choose(op, like.device, like.dtype, backend, _state.preferences)
 
 
-@torch.compiler.assume_constant_result  # because a compiler cannot trace imports and self-checks
 def _choose(
     op: str, device: torch.device, dtype: torch.dtype, backend: str | None, preferences: tuple[str, ...]
 ) -> str:
     return _chosen(op, device, dtype, backend, preferences)
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler. A compiler cannot trace imports and
+# self-checks.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache  # so that a call costs one look-up, and a fall-back is logged once for each kind of input

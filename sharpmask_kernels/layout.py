@@ -10,13 +10,24 @@ from torch import Tensor
 
 def memory_format(*maps: Tensor) -> torch.memory_format:
     """The format of an op's output: channels_last if all its maps are channels_last and not also contiguous."""
-    if all(m.is_contiguous(memory_format=torch.channels_last) and not m.is_contiguous() for m in maps):
-        return torch.channels_last
+    try:
+        if all(m.is_contiguous(memory_format=torch.channels_last) and not m.is_contiguous() for m in maps):
+            return torch.channels_last
+    except RuntimeError:  # vmap does not tell
+        pass
     return torch.contiguous_format
 
 
 def chosen(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def arranged(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """``x``, or a copy of it, in the format."""
+    try:
+        return x.contiguous(memory_format=memory_format)
+    except RuntimeError:  # vmap has one format only
+        return x.contiguous()
 
 
 def empty(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import checks, dispatch
 from ..backends.reference import encode_windows as reference
 from ..windows import Windows
+from . import calling
 from .library import Case, define, scattered_windows
 
 
@@ -31,7 +32,11 @@ def encode_windows(
     the bilinear sample of the logits there exceeds log(t / (1 - t)) for the probability ``threshold`` t.
 
     -> COCO RLE ``{"size": [h, w], "counts": bytes}`` per window. Ends on the host, so it waits for the device.
+
+    Raises ``RuntimeError`` inside a transform of ``torch.func`` and while a model is exported, for the same reason.
     """
+    if torch._C._are_functorch_transforms_active() or calling.exporting():
+        raise RuntimeError("encode_windows ends on the host: call it outside torch.func, vmap and exported models")
     checks.probability("threshold", threshold)
     shape = tuple(logits.shape)
     if logits.ndim != 3 or shape[1] != shape[2] or shape[1] < 2 or shape[1] % 2:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from .. import registry
 from ..windows import Windows
+from .transforms import Library
 
-_library = torch.library.Library("sharpmask", "DEF")
+_library = Library("sharpmask", "DEF")
 # The layout of an output follows from the layout of the maps: compilers must keep it.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
@@ -79,10 +80,12 @@ def define(
         signature = signature.replace(parameters=[*signature.parameters.values(), last])
     parameters = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
     op = Op(name, parameters, collections.namedtuple(name, parameters))
+    _library.plain[name] = (lambda *arguments: reference(*arguments[:-1])) if backends else reference
     _library.define(name + _schema(signature, mutates, constants), tags=_TAGS)
     # One kernel for all devices, below autograd: the cheapest registration.
     _library.impl(name, run or _runner(reference), "CompositeExplicitAutograd")
     torch.library.register_fake(f"sharpmask::{name}", lambda *given: fake(op.arguments(*given)), lib=_library)
+    _library.batch(name)
     return op
 
 
@@ -159,7 +162,7 @@ def differentiable(
         return tuple(gradients)
 
     torch.library.register_autograd(f"sharpmask::{op.name}", run, setup_context=setup_context, lib=_library)
-    refuse_gradient(backward, f"{op.name} has no second derivative")
+    _refuse_backward(backward, f"{op.name} has no second derivative")
 
 
 def _is_list(need: Any) -> bool:
@@ -173,10 +176,33 @@ def _picker(names: Sequence[str], wanted: Sequence[str]) -> Callable[[Sequence[A
     return lambda values: tuple([values[place] for place in places])
 
 
-def refuse_gradient(op: Op, reason: str) -> None:
-    """Let ``op`` raise ``NotImplementedError`` where its gradient is asked for."""
+def refuse_derivatives(op: Op, reason: str) -> None:
+    """Let ``op`` raise ``NotImplementedError`` where a derivative of any kind is asked for.
 
+    One that writes an argument has no gradient in any case: it raises for the other kinds.
+    """
+
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError(reason)
+
+    _library.plain[op.name] = refuse
+    overload = getattr(torch.ops.sharpmask, op.name).default
+    if overload._schema.is_mutable:
+        _library.impl(op.name, _below_autograd(overload), "Autograd", with_keyset=True)
+    else:
+        _refuse_backward(op, reason)
+
+
+def _refuse_backward(op: Op, reason: str) -> None:
     def backward(ctx: Any, *grads: Any) -> Any:
         raise NotImplementedError(reason)
 
     torch.library.register_autograd(f"sharpmask::{op.name}", backward, lib=_library)
+
+
+def _below_autograd(overload: Any) -> Callable[..., Any]:
+    def kernel(keyset: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    return kernel

@@ -14,7 +14,7 @@ from ..backends.reference import refine_windows as reference
 from ..windows import Windows
 from . import calling
 from .calling import ConvParameters
-from .library import Case, define, refuse_gradient, scattered_windows
+from .library import Case, define, refuse_derivatives, scattered_windows
 
 
 def refine_windows(
@@ -156,7 +156,9 @@ _REFINE_WINDOWS = define(
 _REFINE_WINDOWS_OUT = define(
     reference.refine_windows, lambda _: None, name="refine_windows_out", mutates="out", constants=("convs",)
 )
-refuse_gradient(_REFINE_WINDOWS, "refine_windows is for inference only; gather_windows and add_upsample have gradients")
+_INFERENCE_ONLY = "refine_windows is for inference only; gather_windows and add_upsample have derivatives"
+refuse_derivatives(_REFINE_WINDOWS, _INFERENCE_ONLY)
+refuse_derivatives(_REFINE_WINDOWS_OUT, _INFERENCE_ONLY)
 
 
 def _cases(random: Callable[..., Tensor], device: torch.device) -> Iterator[tuple[str, Case]]:

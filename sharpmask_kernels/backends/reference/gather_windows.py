@@ -22,7 +22,7 @@ def gather_windows(
     heights, widths = [m.shape[2] for m in maps], [m.shape[3] for m in maps]
     index = pixel_index(image, scale, row, col, batch, heights, widths, size, step)
     gathered = table.index_select(0, index.flatten()).view(len(scale), size, size, channels).permute(0, 3, 1, 2)
-    return gathered.contiguous(memory_format=layout.memory_format(*maps))
+    return layout.arranged(gathered, layout.memory_format(*maps))
 
 
 def gather_windows_backward(

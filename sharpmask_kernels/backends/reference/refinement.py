@@ -71,7 +71,8 @@ def up2_backward(grad: Tensor, mode: str) -> Tensor:
     """
     grad = grad if grad.dtype == torch.float64 else grad.float()
     for dim in (-2, -1):
-        even, odd = grad.unflatten(dim, (-1, 2)).unbind(dim)
+        # Not unflatten, which autograd's own vmap does not know.
+        even, odd = (grad.movedim(dim, -1)[..., first::2].movedim(-1, dim) for first in (0, 1))
         here = even + odd
         if mode == "bilinear":
             length = here.shape[dim]
@@ -88,7 +89,7 @@ def up2_backward(grad: Tensor, mode: str) -> Tensor:
 def relu_up2(x: Tensor, upsample: str, memory_format: torch.memory_format, save: bool) -> tuple[Tensor, Tensor]:
     """up2(ReLU(x)), and the bits of the values that ReLU let through (none if not ``save``)."""
     active = pack_bits(~(x <= 0)) if save else x.new_empty(0, dtype=torch.uint8)
-    return up2(F.relu(x), upsample).contiguous(memory_format=memory_format), active
+    return layout.arranged(up2(F.relu(x), upsample), memory_format), active
 
 
 def relu_up2_backward(grad: Tensor, active: Tensor, upsample: str) -> Tensor:
@@ -116,7 +117,7 @@ def apart(x: Tensor, sizes: list[int], dim: int) -> list[Tensor]:
 def asked(gradients: Sequence[Tensor | None], needs: Sequence[bool], channels_last: bool) -> list[Tensor]:
     """The gradients that ``needs`` asks for, those of maps and weights in the format chosen."""
     chosen = [g for g, need in zip(gradients, needs, strict=True) if need and g is not None]
-    return [g.contiguous(memory_format=layout.chosen(channels_last and g.ndim == 4)) for g in chosen]
+    return [layout.arranged(g, layout.chosen(channels_last and g.ndim == 4)) for g in chosen]
 
 
 # The ops.
@@ -161,9 +162,9 @@ def refine(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     memory_format = layout.memory_format(feature, mask)
-    skip = F.relu(conv3x3(feature, skip_weight, skip_bias, padding_mode)).contiguous(memory_format=memory_format)
+    skip = layout.arranged(F.relu(conv3x3(feature, skip_weight, skip_bias, padding_mode)), memory_format)
     out, active = merge_upsample(skip, mask, merge_weight, merge_bias, upsample, padding_mode, save)
-    return out.contiguous(memory_format=memory_format), skip if save else skip.new_empty(0), active
+    return layout.arranged(out, memory_format), skip if save else skip.new_empty(0), active
 
 
 def refine_backward(
