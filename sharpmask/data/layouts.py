@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
@@ -23,12 +24,12 @@ def find_annotations(root: Path) -> Path:
 
     Raises DataError if there is none, or more than one.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder")
-    if (root / _NAMES[0]).is_file():
+    if os.path.isfile(root / _NAMES[0]):
         return root / _NAMES[0]
-    named = [root / name for name in _NAMES if (root / name).is_file()]
-    for found in (named, *(sorted(path for path in root.glob(place) if path.is_file()) for place in _PLACES)):
+    named = [root / name for name in _NAMES if os.path.isfile(root / name)]
+    for found in (named, *(sorted(path for path in root.glob(place) if os.path.isfile(path)) for place in _PLACES)):
         if len(found) == 1:
             return found[0]
         if found:
@@ -45,6 +46,8 @@ def find_annotations(root: Path) -> Path:
 
 def read_document(path: Path) -> dict[str, Any]:
     """The JSON of an annotation file, with polygons as arrays. Raises DataError if it is no COCO `instances` file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{path}: must be a regular file")
     try:
         with open(path, "rb") as head:
             encoding = json.detect_encoding(head.read(4))  # also by the mark that Windows programs put first
@@ -85,7 +88,7 @@ class PhotoFiles:
         places = [root / "images", root / "images" / part, root / part, root, root / "data"]
         if beside.is_relative_to(root):  # a part of the data set, such as Roboflow's folder train
             places += [beside / "images", beside]
-        self._folders = [folder for folder in dict.fromkeys(places) if folder.is_dir()]
+        self._folders = [folder for folder in dict.fromkeys(places) if os.path.isdir(folder)]
 
     def find(self, name: object) -> Path:
         """The file called `name` in an image entry. Raises BadEntry for a name that leaves the folder."""
@@ -96,6 +99,6 @@ class PhotoFiles:
             raise BadEntry(f"file_name must stay in {self._folders[0]}, got {show(name)}")
         for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
             for folder in self._folders:
-                if (folder / spelling).exists():
+                if os.path.exists(folder / spelling):
                     return folder / spelling
         return self._folders[0] / name

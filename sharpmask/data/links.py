@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ class Outside:
         self.root = root
         self.files: list[Path] = []
         """All that were found, by the names that they have in the folder."""
-        self._real_root = root.resolve()
+        self._real_root = _target(root)
         self._inside: dict[Path, bool] = {}
 
     def holds(self, path: Path) -> bool:
@@ -24,7 +25,7 @@ class Outside:
         folder = path.parent
         if folder not in self._inside:
             self._inside[folder] = self._is_inside(folder)
-        outside = not self._inside[folder] or (path.is_symlink() and not self._is_inside(path))
+        outside = not self._inside[folder] or (os.path.islink(path) and not self._is_inside(path))
         if outside:
             self.files.append(path)
         return outside
@@ -35,8 +36,13 @@ class Outside:
             return []
         return [
             f"{self.root}: {len(self.files)} files are outside, reached by symbolic links (links='refuse' or "
-            f"--links refuse refuses them); first: {self.files[0]} -> {self.files[0].resolve()}"
+            f"--links refuse refuses them); first: {self.files[0]} -> {_target(self.files[0])}"
         ]
 
     def _is_inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self._real_root)
+        return _target(path).is_relative_to(self._real_root)
+
+
+def _target(path: Path) -> Path:
+    """The file that all links lead to. Unlike `Path.resolve`, never an error, not even for links in a circle."""
+    return Path(os.path.realpath(path))

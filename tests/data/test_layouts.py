@@ -121,6 +121,24 @@ def test_links_that_lead_out_are_said_or_refused(tmp_path: Path) -> None:
         CocoFolder(root, links="no")  # type: ignore[arg-type]
 
 
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    write(tmp_path, OBJECT)
+    (tmp_path / "images" / "circle.png").symlink_to("circle.png")
+    (tmp_path / "images" / "folder.png").mkdir()
+    for name in ("x" * 300 + ".png", "circle.png", "folder.png", "1.png/2.png"):
+        (tmp_path / "instances.json").write_text(json.dumps(document(OBJECT, names=(name,))))
+        with pytest.raises(DataError, match="image 1: ") as caught:
+            CocoFolder(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_annotation_file_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    write(tmp_path, OBJECT)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match=r"pipe\.json: must be a regular file"):
+        CocoFolder(tmp_path, annotations=tmp_path / "pipe.json")
+
+
 def test_a_linked_annotation_file(tmp_path: Path) -> None:
     write(tmp_path / "set", OBJECT)
     os.replace(tmp_path / "set" / "instances.json", tmp_path / "there.json")
