@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from .errors import DataError
@@ -79,12 +80,14 @@ def short_name(name: str, *, spare: int = 0) -> str:
 
 @contextmanager
 def output_folder(folder: Path, *inner: str) -> Iterator[None]:
-    """Keep other runs out of ``folder``, which is created, for as long as the block lasts.
+    """Keep other runs out of ``folder`` for as long as the block lasts.
 
-    The kernel frees the folder if the process dies. Incomplete files that killed runs left in it, or in its folders
-    ``inner``, are removed. Where the file system has no locks, that is logged and the block runs without one.
-    Raises ``DataError`` if another run writes to the folder, and if it cannot be made or written to.
+    The folder is created, and goes if nothing was written to it. The kernel frees it if the process dies. Incomplete
+    files that killed runs left in it, or in its folders ``inner``, are removed. Where the file system has no locks,
+    that is logged and the block runs without one. Raises ``DataError`` if another run writes to the folder, and if it
+    cannot be made or written to.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _take_lock(folder)
@@ -92,7 +95,7 @@ def output_folder(folder: Path, *inner: str) -> Iterator[None]:
         raise DataError(f"out: {folder} must be a folder to write to: {error.strerror}") from error
     try:
         for place in (folder, *(folder / name for name in inner)):
-            _remove_leftovers(place)
+            remove_leftovers(place)
         yield
     finally:
         if descriptor in _held:  # A forked child has closed it.
@@ -100,6 +103,9 @@ def output_folder(folder: Path, *inner: str) -> Iterator[None]:
                 (folder / LOCK).unlink(missing_ok=True)
             _held.discard(descriptor)
             os.close(descriptor)
+            if made:
+                with suppress(OSError):  # something has been written
+                    folder.rmdir()
 
 
 def _take_lock(folder: Path) -> int:
@@ -147,9 +153,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_locks)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the parts in ``folder`` whose writers are dead."""
-    for path in folder.glob(".*.part"):
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the parts in ``folder``, or of one file there, whose writers are dead."""
+    for path in folder.glob(f".{'*' if name is None else escape(name)}.*.part"):
         found = _PART.fullmatch(path.name)
         if found and path not in _writing and not _is_alive(int(found[1])):
             with suppress(OSError):

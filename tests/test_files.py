@@ -143,8 +143,27 @@ def test_leftovers_are_only_those_of_the_dead(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {*others, "own", f".x.json.{os.getppid()}.part"}
 
 
+def test_leftovers_of_one_file(tmp_path: Path) -> None:
+    for name in (".a[1].json.99999999.part", ".a1.json.99999999.part", ".b.json.99999999.part"):
+        (tmp_path / name).touch()
+    files.remove_leftovers(tmp_path, "a[1].json")
+    assert {p.name for p in tmp_path.iterdir()} == {".a1.json.99999999.part", ".b.json.99999999.part"}
+    files.remove_leftovers(tmp_path / "nowhere", "x")
+
+
+def test_a_folder_made_for_nothing_goes(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), output_folder(tmp_path / "new"):
+        raise KeyError
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with output_folder(tmp_path / "old"):
+        pass
+    assert (tmp_path / "old").is_dir()
+
+
 def test_a_folder_is_free_again_after_the_block(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
+    folder.mkdir(parents=True)
     with output_folder(folder), pytest.raises(DataError, match="in use by another run"):
         output_folder(folder).__enter__()
     with output_folder(folder):

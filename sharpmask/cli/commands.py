@@ -12,7 +12,7 @@ from rich.table import Table
 from ..checkpoint import load_model, read_training, save_model
 from ..convert import convert as convert_file
 from ..data.synthetic import synthesize
-from ..files import output_folder, write_text
+from ..files import output_folder, remove_leftovers, write_text
 from ..search import ProposalGenerator
 from ..visualize import film_strip, save_picture
 from .options import Convert, Demo, Pack, Synth
@@ -62,6 +62,7 @@ def pack(options: Pack) -> int:
     """Write a checkpoint again with 16-bit weights and new search settings."""
     model = load_model(options.checkpoint)
     model.search = search_settings(model, options.search)
+    remove_leftovers(options.out.parent, options.out.name)
     save_model(model, options.out, training=read_training(options.checkpoint), dtype=torch.float16)
     say(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
     return 0
@@ -70,6 +71,7 @@ def pack(options: Pack) -> int:
 def convert(options: Convert) -> int:
     """Turn weights of another program into a checkpoint."""
     found = convert_file(options.weights)
+    remove_leftovers(options.out.parent, options.out.name)
     for name in found.unused:
         say(f"not part of the model: {name}", ERR)
     save_model(found.model, options.out, training={"converted_from": options.weights.name})

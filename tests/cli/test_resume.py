@@ -314,7 +314,7 @@ def test_a_second_run_is_refused(
 # Killed.
 
 CHILD = """
-import json, os, sys, time
+import json, os, resource, sys, time
 from pathlib import Path
 from sharpmask import files
 from sharpmask.cli import main
@@ -353,6 +353,9 @@ def dumps(value):
     here("entry" if "score" in value else "record")
     return real_dumps(value)
 files.os.replace, parts_module.json.dumps = replace, dumps
+if stop.startswith("full "):
+    limit = int(stop.removeprefix("full "))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 import sharpmask.cli.program
 sharpmask.cli.program.prepare = lambda argv: propose
 sys.exit(main([]))
@@ -379,8 +382,27 @@ def test_a_killed_run_goes_on(stop: str, number: signal.Signals, tmp_path: Path)
     _, said = killed.communicate()
     assert killed.returncode == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in said
-    leftovers = [p.name for p in out.iterdir() if p.name.startswith(".")]
+    leftovers = [p.name for p in out.glob(".*")]
     assert bool(leftovers) == (number != signal.SIGINT)
     assert all(json.loads(p.read_text()) for p in out.glob("*.json")), "whole files only"
+    assert child(folder, out, "never", True).wait() == 0
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("room", ["none", "for one photo", "for two photos"])
+def test_a_full_disk_is_told_with_the_file_and_loses_nothing(room: str, tmp_path: Path) -> None:
+    folder, whole, out = tmp_path / "photos", tmp_path / "whole", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg", "3.jpg"):
+        (folder / name).write_text(name)
+    assert child(folder, whole, "never", False).wait() == 0
+    one = max(len(content) for name, content in contents(whole).items() if name != "proposals.json")
+    limit = {"none": 100, "for one photo": one, "for two photos": 2 * one}[room]
+    ended = child(folder, out, f"full {limit}", False)
+    _, said = ended.communicate()
+    assert ended.returncode == 2 and "Traceback" not in said
+    file = "3-3.json" if room == "none" else "proposals.json"
+    assert said.splitlines()[-1] == f"sharpmask: {out / file}: File too large"
+    assert len(list(out.glob("*"))) == (0 if room == "none" else 3)
     assert child(folder, out, "never", True).wait() == 0
     assert contents(out) == contents(whole)
