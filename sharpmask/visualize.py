@@ -28,7 +28,8 @@ FIRST_HUE = 0.86
 STYLES = ((0.95, 0.75), (0.85, 1.0), (0.55, 1.0))  # saturation, value
 FILL_OPACITY = 0.5
 EDGE_OPACITY = 0.55  # of the thin dark line around a contour
-PICTURE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+PICTURE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
+PLOT_FORMATS = PICTURE_FORMATS | {".pdf": "pdf", ".svg": "svg"}
 LABEL_BACKGROUND = (20, 20, 24)
 # Position, then red, green and blue. Lightness rises all the way, so the ramp also reads in greyscale print.
 RAMP = ((0, 7, 6, 20), (0.25, 65, 22, 106), (0.5, 158, 47, 105), (0.75, 236, 105, 66), (1, 252, 240, 176))
@@ -159,27 +160,28 @@ def plot_training(csv_path: Path | str, png_path: Path | str) -> None:
     save_figure(figure, png_path)
 
 
-def check_suffix(path: Path | str) -> None:
-    """Raise ValueError unless the path's suffix is of a format that pictures are written in."""
-    if Path(path).suffix.lower() not in PICTURE_FORMATS:
-        raise ValueError(f"the picture's name must end in {', '.join(PICTURE_FORMATS)}, got {str(path)!r}")
+def format_of(path: Path | str, known: Mapping[str, str] = PICTURE_FORMATS) -> str:
+    """The format of a picture that is to be written, by its suffix. Raises ValueError unless it is a `known` one."""
+    kind = known.get(Path(path).suffix.lower())
+    if kind is None:
+        raise ValueError(f"a picture's name must end in {', '.join(known)}, got {str(path)!r}")
+    return kind
 
 
 def save_picture(array: np.ndarray, path: Path | str) -> None:
-    """Write an (h, w, 3) or (h, w) uint8 array in the format of the path's suffix: PNG, JPEG or WebP.
+    """Write an (h, w, 3) or (h, w) uint8 array as PNG or JPEG, by the path's suffix.
 
-    PNG and JPEG files carry a comment by which :func:`sharpmask.data.photos.find_photos` knows that they are no
-    photos. Writing is atomic: readers see the old file or the new one. Missing folders are made. Raises ValueError
-    for another suffix, OSError where `path` cannot be written.
+    The file carries a comment by which :func:`sharpmask.data.photos.find_photos` knows that it is no photo. Writing
+    is atomic: readers see the old file or the new one. Missing folders are made. Raises ValueError for another
+    suffix, OSError where `path` cannot be written.
     """
-    check_suffix(path)
-    kind = PICTURE_FORMATS[Path(path).suffix.lower()]
+    kind = format_of(path)
     picture = Image.fromarray(np.ascontiguousarray(array))
     note = PngInfo()
     note.add_text("Software", DRAWN)
-    options: dict[str, dict[str, Any]] = {"png": {"pnginfo": note}, "jpeg": {"comment": DRAWN, "quality": 90}}
+    options: dict[str, Any] = {"pnginfo": note} if kind == "png" else {"comment": DRAWN, "quality": 90}
     with atomic(Path(path)) as part:
-        picture.save(part, format=kind, **options.get(kind, {}))
+        picture.save(part, format=kind, **options)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -202,12 +204,14 @@ def style_axes(axes: Any) -> None:
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:
-    """Write a figure in the format of the path's suffix (PNG or what else matplotlib knows), atomically."""
-    kind = Path(path).suffix.lower().removeprefix(".")
-    if kind not in (known := figure.canvas.get_supported_filetypes()):
-        raise ValueError(f"the plot's name must end in .{', .'.join(sorted(known))}, got {str(path)!r}")
+    """Write a figure as PNG, JPEG, PDF or SVG, by the path's suffix, in the way of `save_picture`."""
+    kind = format_of(path, PLOT_FORMATS)
+    marks: dict[str, Any] = {
+        "png": {"metadata": {"Software": DRAWN}},
+        "jpeg": {"pil_kwargs": {"comment": DRAWN}},
+    }
     with atomic(Path(path)) as part:
-        figure.savefig(part, format=kind, metadata={"Software": DRAWN} if kind == "png" else None)
+        figure.savefig(part, format=kind, **marks.get(kind, {}))
 
 
 def _check_image(name: str, image: np.ndarray) -> None:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ..errors import DataError
 from .containers import parts_of
 from .formats import missing_decoder, photo_suffixes
+
+Kind = tuple[str, str]
+"""What a folder's entry is, if it is no photo: for one and for several."""
+SUBFOLDER: Final = "subfolder (--recursive looks into it)", "subfolders (--recursive looks into them)"
+UNREADABLE: Final = "subfolder that cannot be read", "subfolders that cannot be read"
+FOLDER_LINK: Final = "link to a folder", "links to folders"
+BROKEN_LINK: Final = "broken link", "broken links"
+HIDDEN: Final = "hidden file", "hidden files"
+DEVICE: Final = "device or pipe", "devices or pipes"
+OTHER: Final = "file of another kind", "files of another kind"
+DRAWING: Final = "picture that sharpmask drew", "pictures that sharpmask drew"
 
 
 class FoundPhoto(NamedTuple):
@@ -58,7 +69,7 @@ class _Folder:
 
     def __init__(self, root: Path, recursive: bool) -> None:
         self.root, self.recursive = root, recursive
-        self.others: dict[str, list[str]] = {}  # names by kind
+        self.others: dict[Kind, list[str]] = {}
 
     def photos(self, folder: Path | None = None) -> Iterator[FoundPhoto]:
         """The photos, sorted by path."""
@@ -67,14 +78,14 @@ class _Folder:
         except OSError as error:
             if folder is None:
                 raise DataError(f"{self.root}: cannot be listed: {error.strerror or error}") from None
-            self._pass("unreadable subfolder", folder)
+            self._pass(UNREADABLE, folder)
             return
         for path in paths:
             if path.is_dir():
                 if not self.recursive:
-                    self._pass("subfolder (--recursive looks into it)", path)
+                    self._pass(SUBFOLDER, path)
                 elif path.is_symlink():
-                    self._pass("link to a folder", path)
+                    self._pass(FOLDER_LINK, path)
                 else:
                     yield from self.photos(path)
             elif kind := _other_kind(path):
@@ -85,28 +96,28 @@ class _Folder:
     def passed_over(self) -> str:
         """The counts as a text, with an example of each kind; empty if all were photos."""
         return ", ".join(
-            f"{len(names)} × {kind}, e.g. {names[0]}" if len(names) > 1 else f"1 {kind}: {names[0]}"
-            for kind, names in self.others.items()
+            f"{len(names)} {many}, e.g. {names[0]}" if len(names) > 1 else f"1 {one}: {names[0]}"
+            for (one, many), names in self.others.items()
         )
 
-    def _pass(self, kind: str, path: Path) -> None:
+    def _pass(self, kind: Kind, path: Path) -> None:
         self.others.setdefault(kind, []).append(path.relative_to(self.root).as_posix())
 
 
-def _other_kind(path: Path) -> str:
-    """What a folder's entry is, if it is no photo to search; otherwise an empty text."""
+def _other_kind(path: Path) -> Kind | None:
+    """What a folder's entry is, if it is no photo to search; otherwise None."""
     if path.name.startswith("."):
-        return "hidden file"
+        return HIDDEN
     suffix = path.suffix.lower()
     if suffix not in photo_suffixes():
-        return "file of another kind"
+        return OTHER
     if not path.is_file():
-        return "broken link" if path.is_symlink() else "device or pipe"
+        return BROKEN_LINK if path.is_symlink() else DEVICE
     if missing := missing_decoder(suffix):
-        return f"photo that needs {missing}"
+        return f"photo that needs {missing}", f"photos that need {missing}"
     if _is_drawn(path):
-        return "picture that sharpmask drew"
-    return ""
+        return DRAWING
+    return None
 
 
 def _is_drawn(path: Path) -> bool:

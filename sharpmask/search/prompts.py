@@ -70,7 +70,8 @@ def clip_to_box(rle: Rle, box: Sequence[float]) -> Rle:
     height, width = rle["size"]
     left, top = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
     right, bottom = min(width, math.ceil(box[0] + box[2])), min(height, math.ceil(box[1] + box[3]))
-    inside = coco_mask.frPyObjects([[left, top, right - left, bottom - top]], height, width)
+    corners = np.array([[left, top, right - left, bottom - top]], dtype=np.float64)
+    inside = coco_mask.frPyObjects(corners, height, width)
     return dict(coco_mask.merge([rle, *inside], intersect=True))
 
 

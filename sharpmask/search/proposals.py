@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from ..data.images import reduced
 from ..data.orientation import Exif
-from ..visualize import check_suffix, overlay, save_picture
+from ..visualize import format_of, overlay, save_picture
 from .pictures import PhotoFile
 
 Rle = dict[str, Any]
@@ -82,12 +82,12 @@ class Proposals:
         ]
 
     def save_overlay(self, path: str | Path, limit: int = 20, max_side: int | None = 4096) -> None:
-        """Write the photo with the best ``limit`` masks in distinct colours, as PNG, JPEG or WebP by the path's suffix.
+        """Write the photo with the best ``limit`` masks in distinct colours, as PNG or JPEG by the path's suffix.
 
         The picture's longer side has at most ``max_side`` pixels (None: no limit). Raises ``ValueError`` for another
         suffix.
         """
-        check_suffix(path)
+        format_of(path)
         if isinstance(self.photo, PhotoFile):
             picture = self.photo.load(max_side)
         else:
