@@ -105,7 +105,7 @@ class Eval(Settings):
     categories: tuple[str, ...] = ()
     """Categories of objects to count; empty for all."""
     skip_bad: bool = False
-    """Leave out broken images and annotations, and count them, instead of stopping."""
+    """Leave out broken images and annotations, and count them, instead of stopping. Their objects are ignored."""
     exif: Exif | None = None
     """Pixels that annotations refer to: as stored, or turned by EXIF. Needed for photos with an EXIF orientation."""
     links: Links = "follow"

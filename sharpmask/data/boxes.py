@@ -82,12 +82,12 @@ class BoxAudit:
         notes = []
         if self._ids:
             notes.append(
-                f"{file}: {len(self._ids)} of {self.boxes} boxes differ from their masks, which count; "
+                f"{file}: boxes that differ from their masks, which count: {len(self._ids)} of {self.boxes}; "
                 f"first: {self._example(rows, 0)}"
             )
         if self.off_areas:
             notes.append(
-                f"{file}: {self.off_areas} of {self.areas} areas differ from their masks, which count; "
+                f"{file}: areas that differ from their masks', which count: {self.off_areas} of {self.areas}; "
                 f"first: {self._first_area}"
             )
         return notes

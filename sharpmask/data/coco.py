@@ -177,7 +177,7 @@ class CocoFolder:
                 self._reject(f"{self.annotation_file}: image {key}: {error}")
         if turned:
             raise DataError(
-                f"{self.annotation_file}: {len(turned)} photos have an EXIF orientation; say which pixels are "
+                f"{self.annotation_file}: photos with an EXIF orientation: {len(turned)}; say which pixels are "
                 f"annotated with exif='stored' or exif='turned' (--exif stored or --exif turned); first: {turned[0]}"
             )
         return images
@@ -215,8 +215,8 @@ class CocoFolder:
         self.notes += reader.read(entries)
         if reader.doubtful:
             self.notes.append(
-                f"{self.annotation_file}: {len(reader.doubtful)} photos have an object left out that cannot be "
-                f"located, and teach no background; first: image {min(reader.doubtful)}"
+                f"{self.annotation_file}: photos with an object left out that cannot be located, which teach no "
+                f"background: {len(reader.doubtful)}; first: image {min(reader.doubtful)}"
             )
         return [
             Photo(

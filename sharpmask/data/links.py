@@ -35,8 +35,8 @@ class Outside:
         if not self.files:
             return []
         return [
-            f"{self.root}: {len(self.files)} files are outside, reached by symbolic links (links='refuse' or "
-            f"--links refuse refuses them); first: {self.files[0]} -> {_target(self.files[0])}"
+            f"{self.root}: files outside the folder, reached by symbolic links (links='refuse' or --links refuse "
+            f"refuses them): {len(self.files)}; first: {self.files[0]} -> {_target(self.files[0])}"
         ]
 
     def _is_inside(self, path: Path) -> bool:

@@ -73,7 +73,7 @@ class _Found:
 
     def note(self, text: str) -> Iterator[str]:
         if self.ids:
-            yield f"{len(self.ids)} annotations {text}; first: annotation {self.ids[0]}"
+            yield f"annotations {text}: {len(self.ids)}; first: annotation {self.ids[0]}"
 
 
 class ObjectReader:
@@ -126,9 +126,9 @@ class ObjectReader:
             seen.add(key)
             self._read(key, entry, problem)
         texts = [
-            *self._box_only.note("have a box but no mask and are ignored regions, as crowds are"),
-            *self._without_area.note("have no area and are ignored"),
-            *self._numbered.note("have no id and are numbered on from the highest"),
+            *self._box_only.note("with a box but no mask, ignored as crowds are"),
+            *self._without_area.note("without an area, ignored"),
+            *self._numbered.note("without an id, numbered on from the highest"),
         ]
         return [f"{self.file}: {text}" for text in texts] + self._audit.notes(self.file)
 

@@ -87,7 +87,9 @@ def test_wrong_boxes_are_said_once_and_the_masks_count(tmp_path: Path, name: str
     folder = folder_with_boxes(tmp_path, PLACEHOLDERS[name])
     assert boxes(folder) == MASKS
     (note,) = folder.notes
-    assert "instances.json: 5 of 5 boxes differ from their masks, which count; first: annotation 1: bbox [" in note
+    assert (
+        "instances.json: boxes that differ from their masks, which count: 5 of 5; first: annotation 1: bbox [" in note
+    )
     assert "its mask's [5, 8, 20, 12]" in note
 
 
@@ -111,14 +113,14 @@ def test_a_few_boxes_of_another_meaning_are_only_said(tmp_path: Path) -> None:
         one["bbox"] = [x, y, x + w, y + h]
     folder = CocoFolder(write(tmp_path, *entries))
     assert boxes(folder) == MASKS
-    assert "2 of 5 boxes differ" in folder.notes[0]
+    assert "count: 2 of 5;" in folder.notes[0]
 
 
 def test_crowds_are_compared_too(tmp_path: Path) -> None:
     entries = [entry(7, rectangle(*MASKS[0]), bbox=[40, 40, 9, 9], iscrowd=1)]
     folder = CocoFolder(write(tmp_path, *entries))
     assert boxes(folder) == [MASKS[0]]
-    assert "1 of 1 boxes differ from their masks, which count; first: annotation 7" in folder.notes[0]
+    assert "boxes that differ from their masks, which count: 1 of 1; first: annotation 7" in folder.notes[0]
 
 
 def test_parts_that_draw_nothing_do_not_widen_the_box(tmp_path: Path) -> None:
@@ -136,9 +138,7 @@ def test_area_is_the_masks(tmp_path: Path, area: float | None) -> None:
     if area in (None, 240, 250.5):
         assert folder.notes == []
     else:
-        expected = (
-            f"1 of 1 areas differ from their masks, which count; first: annotation 4: area {area:g} of 240 pixels"
-        )
+        expected = f"areas that differ from their masks', which count: 1 of 1; first: annotation 4: area {area:g} of 240 pixels"
         assert expected in folder.notes[0]
 
 

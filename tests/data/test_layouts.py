@@ -110,7 +110,7 @@ def test_links_that_lead_out_are_said_or_refused(tmp_path: Path) -> None:
     folder = CocoFolder(root)
     assert len(folder.photos) == 4
     (note,) = folder.notes
-    assert "2 files are outside, reached by symbolic links (links='refuse' or --links refuse refuses them)" in note
+    assert "outside the folder, reached by symbolic links (links='refuse' or --links refuse refuses them): 2;" in note
     assert note.endswith(f"first: {root / 'images' / '3.png'} -> {tmp_path / 'elsewhere' / 'x.png'}")
     with pytest.raises(DataError, match=r"image 3: .*3\.png: must be in .*, got a symbolic link that leads out of it"):
         CocoFolder(root, links="refuse")
@@ -143,7 +143,7 @@ def test_a_linked_annotation_file(tmp_path: Path) -> None:
     write(tmp_path / "set", OBJECT)
     os.replace(tmp_path / "set" / "instances.json", tmp_path / "there.json")
     (tmp_path / "set" / "instances.json").symlink_to(tmp_path / "there.json")
-    assert "1 files are outside" in CocoFolder(tmp_path / "set").notes[0]
+    assert "refuses them): 1;" in CocoFolder(tmp_path / "set").notes[0]
     with pytest.raises(DataError, match=r"instances\.json: must be in .*, got a symbolic link"):
         CocoFolder(tmp_path / "set", links="refuse")
     # A folder that is itself reached by a link is inside itself.
@@ -181,7 +181,7 @@ def test_photos_that_exif_turns_need_a_decision(
     root = oriented(tmp_path, orientation, size)
     with pytest.raises(DataError) as caught:
         CocoFolder(root, skip_bad=skip_bad)
-    assert "1 photos have an EXIF orientation; say which pixels are annotated" in str(caught.value)
+    assert "photos with an EXIF orientation: 1; say which pixels are annotated" in str(caught.value)
     assert "--exif stored or --exif turned" in str(caught.value)
     assert str(caught.value).endswith(f"first: {root / 'images' / '1.jpg'} has orientation {orientation}{fits}")
 

@@ -77,9 +77,7 @@ def test_lines_that_say_themselves_that_they_have_no_area_are_ignored(tmp_path: 
     )
     assert only(folder).id == 1
     assert folder.skipped == []
-    assert folder.notes == [
-        f"{folder.annotation_file}: 3 annotations have no area and are ignored; first: annotation 2"
-    ]
+    assert folder.notes == [f"{folder.annotation_file}: annotations without an area, ignored: 3; first: annotation 2"]
 
 
 @pytest.mark.parametrize("empty", [[], [[]], None, {}])
@@ -89,10 +87,7 @@ def test_a_box_alone_is_a_crowd(tmp_path: Path, empty: Any) -> None:
     expected = np.zeros((HEIGHT, WIDTH), bool)
     expected[20:, 10:41] = True
     np.testing.assert_array_equal(only(folder).mask(), expected)
-    assert (
-        "1 annotations have a box but no mask and are ignored regions, as crowds are; first: annotation 1"
-        in (folder.notes[0])
-    )
+    assert "annotations with a box but no mask, ignored as crowds are: 1; first: annotation 1" in (folder.notes[0])
     assert folder.ground_truth()["annotations"][0]["iscrowd"] == 1
 
 
@@ -142,7 +137,7 @@ def test_a_photo_with_an_object_that_nobody_can_locate_teaches_no_background(tmp
     assert not folder.photos[0].background
     assert [instance.id for instance in folder.photos[0].instances] == [1]
     assert (
-        "1 photos have an object left out that cannot be located, and teach no background; first: image 1"
+        "photos with an object left out that cannot be located, which teach no background: 1; first: image 1"
         in (folder.notes[0])
     )
     with pytest.raises(DataError, match="no photo with an object to train on"):
@@ -170,9 +165,7 @@ def test_ids_that_are_missing_are_numbered_on(tmp_path: Path) -> None:
     entries = [entry(None, GOOD), entry(7, GOOD), entry(None, GOOD) | {"id": None}]
     folder = CocoFolder(write(tmp_path, *entries))
     assert [instance.id for instance in folder.photos[0].instances] == [7, 8, 9]
-    assert folder.notes[0].endswith(
-        "2 annotations have no id and are numbered on from the highest; first: annotation 8"
-    )
+    assert folder.notes[0].endswith("annotations without an id, numbered on from the highest: 2; first: annotation 8")
 
 
 def test_an_rle_that_is_longer_than_its_image_allows_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
