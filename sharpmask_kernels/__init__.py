@@ -5,7 +5,7 @@ One meaning per op, several backends: :mod:`sharpmask_kernels.functional` has th
 """
 
 from . import verdicts
-from .dispatch import available_backends, use_backend
+from .dispatch import available_backends
 from .functional import (
     add_upsample,
     encode_windows,
@@ -17,6 +17,7 @@ from .functional import (
 )
 from .fuse import FuseReport, fuse, register_adapter
 from .modules import Refinement
+from .preferences import use_backend
 from .windows import Windows
 
 __version__ = verdicts.version("sharpmask")

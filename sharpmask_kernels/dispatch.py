@@ -1,63 +1,28 @@
 """Which backend runs an op, and why.
 
 The argument ``backend=`` names one backend, strictly: it runs the op or says why it cannot. Without it, the
-preferences of :func:`use_backend` are tried in order, or those of the environment variable ``SHARPMASK_BACKEND`` (names
-separated by commas). Each op is decided on its own: one that no preferred backend can run takes the reference, and says
-so once at INFO level. Without preferences, the best backend for the tensors' device runs the op. GPU kernels are taken
-only after :mod:`sharpmask_kernels.self_check` has found them to agree with the reference on that GPU.
+preferences (:mod:`sharpmask_kernels.preferences`) are tried in order: those of ``use_backend``, or those of the
+environment variable ``SHARPMASK_BACKEND`` (names separated by commas). Each op is decided on its own: one that no
+preferred backend can run takes the reference, and says so once at INFO level. Without preferences, the best backend for
+the tensors' device runs the op. GPU kernels are taken only after :mod:`sharpmask_kernels.self_check` has found them to
+agree with the reference on that GPU.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
 
 import torch
 
-from . import checks, registry, verdicts
+from . import checks, preferences, registry, verdicts
 
 log = logging.getLogger("sharpmask_kernels")
-
-
-class _State:
-    """The preferences in force. torch.compile guards on this attribute; a ContextVar would break the graph."""
-
-    def __init__(self) -> None:
-        self.preferences = tuple(filter(None, os.environ.get("SHARPMASK_BACKEND", "").split(",")))
-
-
-_state = _State()
 
 
 def available_backends() -> dict[str, str]:
     """Every backend, with "ready" or the reason why it cannot run here."""
     return {name: registry.backend(name).unavailable() or "ready" for name in registry.BACKENDS}
-
-
-class use_backend:
-    """Prefer the backends ``names``, in that order, in the whole process; without names, choose automatically.
-
-    A call holds until the next call; a ``with`` statement, until its end::
-
-        use_backend("triton")
-        with use_backend("reference"):
-            ...
-
-    Raises ``ValueError`` for a name that is no backend.
-    """
-
-    def __init__(self, *names: str) -> None:
-        for name in names:
-            checks.choice("use_backend", name, registry.BACKENDS)
-        self._before = _state.preferences
-        _state.preferences = names
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        _state.preferences = self._before
 
 
 def choose(op: str, like: torch.Tensor, backend: str | None) -> str:
@@ -68,13 +33,11 @@ def choose(op: str, like: torch.Tensor, backend: str | None) -> str:
     """
     if like.device.type == "meta":
         return "reference"
-    return _choose(op, like.device, like.dtype, backend, _state.preferences)
+    return _choose(op, like.device, like.dtype, backend, preferences.current())
 
 
-def _choose(
-    op: str, device: torch.device, dtype: torch.dtype, backend: str | None, preferences: tuple[str, ...]
-) -> str:
-    return _chosen(op, device, dtype, backend, preferences)
+def _choose(op: str, device: torch.device, dtype: torch.dtype, backend: str | None, preferred: tuple[str, ...]) -> str:
+    return _chosen(op, device, dtype, backend, preferred)
 
 
 # As torch.compiler.assume_constant_result does, which imports the compiler. A compiler cannot trace imports and
@@ -83,16 +46,14 @@ _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache  # so that a call costs one look-up, and a fall-back is logged once for each kind of input
-def _chosen(
-    op: str, device: torch.device, dtype: torch.dtype, backend: str | None, preferences: tuple[str, ...]
-) -> str:
+def _chosen(op: str, device: torch.device, dtype: torch.dtype, backend: str | None, preferred: tuple[str, ...]) -> str:
     if backend is not None:
         _insist(backend, op, device, dtype)
         return backend
-    for name in preferences:
+    for name in preferred:
         checks.choice("SHARPMASK_BACKEND", name, registry.BACKENDS)  # use_backend has checked its own
-    if preferences:
-        return _prefer(preferences, op, device, dtype)
+    if preferred:
+        return _prefer(preferred, op, device, dtype)
     return _best(op, device, dtype)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +19,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import sharpmask_kernels as kernels
-from sharpmask_kernels import dispatch, registry, self_check, verdicts
+from sharpmask_kernels import dispatch, preferences, registry, self_check, verdicts
 from sharpmask_kernels.backends.reference import gather_windows, refinement
 
 CPU = torch.device("cpu")
@@ -131,7 +136,145 @@ def test_use_backend_as_a_setter(made_up: MadeUp) -> None:
 def test_use_backend_refuses_unknown_names_and_stays_as_it_was() -> None:
     with pytest.raises(ValueError, match=r"use_backend must be one of 'reference', .* got 'fpga'"):
         kernels.use_backend("reference", "fpga")
-    assert dispatch._state.preferences == ()
+    assert preferences.current() == ()
+
+
+# Threads, generators and tasks end their with statements in any order.
+
+
+@contextlib.contextmanager
+def generator(name: str) -> Iterator[None]:
+    with kernels.use_backend(name):
+        yield
+
+
+@pytest.mark.parametrize("prefer", [kernels.use_backend, generator])
+def test_with_statements_may_end_in_any_order(prefer: Any) -> None:
+    names = ["reference", "cpu", "triton"]
+    for order in itertools.permutations(range(3)):
+        entered = [prefer(name) for name in names]
+        for one in entered:
+            one.__enter__()
+        left = names.copy()
+        for i in order:
+            entered[i].__exit__(None, None, None)
+            left.remove(names[i])
+            assert preferences.current() == tuple(left[-1:])
+
+
+def test_threads_have_preferences_of_their_own() -> None:
+    """Four threads enter and leave in turn; the first leaves last."""
+    seen: list[tuple[str, ...]] = []
+    all_in, turn = threading.Barrier(4, timeout=60), [threading.Event() for _ in range(5)]
+
+    def work(i: int) -> None:
+        name = registry.BACKENDS[i]
+        assert turn[i].wait(60)
+        with kernels.use_backend(name):
+            turn[i + 1].set()
+            all_in.wait()
+            seen.append(preferences.current())
+            kernels.use_backend("reference")
+            seen.append(preferences.current())
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    turn[0].set()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == sorted([(name,) for name in registry.BACKENDS] + [("reference",)] * 4)
+    assert preferences.current() == ()
+
+
+def test_many_with_statements_in_many_threads() -> None:
+    wrong = []
+
+    def work(i: int) -> None:
+        name = registry.BACKENDS[i % 4]
+        for _ in range(200):
+            with kernels.use_backend(name):
+                with kernels.use_backend("cpu", "reference"):
+                    wrong.extend([name] * (preferences.current() != ("cpu", "reference")))
+                wrong.extend([name] * (preferences.current() != (name,)))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
+    assert preferences.current() == ()
+
+
+def test_a_with_statement_holds_in_threads_without_one() -> None:
+    seen = []
+    with kernels.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(preferences.current()))
+        thread.start()
+        thread.join()
+    assert seen == [("reference",)]
+
+
+def test_a_with_statement_that_ends_in_another_thread() -> None:
+    entered = kernels.use_backend("reference")
+    entered.__enter__()
+    thread = threading.Thread(target=entered.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    assert preferences.current() == ()
+
+
+def test_calls_inside_a_with_statement_end_with_it() -> None:
+    prefer = kernels.use_backend("cpu")
+    try:
+        with prefer, prefer:
+            kernels.use_backend("reference")
+            kernels.use_backend("triton")
+            assert preferences.current() == ("triton",)
+    finally:
+        assert preferences.current() == ()
+        kernels.use_backend()
+    for _ in range(1000):
+        kernels.use_backend("cpu")
+        kernels.use_backend()
+    with kernels.use_backend("reference"):
+        pass
+    assert preferences.current() == ()
+
+
+def test_tasks_that_take_turns() -> None:
+    async def task(name: str) -> None:
+        with kernels.use_backend(name):
+            await asyncio.sleep(0)
+
+    async def tasks() -> None:
+        await asyncio.gather(*map(task, registry.BACKENDS))
+
+    asyncio.run(tasks())
+    assert preferences.current() == ()
+
+
+def test_preferences_inside_a_compiled_function() -> None:
+    def run(x: Tensor) -> Tensor:
+        with kernels.use_backend("reference"):
+            inside = kernels.merge_upsample(x, x, torch.ones(1, 4, 3, 3), None)
+        return inside + kernels.merge_upsample(x, x, torch.ones(1, 4, 3, 3), None)
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(run, fullgraph=True, backend=counter)
+    for _ in range(3):
+        torch.testing.assert_close(compiled(MAP), run(MAP))
+        assert preferences.current() == ()
+        chosen = [node.args[-1] for node in counter.graphs[0].graph.nodes if "merge_upsample" in str(node.target)]
+        assert chosen == ["reference", dispatch.choose("merge_upsample", MAP, None)]
+    assert counter.frame_count == 1
 
 
 def test_the_fall_back_to_the_reference_is_said_once(made_up: MadeUp, caplog: pytest.LogCaptureFixture) -> None:
@@ -152,7 +295,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_environment_names_preferences() -> None:
     code = "import torch; from sharpmask_kernels import dispatch as d; m = torch.ones(1, 1, 1, 1)\n"
-    code += "print(d._state.preferences, d.choose('gather_windows', m, None))"
+    code += "print(d.preferences.current(), d.choose('gather_windows', m, None))"
     done = run(code, SHARPMASK_BACKEND="reference,cpu")
     assert done.stdout.strip() == "('reference', 'cpu') reference"
     done = run(code, SHARPMASK_BACKEND="warp")
