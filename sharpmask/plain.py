@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
+import yaml
+
 from .errors import DataError
 from .ranges import field_types, shown
 
 T = TypeVar("T")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that is given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{shown(key.value)} is given twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain data in a YAML file. No code in it is run. Raises ``DataError`` for an unreadable file."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: must be a YAML file, got {'a folder' if path.is_dir() else 'no regular file'}")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    # ValueError: an integer too long for Python, or bytes that are no text.
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -55,9 +83,13 @@ def _check_names(data: dict[Any, Any], known: list[str], source: str) -> None:
     """Refuse a setting that there is not, with the nearest one that there is."""
     for name in data:
         if name not in known:
-            near = get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise DataError(f"{source}: unknown setting {shown(str(name))}; {hint}")
+            raise DataError(f"{source}: unknown setting {shown(str(name))}{nearest(str(name), known)}")
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The end of an error about an unknown name: the nearest known one, or all of them."""
+    near = get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
 
 
 def _nested(hint: Any, value: Any, name: str, base: Any) -> Any:

@@ -97,7 +97,8 @@ def convert(hint: Any, value: Any, name: str) -> Any:
     if hint in (int, float):
         return number(hint, value, name, limit if isinstance(limit, Range) else None)
     if origin is Literal:
-        return _require(isinstance(value, str) and value in args, value, name, "one of " + ", ".join(map(repr, args)))
+        good = any(type(value) is type(arg) and value == arg for arg in args)
+        return _require(good, value, name, "one of " + ", ".join(map(repr, args)))
     if hint is Path:
         return Path(_require(isinstance(value, str | PathLike), value, name, "a path"))
     if hint in (str, bool):

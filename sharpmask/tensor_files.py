@@ -22,7 +22,7 @@ from torch import Tensor
 from .errors import DataError
 from .ranges import shown
 
-Role = Literal["checkpoint", "weights", "model"]
+Role = Literal["checkpoint", "weights", "model", "state"]
 StateDict = dict[str, Tensor]
 """Tensors by name."""
 
@@ -31,6 +31,7 @@ MAX_BYTES = 1 << 33
 EXPECTED: dict[Role, str] = {
     "checkpoint": "a checkpoint of sharpmask",
     "weights": "tensors by name (.safetensors, or a state_dict saved by PyTorch)",
+    "state": "the state of a training run",
     "model": "a model.t7 of the authors, or weights of the PyTorch port of DeepMask",
 }
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -8,12 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from ..checkpoint import DEFAULT
 from ..data.orientation import Exif
-from ..errors import DataError
+from ..devices import check_device as check_device
 from ..models import DeepMask
 from ..models.config import SearchConfig
 from ..plain import to_plain
@@ -21,14 +20,6 @@ from ..search import ProposalGenerator
 from .options import SearchOptions
 from .output import show
 from .parts import hash_of
-
-
-def check_device(name: str) -> None:
-    """Raise ``DataError`` if PyTorch does not know the device or the machine lacks it."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:

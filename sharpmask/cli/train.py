@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import cast
 
 import tyro
-import yaml
 
 from ..errors import DataError
-from ..plain import from_plain
+from ..plain import from_plain, read_yaml
 from ..training import TrainConfig, stage_defaults
 from ..training.stages import StageName
 from .arguments import parse_arguments
@@ -22,9 +21,7 @@ def train(config: TrainConfig) -> int:
     """Train as ``config`` says. Returns the exit status."""
     with interrupts_end_the_program():
         from ..training import train as run_training
-        from .shared import check_device
 
-    check_device(config.device)
     run_training(config, ERR)
     return 0
 
@@ -35,9 +32,18 @@ def parse(stage: str, argv: list[str]) -> TrainConfig:
     Prints help and usage errors and exits, as command lines do.
     """
     base = TrainConfig(dataset=tyro.MISSING, out=tyro.MISSING, **stage_defaults(cast(StageName, stage)))
-    config, rest = read_config(base, argv)
+    config, rest = read_config(base, _with_values(argv))
     help_text = f"{STAGES[stage]} --config FILE reads settings from a YAML file; flags override them."
     return parse_arguments(TrainConfig, rest, prog=f"sharpmask train {stage}", description=help_text, default=config)
+
+
+def _with_values(argv: list[str]) -> list[str]:
+    """The arguments with ``--resume`` alone written out, because it may also have a value: ``--resume auto``."""
+    spelled: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        bare = word == "--resume" and following not in ("True", "False", "auto")
+        spelled += ["--resume", "True"] if bare else ["--resume", "False"] if word == "--no-resume" else [word]
+    return spelled
 
 
 def read_config(base: TrainConfig, argv: list[str]) -> tuple[TrainConfig, list[str]]:
@@ -52,11 +58,7 @@ def read_config(base: TrainConfig, argv: list[str]) -> tuple[TrainConfig, list[s
     if at + 1 == len(argv):
         raise DataError("--config must be followed by a YAML file")
     path = Path(argv[at + 1])
-    try:
-        plain = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    config = from_plain(TrainConfig, plain, str(path), base)
+    config = from_plain(TrainConfig, read_yaml(path), str(path), base)
     if config.stage != base.stage:
         raise DataError(f"{path}: stage must be {base.stage!r} as the command says, got {config.stage!r}")
     return config, argv[:at] + argv[at + 2 :]

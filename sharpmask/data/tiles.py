@@ -32,6 +32,8 @@ Array = npt.NDArray[np.uint8]
 Region = tuple[slice, slice]
 
 TRIES = 100
+SMALLEST = 64
+"""Visible pixels on a tile that an object needs to be a positive."""
 
 
 class Placed(NamedTuple):
@@ -81,6 +83,30 @@ class TileBatches(Dataset[TileBatch]):
             raise DataError(f"{folder.annotation_file}: no photo with an object to train on (crowds do not count)")
         self.folder, self.config, self.window, self.length = folder, config, window, length
         self.key = (seed, rank)
+
+    def check_objects(self) -> None:
+        """Raise ``DataError`` if no object of the photos can become a positive: pasted shapes alone would teach."""
+        objects = [i for photo in self.photos for i in photo.instances if not i.crowd]
+        if self.config.positives and not any(map(self._can_be_positive, objects)):
+            side = CANONICAL * self.window * 2**-self.config.positive_octaves
+            raise DataError(
+                f"{self.folder.annotation_file}: none of the {len(objects)} objects can become a positive window: one "
+                f"must reach {side:.0f} pixels on a side and {SMALLEST} in all when it is enlarged "
+                f"{self._enlargement:g} times (max_enlargement); the longest side is "
+                f"{max(max(i.box[2:]) for i in objects):.0f} pixels"
+            )
+
+    @property
+    def _enlargement(self) -> float:
+        """The largest scale of a photo on a tile."""
+        return max(self.config.max_enlargement, self.config.free_scales[1] if self.config.anchored < 1 else 0)
+
+    def _can_be_positive(self, instance: Instance) -> bool:
+        """Whether some scale brings an object to the size of a positive, with enough pixels."""
+        longest = max(instance.box[2:])
+        low, high = (CANONICAL * self.window * 2 ** (sign * self.config.positive_octaves) for sign in (-1, 1))
+        scale = min(self._enlargement, high / max(longest, 1))
+        return longest * scale >= low and instance.area * scale**2 >= SMALLEST
 
     def __len__(self) -> int:
         return self.length
@@ -316,13 +342,13 @@ def _complete(photo: Photo, instance: Instance) -> bool:
 
 
 def _visible(placed: Placed) -> Placed:
-    """The object with the centre and size of its visible pixels; not usable if fewer than 64 are visible."""
+    """The object with the centre and size of its visible pixels; not usable if fewer than ``SMALLEST`` are visible."""
     rows, cols = np.flatnonzero(placed.mask.any(1)), np.flatnonzero(placed.mask.any(0))
     if not placed.usable or len(rows) == 0:
         return placed._replace(usable=False)
     height, width = rows[-1] + 1 - rows[0], cols[-1] + 1 - cols[0]
     y, x = rows[0] + height / 2, cols[0] + width / 2
-    return placed._replace(x=x, y=y, longest=max(height, width), usable=placed.mask.sum() >= 64)
+    return placed._replace(x=x, y=y, longest=max(height, width), usable=placed.mask.sum() >= SMALLEST)
 
 
 def _choose(rng: np.random.Generator, items: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:

@@ -24,7 +24,9 @@ def make_batches(folder: CocoFolder, config: TrainConfig, rank: int) -> Dataset[
     """Batches of patches or tiles by step, as ``config`` says, for the process ``rank``."""
     model = config.model
     if config.sampling == "dense":
-        return TileBatches(folder, config.tiles, window=model.window, seed=config.seed, rank=rank)
+        batches = TileBatches(folder, config.tiles, window=model.window, seed=config.seed, rank=rank)
+        batches.check_objects()
+        return batches
     shape: dict[str, Any] = {
         "window": model.window,
         "context": model.context,

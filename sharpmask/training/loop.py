@@ -6,10 +6,9 @@ batches and the same dropout as one that was not, and ends with the same bits.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..checkpoint import load_model, save_model, save_tensors
@@ -25,17 +23,28 @@ from ..data.coco import CocoFolder
 from ..data.tiles import TileBatch
 from ..errors import DataError
 from ..evaluation import Validator
-from ..files import write_text
+from ..files import output_folder, write_text
 from ..models import DeepMask, from_config
+from ..models.weights import load_tensors
 from ..plain import to_plain
+from ..tensor_files import StateDict
 from .batches import load_batches, make_batches
 from .log import Log, make_progress
 from .losses import patch_losses, tile_losses, total_loss
 from .optimizer import freeze, learning_rate, make_optimizer
 from .processes import average_gradients, own_device, process_group
+from .resume import (
+    REFORMING,
+    STATE,
+    check_record,
+    make_record,
+    optimizer_slots,
+    read_state,
+    state_metadata,
+)
 from .stages import TrainConfig
 
-CHECKPOINT, BEST, STATE = "checkpoint.safetensors", "best.safetensors", "state.safetensors"
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 SETTINGS = "config.yaml"
 
 
@@ -43,9 +52,11 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     """Train as ``config`` says and return the path of the last checkpoint.
 
     Under torchrun every process takes its share of the batches. Progress goes to ``console``, by default stderr.
-    Raises ``DataError`` for unusable data, or for a folder that holds a run already.
+    Raises ``DataError`` for unusable data, for a folder that holds a run already or that another one writes to, and
+    for a run that cannot go on with these settings.
     """
-    with process_group() as rank:
+    # The first process alone writes, so it alone keeps other runs out of the folder.
+    with process_group() as rank, nullcontext() if rank else output_folder(config.out):
         run = Run(config, rank, Console(quiet=True) if rank else console or Console(stderr=True))
         run.loop()
     return config.out / CHECKPOINT
@@ -56,10 +67,10 @@ class Run:
 
     def __init__(self, config: TrainConfig, rank: int, console: Console) -> None:
         self.rank, self.console = rank, console
+        self.device = own_device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.device = own_device(config.device)
         self.model = initial_model(config).to(self.device).to(memory_format=torch.channels_last).train()
         # The checkpoint to start from decides the model's sizes, and batches must fit them.
         self.config = config = replace(config, model=self.model.config)
@@ -69,10 +80,12 @@ class Run:
         self.optimizer = make_optimizer(self.model, config)
         self.step, self.best = 0, -1.0
         self.sums: dict[str, list[float]] = {}  # each term's losses since the last line of the log
-        if config.resume:
-            self._load_state()
-        elif (config.out / STATE).exists():
+        self.record = make_record(config)
+        found = (config.out / STATE).exists()
+        if found and not config.resume:
             raise DataError(f"out: {config.out} holds a run already; --resume goes on with it")
+        if found or config.resume is True:
+            self._load_state()
         self.folder = self._read_folder(config.dataset, config.annotations)
         self.batches = make_batches(self.folder, config, rank)
         self.validator = None
@@ -81,8 +94,8 @@ class Run:
             samples = config.validation_samples
             self.validator = Validator(folder, self.model.config, samples=samples)
         if rank == 0:
-            config.out.mkdir(parents=True, exist_ok=True)
-            write_text(config.out / SETTINGS, yaml.safe_dump(to_plain(replace(config, resume=False)), sort_keys=False))
+            settings = to_plain(replace(config, resume=False, change=()))
+            write_text(config.out / SETTINGS, yaml.safe_dump(settings, sort_keys=False))
             self.log = Log(config.out, self.step)
 
     def _read_folder(self, path: Path, annotations: Path | None) -> CocoFolder:
@@ -208,38 +221,40 @@ class Run:
             tensors |= {f"average.{i}": v for i, v in enumerate(self.average)}
         for i, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
-        metadata = {"step": str(self.step), "best": repr(self.best), "sums": json.dumps(self.sums)}
-        save_tensors(tensors, metadata, self.config.out / STATE)
+        save_tensors(tensors, state_metadata(self.step, self.best, self.sums, self.record), self.config.out / STATE)
 
     def _load_state(self) -> None:
         path = self.config.out / STATE
         if not path.is_file():
             raise DataError(f"out: no run to resume in {self.config.out} ({STATE} is missing)")
+        state = read_state(path)
+        changed: set[str] = set()
+        if state.record is None:
+            self._say(f"{path}: an older version wrote it without a record of the settings; they are not compared")
+        else:
+            changed = check_record(state.record, self.record, self.config)
+        if state.step > self.config.steps:
+            raise DataError(f"steps must be at least {state.step}, the steps of the run, got {self.config.steps}")
+        self.step, self.sums = state.step, state.sums
+        # Other validation data measure something else.
+        self.best = -1.0 if "validation" in changed else state.best
         try:
-            with safe_open(path, "pt") as file:
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-                metadata = file.metadata() or {}
-            self.step, self.best = int(metadata["step"]), float(metadata["best"])
-            self.sums = json.loads(metadata["sums"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise DataError(f"{path}: not the state of a run: {str(error).splitlines()[0]}") from error
-        try:
-            self._restore(tensors)
-        except (RuntimeError, ValueError, KeyError) as error:
+            self._restore(state.tensors, fresh=bool(changed & REFORMING))
+        except (RuntimeError, ValueError, LookupError) as error:
             raise DataError(f"{path}: does not fit these settings: {str(error).splitlines()[0]}") from error
 
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
-        """Set model, optimizer and average to the tensors that :meth:`_save` wrote."""
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, i, slot = name.split(".")
-                slots.setdefault(int(i), {})[slot] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
-        if self.config.ema:
-            for number, average in enumerate(self.average):
-                average.copy_(tensors[f"average.{number}"])
+    def _restore(self, tensors: StateDict, *, fresh: bool) -> None:
+        """Set model, optimizer and average to the tensors that :meth:`_save` wrote. ``fresh``: the model alone."""
+        model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        load_tensors(self.model, model, "model")
+        if not fresh:
+            slots = optimizer_slots(tensors, [p for group in self.optimizer.param_groups for p in group["params"]])
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
+        for number, (average, own) in enumerate(zip(self.average, self.learning, strict=bool(self.average))):
+            saved = None if fresh else tensors.get(f"average.{number}")  # None: the average begins now
+            if saved is not None and saved.shape != own.shape:
+                raise ValueError(f"average.{number} must be of shape {tuple(own.shape)}, got {tuple(saved.shape)}")
+            average.copy_(own.detach() if saved is None else saved)
 
     def _finish(self) -> None:
         skipped = len(self.folder.skipped)

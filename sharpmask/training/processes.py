@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..devices import usable_device
+
 
 @contextmanager
 def process_group() -> Iterator[int]:
@@ -30,11 +32,13 @@ def world_size() -> int:
 
 
 def own_device(name: str) -> torch.device:
-    """The device called ``name``; of several processes that ask for "cuda" each gets the GPU of its own number."""
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is None and dist.is_initialized():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
+    """The device called ``name``; of several processes that ask for "cuda" each gets the GPU of its own number.
+
+    Raises ``DataError`` if it cannot be used.
+    """
+    if name == "cuda" and dist.is_initialized():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return usable_device(name)
 
 
 def average_gradients(parameters: Sequence[Tensor], device: torch.device) -> None:

@@ -133,8 +133,10 @@ class TrainConfig(Settings):
     """Device to train on: cpu, cuda, cuda:1, ..."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 1
     """Seed of all randomness: weights, batches and dropout."""
-    resume: bool = False
-    """Continue the run in ``out`` from its last saved step."""
+    resume: Literal[True, False, "auto"] = False
+    """Continue the run in ``out`` from its last saved step; "auto": start it if there is none."""
+    change: tuple[str, ...] = ()
+    """Settings that may differ from those of the run that is continued, which are otherwise refused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,6 +144,8 @@ class TrainConfig(Settings):
             raise DataError(f"architecture must be 'sharpmask' in stage {self.stage!r}")
         if len(self.milestones) != len(self.factors):
             raise DataError(f"factors must be {len(self.milestones)} numbers like milestones, got {self.factors}")
+        if self.change and not self.resume:
+            raise DataError(f"change is for a run that is resumed, got {', '.join(self.change)} without resume")
         if any(late <= early for early, late in pairwise(self.milestones)):
             raise DataError(f"milestones must rise, got {self.milestones}")
 

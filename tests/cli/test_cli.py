@@ -208,6 +208,28 @@ def test_bad_settings_get_one_line(first_stage: Path, synth: Path, tmp_path: Pat
     assert "bad.yaml: cannot be read as YAML" in message("{")
     assert "bad.yaml: expected settings by name, got list" in message("[1, 2]")
     assert "cannot be read as YAML" in message("a: !!python/object/apply:os.system ['true']")
+    assert "cannot be read as YAML: 'steps' is given twice" in message("steps: 3\nlr: 0.1\nsteps: 4")
+    assert "cannot be read as YAML" in message("steps: " + "9" * 5000)
+    assert "cannot be read as YAML" in message("steps: " + "[" * 5000)
+    assert "unknown setting 'batchsize'; did you mean batch_size?" in message("batchsize: 3")
+    assert "tiles: side must be a multiple of 16 from 16 to 4096, got 100000" in message("tiles: {side: 100000}")
+    assert "lr must be a number above 0 and at most 1000, got nan" in message("lr: .nan")
+    names = [
+        "seed",
+        "steps",
+        "lr",
+        "threads",
+        "workers",
+        "clip",
+        "ema",
+        "dice",
+        "warmup",
+    ]  # each holds the one before nine times
+    bomb = "\n".join(
+        f"{b}: &{b} [{', '.join([f'*{a}' if a else 'x'] * 9)}]" for a, b in zip(("", *names), names, strict=False)
+    )
+    assert len(message(bomb)) < 500
+    assert "got a folder" in fails(capsys, "train", "deepmask", "--config", tmp_path)
     assert "steps must be a whole number from 1 to 1000000000, got 0" in message("steps: 0")
     assert "stage must be 'sharpmask' as the command says, got 'deepmask'" in message("stage: deepmask", "sharpmask")
     assert "no.yaml" in fails(capsys, "train", "deepmask", "--config", tmp_path / "no.yaml")

@@ -313,3 +313,22 @@ def test_resample_places_a_layer_at_its_scale() -> None:
     assert (out[:, :6] == 7).all() and (out[:, 26:] == 7).all()
     nothing, region = resample(layer, (500.0, 0.0), 1.0, 32, 7)
     assert (nothing == 7).all() and region[1] == slice(0, 0)
+
+
+def test_objects_that_can_never_be_positives_are_told(tmp_path: Path) -> None:
+    """Pasted shapes alone would teach."""
+    photo = np.zeros((64, 64, 3), np.uint8)
+
+    def folder(name: str, height: int, width: int) -> CocoFolder:
+        entry = {"image_id": 1, "segmentation": box_rle(64, 64, 10, 10, width, height)}
+        return CocoFolder(write_folder(tmp_path / name, [photo], [entry]))
+
+    tiny = folder("tiny", 4, 4)
+    message = r"instances\.json: none of the 1 objects can become a positive window: .* the longest side is 4 pixels"
+    with pytest.raises(DataError, match=message):
+        TileBatches(tiny, CONFIG, window=WINDOW).check_objects()
+    TileBatches(tiny, replace(CONFIG, positives=0), window=WINDOW).check_objects()  # the score alone
+    TileBatches(tiny, replace(CONFIG, max_enlargement=6.0), window=WINDOW).check_objects()
+    with pytest.raises(DataError, match="none of the 1 objects"):
+        TileBatches(folder("sliver", 1, 40), CONFIG, window=WINDOW).check_objects()
+    TileBatches(folder("fine", 20, 20), CONFIG, window=WINDOW).check_objects()
