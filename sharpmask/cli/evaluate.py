@@ -10,6 +10,7 @@ from typing import Any
 
 from ..checkpoint import load_model
 from ..data.coco import CocoFolder, Photo
+from ..data.images import read_header
 from ..errors import DataError
 from ..evaluation import Recall, Validator, average_recall, load_results, plot_recall, recall_table
 from ..files import output_folder, write_text
@@ -44,6 +45,7 @@ def evaluate(options: Eval) -> int:
     with output_folder(options.out, *KINDS):
         if options.results is not None:
             rows: dict[str, Results] = {options.results.stem: load_results(options.results, truth)}
+            check_pixels(options.results, rows[options.results.stem], folder)
         else:
             check_device(options.search.device)
             model = load_model(options.checkpoint, options.search.device)
@@ -60,6 +62,18 @@ def evaluate(options: Eval) -> int:
         say(f"left out {len(folder.skipped)} broken entries, first: {folder.skipped[0]}", ERR)
     say(f"{options.out}: recall.json")
     return 0
+
+
+def check_pixels(path: Path, results: Results, folder: CocoFolder) -> None:
+    """Raise ``DataError`` if results mean other pixels of a photo than its annotations do."""
+    said = {entry["image_id"]: entry["exif"] for entry in results if "exif" in entry}
+    for photo in folder.photos:
+        exif = said.get(photo.id, photo.exif)
+        if exif != photo.exif and read_header(photo.path).orientation != 1:
+            raise DataError(
+                f"{path}: must be of photos as they are annotated, which is {photo.exif}, got those of {photo.path} "
+                f"as {exif}; search them with propose --exif {photo.exif}"
+            )
 
 
 def search(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from pycocotools.coco import COCO
 
 from ..data.annotations import decode_counts
+from ..data.orientation import Exif
 from ..errors import DataError
 
 GroundTruth: TypeAlias = Mapping[str, Any] | COCO
@@ -28,8 +29,8 @@ def load_results(path: Path | str, ground_truth: GroundTruth) -> list[dict[str, 
     """The entries of a COCO results JSON from an untrusted source. Every entry is checked; unknown keys are dropped.
 
     Each entry needs an image_id of the ground truth, a finite score, and a compressed RLE of exactly its
-    image's size, a bbox of four finite numbers (x, y, width, height), or both. Raises DataError naming file
-    and entry.
+    image's size, a bbox of four finite numbers (x, y, width, height), or both. Those of `propose` also say in `exif`
+    which of their photo's pixels they mean. Raises DataError naming file and entry.
     """
     path = Path(path)
     try:
@@ -61,6 +62,8 @@ def _checked_entry(where: str, entry: Any, sizes: Mapping[int, tuple[int, int]])
         checked["segmentation"] = _checked_rle(where, entry["segmentation"], sizes[image_id])
     if "bbox" in entry:
         checked["bbox"] = _checked_box(where, entry["bbox"])
+    if entry.get("exif") in get_args(Exif):
+        checked["exif"] = entry["exif"]
     if "segmentation" not in entry and "bbox" not in entry:
         raise DataError(f"{where}: must have a segmentation or a bbox, got neither")
     return checked

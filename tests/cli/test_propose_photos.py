@@ -79,3 +79,34 @@ def test_results_say_which_pixels_they_mean(folder: Path, tiny_checkpoint: Path,
         assert load_image(overlay).shape == pixels.shape
         masks[exif] = [coco_mask.decode(entry["segmentation"]) for entry in entries]
     assert not np.array_equal(masks["turned"][0], np.rot90(masks["stored"][0], -1)), "each is searched by itself"
+
+
+def test_results_of_other_pixels_than_the_annotated_are_refused(
+    synth: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """A photo upside down has the same size, so only the results' own word can tell."""
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    shutil.copy(synth / "instances.json", data)
+    upside_down = Image.Exif()
+    upside_down[0x0112] = 3
+    for path in (synth / "images").iterdir():
+        Image.open(path).save(data / "images" / path.name, exif=upside_down)
+    for exif in ("turned", "stored"):
+        assert propose(tiny_checkpoint, data / "images", "--out", tmp_path / exif, "--exif", exif) == 0
+
+    def evaluate(results: str, *options: str) -> int:
+        file = str(tmp_path / results / "proposals.json")
+        return main(["eval", "--dataset", str(data), "--results", file, "--out", str(tmp_path / "out"), *options])
+
+    assert evaluate("stored", "--exif", "stored") == 0 == evaluate("turned", "--exif", "turned")
+    capsys.readouterr()
+    for results, exif in (("turned", "stored"), ("stored", "turned")):
+        assert evaluate(results, "--exif", exif) != 0
+        assert f"search them with propose --exif {exif}" in capsys.readouterr().err
+    assert evaluate("turned") != 0
+    assert "say which pixels are annotated" in capsys.readouterr().err
+    # Where no photo is turned, the two are the same.
+    shutil.rmtree(data / "images")
+    shutil.copytree(synth / "images", data / "images")
+    assert evaluate("turned") == 0 == evaluate("turned", "--exif", "stored")
