@@ -15,11 +15,12 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
+from .. import hooks
 from ..modules import Refinement
 from .adapters import adapter_for, register_adapter
 from .match import Chain, find
 from .swapped import Part, Plan, Swapped, adapted_class, planned_class, swap
-from .trace import customized, forward_parameters, is_torch_layer, trace_forward
+from .trace import forward_parameters, is_torch_layer, trace_forward
 
 __all__ = ["FuseReport", "fuse", "register_adapter"]
 
@@ -103,7 +104,7 @@ class _Run:
 
     def is_leaf(self, module: nn.Module) -> bool:
         """Whether the trace of a larger module calls this one without looking inside."""
-        return isinstance(module, (Refinement, Swapped)) or customized(module) or module in self.untraced
+        return isinstance(module, (Refinement, Swapped)) or hooks.customized(module) or module in self.untraced
 
     def visit(self, name: str, module: nn.Module) -> None:
         """Swap the module if an adapter knows it or if its trace has refinement modules."""
@@ -129,6 +130,8 @@ class _Run:
 
     def plan(self, module: nn.Module) -> tuple[tuple[Plan, ...], list[str]]:
         """The code for the module's calls, and the names of the chains found."""
+        if hooks.anywhere():
+            raise TraceError("hooks are registered for all modules")
         if "forward" in vars(module):
             raise TraceError("its forward was replaced on the object")
         if isinstance(module, fx.GraphModule):

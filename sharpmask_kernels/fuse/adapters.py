@@ -8,9 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import hooks
 from ..functional import add_upsample
 from .match import conv_problem
-from .trace import customized
 
 Matches = Callable[[nn.Module], bool]
 Forward = Callable[..., Any]
@@ -47,7 +47,8 @@ def _is_two_net_refinement(module: nn.Module) -> bool:
     upsampling. A layer before each convolution pads by reflection.
     """
     nets: list[Any] = [getattr(module, f"layer{i}", None) for i in (1, 2, 3)]
-    if type(module).__name__ != "RefineModule" or not all(type(net) is nn.Sequential for net in nets):
+    plain_class = getattr(module, "_plain_class", type(module))
+    if plain_class.__name__ != "RefineModule" or not all(type(net) is nn.Sequential for net in nets):
         return False
     last = [*list(nets[1])[-2:], *nets[2]]
     return (
@@ -55,12 +56,15 @@ def _is_two_net_refinement(module: nn.Module) -> bool:
         and last[0].padding == (1, 1, 1, 1)
         and conv_problem(last[1], padding=0) is None
         and last[3].scale_factor == 2
-        and not any(map(customized, [*nets[1:], *last]))
+        and not any(map(hooks.customized, [*nets[1:], *last]))
     )
 
 
 def _two_net_refinement(module: Any, maps: tuple[Tensor, Tensor]) -> Tensor:
     """Run the op on the padded mask. The op pads once more, so the result has an extra border, which is cut off."""
+    if hooks.anywhere() or not _is_two_net_refinement(module):  # changed since
+        plain: Tensor = module._plain_class.forward(module, maps)
+        return plain
     horizontal, mask = module.layer1(maps[0]), maps[1]
     *layers, conv = module.layer2
     for layer in layers:

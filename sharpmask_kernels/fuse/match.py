@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize
 
 from ..checks import PADDING_MODES
 from ..functional import add_upsample, merge_upsample, refine
-from .trace import IN_PLACE, customized, is_torch_layer
+from ..hooks import customized
+from .trace import IN_PLACE, is_torch_layer
 
 RELU = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 CONCATENATE = (torch.cat, torch.concat, torch.concatenate)

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from .trace import customized, forward_parameters
+from .. import hooks
+from .trace import forward_parameters
 
 Forward = Callable[..., Any]
 
@@ -78,7 +79,7 @@ def planned_class(base: Any, plans: tuple[Plan, ...]) -> type[nn.Module]:
         if code is None or len(args) > len(names) or not self._is_swapped or any(map(_has_none, given.values())):
             return base.forward(self, *args, **kwargs)
         run, parts = code
-        if not all(part.is_unchanged(self) for part in parts):
+        if hooks.anywhere() or not all(part.is_unchanged(self) for part in parts):
             return base.forward(self, *args, **kwargs)
         return run(self, **given)
 
@@ -114,7 +115,7 @@ class Part:
     def is_unchanged(self, root: nn.Module) -> bool:
         """Whether the generated code still holds: no new hooks, class, parametrization or options."""
         module: nn.Module = functools.reduce(getattr, self.path, root)
-        if self.path and (type(module) is not self.kind or customized(module)):
+        if self.path and (type(module) is not self.kind or hooks.customized(module)):
             return False
         return tuple(getattr(module, option, None) for option in self.options) == self.values
 

@@ -27,17 +27,6 @@ AUTOCAST_DEVICES = tuple(filter(torch.amp.is_autocast_available, DEVICE_TYPES))
 """The device types that autocast can be set for, whether or not this machine has such a device."""
 
 
-def customized(module: nn.Module) -> bool:
-    """Whether a call of the module runs more than the forward of its class: hooks, or a forward set on the object."""
-    return bool(
-        "forward" in vars(module)
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
 def is_torch_layer(module: nn.Module) -> bool:
     """Whether a trace calls the module without looking inside: PyTorch's own layers and all convolutions."""
     return isinstance(module, nn.Conv2d) or fx.Tracer().is_leaf_module(module, "")

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, spectral_norm
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.utils import parametrizations, prune, spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -957,6 +958,11 @@ def test_other_arguments_take_the_users_way() -> None:
         level(feature, mask, other=1)
 
 
+def pruned_and_loaded(level: Level) -> None:
+    prune.random_unstructured(level.merge, "weight", 0.5)
+    level.load_state_dict({name: x if "mask" in name else x + 1 for name, x in level.state_dict().items()})
+
+
 CHANGES: dict[str, Callable[[Level], Any]] = {
     "hook": lambda level: level.merge.register_forward_hook(lambda _m, _i, out: out * 2),
     "weight norm": lambda level: parametrizations.weight_norm(level.skip),
@@ -966,6 +972,7 @@ CHANGES: dict[str, Callable[[Level], Any]] = {
     "replaced forward": lambda level: setattr(level.relu, "forward", torch.sigmoid),
     "upsampling": lambda level: setattr(level.up, "mode", "bilinear"),
     "own option": lambda level: setattr(level, "gain", 3.0),
+    "pruned and loaded": pruned_and_loaded,
 }
 
 
@@ -979,6 +986,35 @@ def test_parts_changed_later_are_called_again(change: str) -> None:
     CHANGES[change](level)
     assert ops_of(level, *inputs) == []
     torch.testing.assert_close(level(*inputs), Level.forward(level, *inputs), rtol=0, atol=0)
+
+
+def test_hooks_on_all_modules_run() -> None:
+    model, seen = Level(relu=nn.ReLU()).double(), []
+    inputs, plain = maps(4, 2), nn.ModuleList([Level(relu=nn.ReLU())])
+    fuse(model)
+    assert ops_of(model, *inputs) == ["refine"]
+    with register_module_forward_hook(lambda module, _inputs, _out: seen.append(module)):
+        assert ops_of(model, *inputs) == []
+        torch.testing.assert_close(model(*inputs), Level.forward(model, *inputs), rtol=0, atol=0)
+        report = fuse(plain)
+    assert {model.skip, model.merge, model.relu} <= set(seen)
+    assert report.left == {"0": "cannot be traced: hooks are registered for all modules"}
+    assert int(fuse(plain)) == 1
+
+
+def test_hooks_and_changes_of_the_port_that_come_later() -> None:
+    port, inputs = Port().double(), [*maps(4), *maps(5, size=(10, 8)), *maps(2)]
+    fuse(port)
+    assert ops_of(port, *inputs) == ["add_upsample"] * 2
+    with register_module_forward_pre_hook(lambda _module, _inputs: None):
+        assert ops_of(port, *inputs) == []
+    prune.random_unstructured(port.refs[0].layer2[-1], "weight", 0.5)
+    port.load_state_dict({name: x if "mask" in name else x + 1 for name, x in port.state_dict().items()})
+    plain = Port().double()
+    prune.random_unstructured(plain.refs[0].layer2[-1], "weight", 0.5)
+    plain.load_state_dict(port.state_dict())
+    assert ops_of(port, *inputs) == ["add_upsample"]
+    torch.testing.assert_close(port(*inputs), plain(*inputs))
 
 
 def test_a_new_object_of_a_fused_class_is_plain() -> None:
