@@ -85,7 +85,21 @@ class Parts:
         said.
         """
         self._refuse_old_names()
-        return [self._is_finished(photo) for photo in photos]
+        there = []
+        foreign: dict[Path, str] = {}
+        for photo in photos:
+            record = self._read(photo)
+            there.append(record is not None)
+            if record is not None and (differ := self._differ(photo, record)):
+                foreign[self.folder / photo.part] = differ
+        if foreign:
+            path, differ = next(iter(foreign.items()))
+            others = f" ({len(foreign) - 1} more files are not of this run)" * (len(foreign) > 1)
+            raise DataError(
+                f"{path}: --resume cannot go on from these results: {differ}{others}; give the same, or another --out, "
+                "or delete such files; without --resume all photos are searched"
+            )
+        return there
 
     def merge(self, photos: Sequence[Searched], path: Path) -> list[bool]:
         """Join the photos' results in one file, an entry a line, and say for each photo whether it had some.
@@ -107,17 +121,9 @@ class Parts:
         write_text(path, lines())
         return there
 
-    def _is_finished(self, photo: Searched) -> bool:
-        record = self._read(photo)
-        if record is None:
-            return False
-        differ = _differences(record["settings"], self.settings) or self._other_photo(record["photo"], photo)
-        if differ:
-            raise DataError(
-                f"{self.folder / photo.part}: --resume cannot go on from these results: {differ}; delete the file "
-                "to search its photo anew, or give another --out; without --resume all photos are searched"
-            )
-        return True
+    def _differ(self, photo: Searched, record: dict[str, Any]) -> str:
+        """How the settings and the photo of some results differ from these; an empty text if they do not."""
+        return _differences(record["settings"], self.settings) or self._other_photo(record["photo"], photo)
 
     def _other_photo(self, then: dict[str, Any], photo: Searched) -> str:
         """How the photo differs from the one that was searched; an empty text if it does not."""

@@ -182,7 +182,7 @@ def test_propose_goes_on_with_the_same_settings_only(
     before = contents(out)
     for options, differs in SETTINGS.values():
         said = fails(capsys, *base, *own, *options)
-        assert f"IMG-{merged(out)[0]['image_id']}.json: " in said and f": {differs}; delete the file" in said
+        assert f"IMG-{merged(out)[0]['image_id']}.json: " in said and f": {differs}; give the same" in said
     model = load_model(tiny_checkpoint)
     with torch.no_grad():
         next(model.parameters()).mul_(1.01)
@@ -214,7 +214,7 @@ def test_eval_goes_on_with_the_same_settings_only(
     base = ("eval", "--dataset", synth, "--checkpoint", tiny_checkpoint, "--out", tmp_path)
     assert run(*base, "--top-n", 5) == 0
     before = contents(tmp_path)
-    assert "top_n was 5 and is 6; " in fails(capsys, *base, "--top-n", 6, "--resume")
+    assert "top_n was 5 and is 6 (5 more files are not of this run); " in fails(capsys, *base, "--top-n", 6, "--resume")
     assert "scales was " in fails(capsys, *base, "--top-n", 5, "--scales", 2, "--resume")
     assert contents(tmp_path) == before
     part = tmp_path / "refined" / "3.json"
