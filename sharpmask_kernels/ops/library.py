@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import registry
 from ..windows import Windows
+from .flops import count_as
 from .transforms import Library
 
 _library = Library("sharpmask", "DEF")
@@ -86,6 +87,7 @@ def define(
     _library.impl(name, run or _runner(reference), "CompositeExplicitAutograd")
     torch.library.register_fake(f"sharpmask::{name}", lambda *given: fake(op.arguments(*given)), lib=_library)
     _library.batch(name)
+    count_as(name, _library.plain[name])
     return op
 
 
