@@ -1,5 +1,7 @@
 """The error that a user can act on."""
 
+from __future__ import annotations
+
 
 class DataError(ValueError):
     """Something that the user supplied (image, annotation, checkpoint, settings) cannot be used.
@@ -7,3 +9,8 @@ class DataError(ValueError):
     ``str(error)`` is one line: it names the file or argument, what it must be and what it is. The command line
     prints that line and nothing else.
     """
+
+
+def one_line(text: str) -> str:
+    """``text`` with what cannot be printed, such as the end of a line in a file's name, as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

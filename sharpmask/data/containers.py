@@ -1,8 +1,9 @@
-"""PNG and JPEG files without their metadata, of which Pillow refuses some that have nothing to do with the pixels."""
+"""PNG, JPEG and AVIF files without metadata, of which Pillow refuses some that have nothing to do with the pixels."""
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -12,6 +13,8 @@ DRAWN: Final = "sharpmask: a drawing, not a photo"
 """The comment in pictures that this package draws, by which they are told from photos."""
 _MAX_HEAD: Final = 2**20
 _PNG_PIXELS: Final = (b"IHDR", b"PLTE", b"tRNS")  # all that matters for the pixels, besides IDAT
+# An entry of the table of items: version and flags, the item's number, its protection, its type.
+_EXIF_ITEM: Final = re.compile(rb"(infe(?:\x02.{5}|\x03.{7})..)Exif", re.DOTALL)
 _APP0, _APP1, _APP14, _APP15, _COMMENT, _SCAN = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE, 0xDA
 
 
@@ -42,6 +45,18 @@ def parts_of(file: BinaryIO) -> Parts | None:
         return _jpeg(file) if start.startswith(JPEG) else None
     except struct.error:  # the file ends early
         return None
+
+
+def without_exif(file: BinaryIO) -> BinaryIO:
+    """An AVIF file with its EXIF hidden, because a damaged one stops the decoder; a file of another kind as it is.
+
+    How to turn the picture is told elsewhere in such a file.
+    """
+    file.seek(0)
+    if file.read(12)[4:] not in (b"ftypavif", b"ftypavis"):
+        return file
+    file.seek(0)
+    return io.BytesIO(_EXIF_ITEM.sub(rb"\1free", file.read(), count=1))
 
 
 def _png(file: BinaryIO) -> Parts | None:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,9 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from PIL.TiffTags import TAGS_V2_GROUPS
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from ..geometry import GREY_BYTE
-from .containers import parts_of
+from .containers import parts_of, without_exif
 from .formats import FORMATS, readable_formats
 from .orientation import TAG, Exif, checked, orientation_of, swaps_sides, turned
 
@@ -80,6 +80,10 @@ def load_photo(
     source: Source, *, exif: Exif = "turned", max_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[Header, NDArray[np.uint8]]:
     """An image file's header, and its pixels as :func:`load_image` reads them."""
+    if exif not in get_args(Exif):
+        raise ValueError(f"exif must be one of {get_args(Exif)}, got {exif!r}")
+    if max_side is not None and max_side < 1:
+        raise ValueError(f"max_side must be at least 1 or None, got {max_side}")
     with _opened(source, max_pixels) as (image, header):
         pixels = _decode(image, max_side, name_of(source))
     return header, turned(pixels, header.orientation) if exif == "turned" else pixels
@@ -111,7 +115,7 @@ def reduced(pixels: NDArray[np.uint8], max_side: int | None) -> NDArray[np.uint8
 
 def name_of(source: Source) -> str:
     """How errors call an image file."""
-    return "image" if isinstance(source, bytes) else str(source)
+    return "image" if isinstance(source, bytes) else one_line(str(source))
 
 
 class ImageCache:
@@ -165,7 +169,7 @@ def _opened(source: Source, max_pixels: int) -> Iterator[tuple[Image.Image, Head
             warnings.simplefilter("ignore")  # of limits, which are checked below, and of damaged metadata
             parts = parts_of(file)
             formats = readable_formats(file)
-            with Image.open(parts.joined(file) if parts else file, formats=formats) as image:
+            with Image.open(parts.joined(file) if parts else without_exif(file), formats=formats) as image:
                 orientation = orientation_of(parts.exif) if parts else _orientation(image)
                 _check_size(name, image.width, image.height, max_pixels, file.seek(0, io.SEEK_END))
                 file.seek(0)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .containers import parts_of
 from .formats import missing_decoder, photo_suffixes
 
@@ -58,7 +58,7 @@ def find_photos(paths: Sequence[Path], *, recursive: bool = False) -> Found:
         for photo in inside:
             photos.setdefault(os.path.abspath(photo.path), photo)
         if told:
-            lines.append(f"{path}: passed over: {told}")
+            lines.append(f"{one_line(str(path))}: passed over: {told}")
     if not photos:
         raise DataError("images must be photos or folders of photos, got none")
     return Found(list(photos.values()), lines)
@@ -101,7 +101,7 @@ class _Folder:
         )
 
     def _pass(self, kind: Kind, path: Path) -> None:
-        self.others.setdefault(kind, []).append(path.relative_to(self.root).as_posix())
+        self.others.setdefault(kind, []).append(one_line(path.relative_to(self.root).as_posix()))
 
 
 def _other_kind(path: Path) -> Kind | None:

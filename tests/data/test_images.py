@@ -136,6 +136,14 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path, side: i
         read_header(tmp_path / "bomb.png")
 
 
+def test_settings_are_checked(rgb: Path) -> None:
+    with pytest.raises(ValueError, match="exif must be one of"):
+        load_image(rgb, exif="upright")  # type: ignore[arg-type]
+    for side in (0, -5):
+        with pytest.raises(ValueError, match=f"max_side must be at least 1 or None, got {side}"):
+            load_image(rgb, max_side=side)
+
+
 def test_max_pixels(rgb: Path) -> None:
     load_image(rgb, max_pixels=24 * 32)
     with pytest.raises(DataError, match=r"rgb\.png: must have at most 767 pixels, got 32x24"):

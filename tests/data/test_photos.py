@@ -117,6 +117,29 @@ def test_avif(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_image(path), np.rot90(stored, -1))
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_with_damaged_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a maker"
+    path = tmp_path / "a.avif"
+    Image.fromarray(PICTURE).save(path, exif=exif)
+    expected, data = load_image(path), path.read_bytes()
+    path.write_bytes(data.replace(b"MM\0*", b"noise"[:4]).replace(b"II*\0", b"noise"[:4]))
+    assert path.read_bytes() != data
+    np.testing.assert_array_equal(load_image(path), expected)
+
+
+def test_names_that_do_not_print_stay_on_one_line(tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\nb\xff.txt")
+    (tmp_path / name).write_text("x")
+    save(tmp_path / "c.png")
+    (line,) = find_photos([tmp_path]).passed_over
+    assert line.endswith(r"1 file of another kind: a\nb\udcff.txt")
+    with pytest.raises(DataError) as caught:
+        load_image(tmp_path / name)
+    assert r"a\nb\udcff.txt: not an image" in str(caught.value)
+
+
 def test_formats_without_a_decoder_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "find_spec", lambda _: None)
     monkeypatch.setattr(formats.features, "check", lambda _: False)
