@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from . import dispatch, registry, self_check
+from .backends import native
 from .backends.cpu import device as cpu
 from .verdicts import version
 
@@ -23,7 +24,7 @@ VARIABLES = {
     "SHARPMASK_BACKEND": "preferred backends, best first, separated by commas",
     "SHARPMASK_NATIVE": "read at installation. auto: compile the C++ kernels if possible; 1: or fail; 0: do not",
     "SHARPMASK_CUDA": "the same for the CUDA kernels",
-    "SHARPMASK_CUDA_ARCHS": "read at installation: compute capabilities to compile for, as in 80;90",
+    "SHARPMASK_CUDA_ARCHS": "read at installation: the GPUs to compile for, as in 80;90, or native, or all",
     "SHARPMASK_CPU_ISA": "baseline, avx2 or avx512: the instruction set of the C++ kernels, by default the best",
     "TRITON_INTERPRET": "1: Triton interprets its kernels, on the CPU",
     "OMP_NUM_THREADS": "threads on the CPU",
@@ -47,7 +48,7 @@ def report() -> str:
     backends = dispatch.available_backends()
     ops = [(op, *("yes" if registry.backend(name).has(op) else "-" for name in backends)) for op in registry.OPS]
     tables: list[list[tuple[str, ...]]] = [
-        [*versions(), *machine(), *compiled_module()],
+        [*versions(), *machine(), *compiled_module(), *cuda_module()],
         [("variable", "value", "meaning"), *variables],
         [("backend", "state"), *backends.items()],
         [("op", *backends), *ops],
@@ -115,6 +116,14 @@ def compiled_module() -> list[tuple[str, str]]:
         ("compiled by", f"{built['compiler']}, {'with' if built['openmp'] else 'without'} OpenMP: {built['flags']}"),
         ("instruction set", isa),
     ]
+
+
+def cuda_module() -> list[tuple[str, str]]:
+    """Where there is one; the backends' table says why there is none."""
+    loaded = native.load("_cuda")
+    if isinstance(loaded, str):
+        return []
+    return [("CUDA module", str(loaded.__file__)), ("for GPUs of", native.built_for(loaded))]
 
 
 def checks() -> list[tuple[str, str, str, str]]:

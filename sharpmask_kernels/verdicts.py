@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from . import registry
+from .backends import native
 
 log = logging.getLogger("sharpmask_kernels")
 
@@ -92,6 +93,8 @@ def _device_name(device: torch.device) -> str:
 def _sources() -> str:
     """A hash of this package, so that a changed kernel is checked again."""
     files = sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".so", ".pyd"))
+    compiled = native.load("_cuda")  # in a checkout, perhaps the installed one
+    files += [] if isinstance(compiled, str) else [Path(str(compiled.__file__))]
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
 
 

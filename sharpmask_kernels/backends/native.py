@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+import json
+import shlex
+import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -17,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import layout
+from ..sources import digest
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -29,17 +35,71 @@ NUMBERS = {**DTYPES, torch.uint8: 4}
 def load(name: str) -> ModuleType | str:
     """The module ``sharpmask_kernels.<name>``, or why there is none.
 
-    An install that could not build it wrote the reason to ``<name>_missing.txt``.
+    In a checkout, Python finds these files before an installed copy of the package. Where nothing was compiled beside
+    them, the installed module serves, if it was compiled from the same sources. Setup.py notes the sources beside the
+    module in ``<name>_built.txt``, and why one could not be built in ``<name>_missing.txt``.
     """
-    module, missing = f"sharpmask_kernels.{name}", PACKAGE / f"{name}_missing.txt"
+    module = f"sharpmask_kernels.{name}"
     try:
-        return importlib.import_module(module)
+        if module in sys.modules:  # a test's
+            return importlib.import_module(module)
+        spec = PathFinder.find_spec(module, [str(folder) for folder in _folders()])
+        if spec is None or spec.loader is None or spec.origin is None:
+            return _missing(name)
+        if reason := _outdated(name, Path(spec.origin)):
+            return reason
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+    except ModuleNotFoundError:
+        return _missing(name)
     except ImportError as error:
+        return f"{module} cannot be loaded: {error}"
+    return sys.modules.setdefault(module, loaded)
+
+
+def built_for(module: ModuleType) -> str:
+    """What a compiled module was compiled for: instruction sets, or GPUs."""
+    return str(_note(Path(str(module.__file__))).get("for", "unknown"))
+
+
+def _folders() -> list[Path]:
+    """Where a compiled module may be: beside these files, or where the package is installed."""
+    return [PACKAGE, *(Path(entry, PACKAGE.name) for entry in sys.path)]
+
+
+def _checkout() -> Path | None:
+    """The checkout that these files are in."""
+    return PACKAGE.parent if Path(PACKAGE.parent, "csrc", "python", "cpu.cpp").exists() else None
+
+
+def _note(module: Path) -> dict[str, str]:
+    try:
+        found = json.loads(module.with_name(f"{module.name.partition('.')[0]}_built.txt").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _outdated(name: str, module: Path) -> str | None:
+    """Why a compiled module does not belong to this checkout, if it does not."""
+    checkout = _checkout()
+    if checkout is None or _note(module).get("sources") == digest(Path(checkout, "csrc"), name):
+        return None
+    return f"{module} was compiled from other sources than {Path(checkout, 'csrc')}; {_remedy(checkout)}"
+
+
+def _missing(name: str) -> str:
+    for folder in _folders():
+        missing = Path(folder, f"{name}_missing.txt")
         if missing.exists():
             return f"not compiled at installation: {missing.read_text().strip()}"
-        if isinstance(error, ModuleNotFoundError):
-            return f"{module} was not compiled for this Python; install the package with pip, with -e from a checkout"
-        return f"{module} cannot be loaded: {error}"
+    checkout = _checkout()
+    remedy = _remedy(checkout) if checkout else "install the package with this Python's pip"
+    return f"sharpmask_kernels.{name} was not compiled for this Python; {remedy}"
+
+
+def _remedy(checkout: Path) -> str:
+    return f"run: python -m pip install -e {shlex.quote(str(checkout))}"
 
 
 def required(loaded: ModuleType | str) -> ModuleType:

@@ -23,6 +23,9 @@ def candidates(*choices: tuple[int, int, int], interpreted: int) -> list[triton.
     """Configurations from (pixels, warps, stages) each. The first suits most GPUs."""
     if INTERPRETED:
         return [triton.Config({"PIXELS": interpreted})]
-    if os.environ.get("SHARPMASK_AUTOTUNE", "1") == "0":
+    asked = os.environ.get("SHARPMASK_AUTOTUNE") or "1"
+    if asked not in ("0", "1"):
+        raise ValueError(f"SHARPMASK_AUTOTUNE must be 0 or 1, got {asked!r}")
+    if asked == "0":
         choices = choices[:1]
     return [triton.Config({"PIXELS": p}, num_warps=warps, num_stages=stages) for p, warps, stages in choices]
