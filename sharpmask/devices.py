@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from .errors import DataError
@@ -18,8 +20,10 @@ def usable_device(name: str) -> torch.device:
     Raises ``DataError`` if PyTorch does not know it, the machine lacks it, or it cannot compute, as "meta" cannot.
     """
     try:
-        device = torch.device(name)
-        torch.ones(1, device=device).add(1).item()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch warns of names that it once knew.
+            device = torch.device(name)
+            torch.ones(1, device=device).add(1).item()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise DataError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device

@@ -18,6 +18,7 @@ from sharpmask_kernels import Windows, gather_windows, topk_windows
 from sharpmask_kernels.windows import STRIDE
 
 from ..data.orientation import Exif
+from ..errors import DataError
 from ..geometry import GREY
 from ..models import DeepMask, SearchConfig, SharpMask
 from ..ranges import Range, Settings, number
@@ -26,6 +27,9 @@ from .pictures import ImageLike, Picture, see
 from .placement import PLACEMENTS, Placement
 from .prompts import as_boxes, as_points, clip_to_box, window_in_box, windows_at_point
 from .proposals import Proposals, Rle, suppress
+
+MOST_PIXELS = 1 << 25
+"""Most pixels of a photo at one scale."""
 
 
 @dataclass
@@ -213,9 +217,19 @@ class ProposalGenerator(Settings):
         return torch.zeros(0, dtype=torch.int64, device=self.device)
 
     def _scales(self, height: int, width: int) -> list[float]:
-        """The search's scales; for a photo beyond ``max_side`` they are relative to that size."""
+        """The search's scales; for a photo beyond ``max_side`` they are relative to that size.
+
+        Raises ``DataError`` for scales, which may come from anybody's checkpoint, that would take all memory or time.
+        """
         limit = self.max_side or max(height, width)
-        return [s * min(1.0, limit / max(height, width)) for s in self._settings.scales]
+        scales = [s * min(1.0, limit / max(height, width)) for s in self._settings.scales]
+        pixels = [round(height * scale) * round(width * scale) for scale in scales]
+        if max(pixels) > MOST_PIXELS or sum(pixels) > 4 * MOST_PIXELS:
+            raise DataError(
+                f"scales must give at most {MOST_PIXELS} pixels each and {4 * MOST_PIXELS} together, got {max(pixels)} "
+                f"and {sum(pixels)} of a photo of {width}x{height}; lower them, or max_side"
+            )
+        return scales
 
     def _scaled(self, pixels: Tensor, scale: float, size: tuple[int, int]) -> Tensor:
         """The pixels at ``scale`` times the photo's size with half a window of grey around them, channels_last."""

@@ -244,6 +244,15 @@ def test_unusable_input_is_refused(generator: ProposalGenerator, tmp_path: Path)
             replace(generator, **options)
 
 
+@pytest.mark.parametrize("scales", [(16.0,), (4.0,) * 64])
+def test_scales_that_would_never_end_are_refused(generator: ProposalGenerator, scales: tuple[float, ...]) -> None:
+    endless = replace(generator, search=SearchConfig(scales=scales))
+    with pytest.raises(DataError, match=r"scales must give at most 33554432 pixels each and .* of a photo of 800x600"):
+        endless.generate(np.zeros((600, 800, 3), np.uint8))
+    with pytest.raises(DataError, match="candidates must be a whole number from 1 to 100000, got 0"):
+        generator.at_points(np.zeros((60, 80, 3), np.uint8), [(5, 5)], candidates=0)
+
+
 def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[torch.Tensor]], None]) -> None:
     """Change the score maps of every image."""
     original = ProposalGenerator.look
