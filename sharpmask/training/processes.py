@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..devices import usable_device
+from ..errors import DataError
 
 
 @contextmanager
@@ -45,14 +46,17 @@ def average_gradients(parameters: Sequence[Tensor], device: torch.device) -> Non
     """Replace the gradients by their mean over all processes; does nothing without a process group.
 
     A gradient that a process lacks counts as zero. A parameter without a gradient in any process keeps none, so
-    that the optimizer skips it as it does in a single process.
+    that the optimizer skips it as it does in a single process. Raises ``DataError`` if another process has ended.
     """
     if not dist.is_initialized():
         return
     touched = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     flat = torch.cat([touched, *(g.flatten() for g in grads)])
-    dist.all_reduce(flat)
+    try:
+        dist.all_reduce(flat)
+    except RuntimeError as error:
+        raise DataError(f"training: another process has ended: {str(error).splitlines()[0]}") from error
     flat /= dist.get_world_size()
     touched, *shared = flat.split([len(grads), *(g.numel() for g in grads)])
     for p, t, g in zip(parameters, touched.tolist(), shared, strict=True):
