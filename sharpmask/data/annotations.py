@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ _MAX_POLYGON_STEPS = 50_000_000
 # One number of a compressed RLE has at most so many digits of five bits. That suffices for every image that
 # `read_header` accepts. At the seventh digit pycocotools' C code would shift by more bits than an int has.
 _MAX_RLE_DIGITS = 6
+_PIECE = 2**20  # digits that are decoded at a time
 
 Polygons = tuple["array[float]", ...]
 Rle = dict[str, Any]
@@ -65,24 +66,43 @@ def decode_counts(counts: bytes, pixels: int) -> NDArray[np.int64]:
         raise ValueError(
             f"RLE counts must be at most {2 * pixels + 8} characters for {pixels} pixels, got {len(counts)}"
         )
-    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if digits.size == 0:
-        return digits
-    if digits.min() < 0 or digits.max() > 63:
+    digits = np.frombuffer(counts, np.uint8)
+    if digits.size and not 48 <= digits.min() <= digits.max() <= 111:
         raise ValueError("RLE counts must be characters from '0' to 'o', got others")
-    last = (digits & 32) == 0
-    if not last[-1]:
-        raise ValueError("RLE counts must be whole numbers, got a string that ends inside one")
-    ends = np.flatnonzero(last) + 1
+    pieces = [_decode_digits(piece) for piece in _whole_numbers(digits - np.uint8(48))]
+    numbers = np.concatenate([np.zeros(0, np.int64), *pieces])
+    for parity in (1, 2):
+        np.cumsum(numbers[parity::2], out=numbers[parity::2])
+    return numbers
+
+
+def _whole_numbers(digits: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """The digits in pieces that end with a number, because decoding takes several arrays as long as a piece."""
+    start = 0
+    while start < digits.size:
+        piece = digits[start : start + _PIECE]
+        tail = np.flatnonzero(piece[-_MAX_RLE_DIGITS:] < 32)
+        if tail.size == 0:
+            raise ValueError(
+                "RLE counts must be numbers of at most 30 bits, got a longer one"
+                if piece.size >= _MAX_RLE_DIGITS
+                else "RLE counts must be whole numbers, got a string that ends inside one"
+            )
+        stop = max(piece.size - _MAX_RLE_DIGITS, 0) + int(tail[-1]) + 1
+        yield piece[:stop]
+        start += stop
+
+
+def _decode_digits(digits: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The numbers of a string of digits that ends with a number: int64."""
+    ends = np.flatnonzero(digits < 32) + 1
     starts = np.concatenate(([0], ends[:-1]))
     lengths = ends - starts
     if lengths.max() > _MAX_RLE_DIGITS:
         raise ValueError("RLE counts must be numbers of at most 30 bits, got a longer one")
     place = np.arange(digits.size) - np.repeat(starts, lengths)
-    numbers = np.add.reduceat((digits & 31) << (5 * place), starts)
+    numbers = np.add.reduceat((digits.astype(np.int64) & 31) << (5 * place), starts)
     numbers -= np.where(digits[ends - 1] & 16, 1 << (5 * lengths), 0)
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
     return numbers
 
 
@@ -176,7 +196,7 @@ def _extent(polygons: list[array[float]]) -> Box:
 
 
 def _read_rle(rle: dict[str, Any], height: int, width: int) -> Shape:
-    """An RLE whose runs fill the image, without runs of no pixels."""
+    """An RLE whose runs fill the image."""
     if rle.get("size") != [height, width]:
         raise BadEntry(f"RLE size must be [{height}, {width}] as its image, got {show(rle.get('size'))}")
     counts, pixels = rle.get("counts"), height * width
@@ -198,25 +218,11 @@ def _read_rle(rle: dict[str, Any], height: int, width: int) -> Shape:
         raise BadEntry(f"RLE runs must be 0 or more and sum to {height}*{width} = {pixels}, got {runs.sum()}")
     if not runs[1::2].any():
         raise EmptyMask("RLE must set at least one pixel, got none")
-    # pycocotools does not expect runs of no pixels where it looks for boxes and overlaps.
-    if not compressed or not runs[1:].all():
-        listed = {"size": [height, width], "counts": _joined(runs).tolist()}
-        compressed = coco_mask.frPyObjects(listed, height, width)["counts"]
+    if not compressed:
+        compressed = coco_mask.frPyObjects(rle, height, width)["counts"]
     drawn = {"size": [height, width], "counts": compressed}
     x, y, w, h = coco_mask.toBbox(drawn).tolist()
     return _measured(compressed, drawn, (x, y, x + w, y + h))
-
-
-def _joined(runs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The runs of the same mask without empty ones, except the first."""
-    if runs[1:].all():
-        return runs
-    ends = np.cumsum(runs)
-    colours = np.arange(len(runs)) % 2
-    ends, colours = ends[runs > 0], colours[runs > 0]
-    last = np.append(colours[1:] != colours[:-1], True)
-    joined = np.diff(ends[last], prepend=0)
-    return joined if colours[0] == 0 else np.concatenate(([0], joined))
 
 
 def _measured(segmentation: Polygons | bytes, drawn: Rle, extent: Box) -> Shape:
