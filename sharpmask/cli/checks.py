@@ -37,6 +37,9 @@ def check_paths(options: Any, *, out_is_file: bool) -> None:
         # A FIFO is let through: what reads it refuses it.
         if path is not None and (path.is_dir() or not path.exists()):
             raise DataError(f"{what}: no file {path}")
+    weights = given.get("trunk_weights")
+    if weights not in (None, "imagenet") and not Path(weights).exists():
+        raise DataError(f"weights: no file {weights}")
     for name in FOLDERS:
         path = given.get(name)
         if path is not None and not path.is_dir():

@@ -42,6 +42,8 @@ finally:
         (["eval", "--dataset", ".", "--top-n", "many"], 2),
         (["train", "joint", "--dataset", "missing", "--out", "x"], 2),
         (["train", "joint", "--dataset", ".", "--out", "file/x"], 2),
+        (["train", "joint", "--dataset", ".", "--out", "x", "--trunk-weights", "missing"], 2),
+        (["eval", "--dataset", ".", "--out", "file/x"], 2),
         (["convert", "missing", "x"], 2),
         (["pack", "missing", "x"], 2),
         (["demo", "--out", "file"], 2),
