@@ -40,7 +40,7 @@ def parse(stage: str, argv: list[str]) -> TrainConfig:
 def _with_values(argv: list[str]) -> list[str]:
     """The arguments with ``--resume`` alone written out, because it may also have a value: ``--resume auto``."""
     spelled: list[str] = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):  # of no arguments the second has one
         bare = word == "--resume" and following not in ("True", "False", "auto")
         spelled += ["--resume", "True"] if bare else ["--resume", "False"] if word == "--no-resume" else [word]
     return spelled
