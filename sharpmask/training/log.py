@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..errors import DataError
 from ..files import write_text
 from ..visualize import plot_training
 
@@ -24,8 +25,7 @@ class Log:
         self.folder = folder
         self.rows: list[dict[str, str]] = []
         if step and (folder / LOG).exists():
-            with open(folder / LOG, newline="") as file:
-                self.rows = [r for r in csv.DictReader(file) if int(r["step"]) <= step]
+            self.rows = [row for row in _read_rows(folder / LOG) if int(row["step"]) <= step]
         self.board = self._board(step)
 
     def _board(self, step: int) -> Any:
@@ -54,6 +54,18 @@ class Log:
             self.board.close()
         with suppress(ImportError):  # matplotlib comes with the same extra.
             plot_training(self.folder / LOG, self.folder / CURVES)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a log. Raises ``DataError`` for a file that is none."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if all(row["step"].isdecimal() and None not in row and None not in row.values() for row in rows):
+            return rows
+    except (csv.Error, KeyError, AttributeError, ValueError):  # ValueError: bytes that are no text
+        pass
+    raise DataError(f"{path}: not the log of a run; move it away to go on without it")
 
 
 def make_progress(console: Console) -> Progress:

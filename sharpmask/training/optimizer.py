@@ -6,19 +6,25 @@ from typing import Any
 
 import torch
 
+from ..errors import DataError
 from ..models import DeepMask, SharpMask
 from .stages import TrainConfig
 
 
 def freeze(model: DeepMask, config: TrainConfig) -> None:
-    """Freeze all parameters that ``config`` does not train."""
+    """Freeze all parameters that ``config`` does not train. Raises ``DataError`` for stages that the trunk lacks."""
+    stages = model.trunk.stages()
+    if config.frozen_stages > len(stages):
+        raise DataError(
+            f"frozen_stages must be at most {len(stages)}, the stages of {model.trunk.name}, got {config.frozen_stages}"
+        )
     alone = config.stage == "sharpmask" and config.trained == "stage"
     model.requires_grad_(not alone)
     if alone:
         assert isinstance(model, SharpMask)
         for parameter in model.refinement_parameters():
             parameter.requires_grad_(True)
-    for block in model.trunk.stages()[: config.frozen_stages]:
+    for block in stages[: config.frozen_stages]:
         block.requires_grad_(False)
 
 

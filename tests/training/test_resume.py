@@ -193,6 +193,19 @@ def test_numbers_of_a_state_that_are_none(started: TrainConfig, metadata: dict[s
     refused(replace(started, steps=3), r"state\.safetensors: not the state of a run")
 
 
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "step\nx\n", "step,lr\n1\n", "step\n1,2,3\n", "\udcff", "step\n\n1,\0"])
+def test_a_log_that_is_none(started: TrainConfig, text: str) -> None:
+    (started.out / "log.csv").write_bytes(text.encode(errors="surrogateescape"))
+    refused(replace(started, steps=3), r"log\.csv: not the log of a run; move it away to go on without it")
+
+
+def test_more_stages_are_frozen_than_there_are(settings: Factory) -> None:
+    config = settings("frozen", frozen_stages=7)
+    with pytest.raises(DataError, match="frozen_stages must be at most 6, the stages of efficientnet_lite0, got 7"):
+        train(config, QUIET)
+    assert not config.out.exists()
+
+
 def test_a_second_run_is_kept_out(settings: Factory) -> None:
     config = settings("busy", resume="auto")
     with output_folder(config.out), pytest.raises(DataError, match=r"out: .*busy is in use by another run"):
