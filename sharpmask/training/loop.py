@@ -208,8 +208,8 @@ class Run:
     def _save_averaged(self, name: str) -> None:
         """Write a checkpoint of the averaged model, with a record of how it was made."""
         # Paths are left out: a checkpoint is passed on, and they concern this machine alone.
-        paths = ("dataset", "annotations", "validation", "validation_annotations", "start_from", "trunk_weights", "out")
-        settings = {k: v for k, v in to_plain(self.config).items() if k not in paths}
+        paths = {"dataset", "annotations", "validation", "validation_annotations", "start_from", "trunk_weights", "out"}
+        settings = {k: v for k, v in to_plain(self.config).items() if k not in paths | {"resume", "change"}}
         with self._averaged():
             save_model(self.model, self.config.out / name, training={"step": self.step, **settings})
 
