@@ -166,12 +166,16 @@ class CocoFolder:
         files = PhotoFiles(self.root, self.annotation_file)
         images: dict[int, tuple[Path, int, int] | None] = {}
         turned: list[str] = []
+        first: dict[Path, int] = {}
+        repeated: list[int] = []
         for key, entry in self._entries(entries, "image"):
             try:
                 path = files.find(entry.get("file_name"))
                 if outside.holds(path) and self.links == "refuse":
                     raise BadEntry(f"{path}: must be in {self.root}, got a symbolic link that leads out of it")
                 images[key] = (path, *self._check_size(entry, path, turned))
+                if first.setdefault(path, key) != key:
+                    repeated.append(key)
             except (BadEntry, DataError) as error:
                 images[key] = None
                 self._reject(f"{self.annotation_file}: image {key}: {error}")
@@ -179,6 +183,11 @@ class CocoFolder:
             raise DataError(
                 f"{self.annotation_file}: photos with an EXIF orientation: {len(turned)}; say which pixels are "
                 f"annotated with exif='stored' or exif='turned' (--exif stored or --exif turned); first: {turned[0]}"
+            )
+        if repeated:
+            self.notes.append(
+                f"{self.annotation_file}: images that are the file of another one, whose objects are their background: "
+                f"{len(repeated)}; first: image {repeated[0]}"
             )
         return images
 
@@ -189,6 +198,9 @@ class CocoFolder:
         """
         header = read_header(path)
         given = entry.get("height"), entry.get("width")
+        for side, value in zip(("height", "width"), given, strict=True):
+            if type(value) not in (int, float):
+                raise BadEntry(f"{side} must be a number of pixels, got {show(value)}")
         fitting = [exif for exif in ("stored", "turned") if header.size(exif) == given]
         if header.orientation != 1 and self.exif is None:
             only = f", and the annotated size fits {fitting[0]!r} only" if len(fitting) == 1 else ""

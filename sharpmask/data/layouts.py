@@ -96,7 +96,7 @@ class PhotoFiles:
             raise BadEntry(f"file_name must be a printable text, got {show(name)}")
         windows = PureWindowsPath(name)
         if Path(name).anchor or windows.root or windows.is_absolute() or ".." in windows.parts:
-            raise BadEntry(f"file_name must stay in {self._folders[0]}, got {show(name)}")
+            raise BadEntry(f"file_name must stay in {self._folders[0]} and be relative to it, got {show(name)}")
         for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
             for folder in self._folders:
                 if os.path.exists(folder / spelling):

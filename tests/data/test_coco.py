@@ -244,6 +244,8 @@ BROKEN: dict[str, tuple[Callable[[Document], None], str]] = {
     "missing image": (image(file_name="c.png"), r"image 3: .*c\.png: no such image file"),
     "image size": (image(width=HEIGHT), r"image 3: .*a\.png: must be 40x40 pixels .* got 60x40"),
     "image turned": (image(width=HEIGHT, height=WIDTH), "image 3: .*EXIF"),
+    "no height": (without("images", 1, "height"), "image 3: height must be a number of pixels, got nothing"),
+    "width text": (image(width="60"), "image 3: width must be a number of pixels, got '60'"),
     "escape": (image(file_name="../images/a.png"), "image 3: .*file_name must stay in"),
     "absolute": (image(file_name="/etc/passwd"), "image 3: .*file_name must stay in"),
     "file name": (image(file_name="a\n.png"), "image 3: file_name must be"),

@@ -132,6 +132,13 @@ def test_names_that_no_file_can_have(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_one_file_as_two_images_is_said(tmp_path: Path) -> None:
+    """The objects of either image are background in the other."""
+    write(tmp_path, OBJECT)
+    (tmp_path / "instances.json").write_text(json.dumps(document(OBJECT, names=("1.png", "images/1.png", "./1.png"))))
+    assert CocoFolder(tmp_path).notes[0].endswith("whose objects are their background: 2; first: image 2")
+
+
 def test_an_annotation_file_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     write(tmp_path, OBJECT)
     os.mkfifo(tmp_path / "pipe.json")
