@@ -105,13 +105,15 @@ class DeepMask(nn.Module):
         return x[:, :, border : border + side, border : border + side]
 
     def check_patch(self, patch: Tensor) -> None:
-        """Raise ``ValueError`` unless ``patch`` is (B, 3, S + context, S + context)."""
+        """Raise ``ValueError`` unless ``patch`` is (B, 3, S + context, S + context) of floats."""
         side = self.window + self.context
         if patch.ndim != 4 or patch.shape[1:] != (3, side, side):
             raise ValueError(
                 f"patch must be (B, 3, {side}, {side}), the window of {self.window} pixels with {self.context} of "
                 f"context around it, got {tuple(patch.shape)}; ProposalGenerator takes whole photos"
             )
+        if not patch.is_floating_point():
+            raise ValueError(f"patch must be floats in [0, 1], got {patch.dtype}; patch / 255 converts bytes")
 
     def coarse(self, code: Tensor) -> Tensor:
         """Coarse mask logits (N, side, side) of codes (N, code)."""

@@ -172,9 +172,9 @@ def test_the_first_exif_of_a_jpeg_counts() -> None:
 
 def test_colours_are_those_of_the_whole_file() -> None:
     """The segments that say how colours are stored are kept."""
-    for mode in ("CMYK", "L", "YCbCr"):
+    for mode, keep_rgb in (("CMYK", False), ("L", False), ("YCbCr", False), ("RGB", True)):
         file = io.BytesIO()
-        Image.fromarray(PIXELS).convert(mode).save(file, "jpeg", quality=95)
+        Image.fromarray(PIXELS).convert(mode).save(file, "jpeg", quality=95, keep_rgb=keep_rgb)
         for data in (file.getvalue(), file.getvalue()[:2] + segment(0xFE, b"x") + file.getvalue()[2:]):
             expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
             np.testing.assert_array_equal(load_image(data), expected)

@@ -138,7 +138,7 @@ def test_grow_has_as_many_windows_as_the_grid(generator: ProposalGenerator, phot
 def test_a_patch_without_its_context_is_refused(tiny_sharpmask: SharpMask) -> None:
     side = tiny_sharpmask.window + tiny_sharpmask.context
     for shape in ((1, 3, 48, 48), (3, side, side), (1, 1, side, side), (1, 3, side, side + 32)):
-        if shape == (1, 3, side, side):
-            continue
         with pytest.raises(ValueError, match=rf"patch must be \(B, 3, {side}, {side}\), the window of 48 pixels with"):
             tiny_sharpmask(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"patch must be floats in \[0, 1\], got torch.uint8; patch / 255 converts"):
+        tiny_sharpmask(torch.zeros(1, 3, side, side, dtype=torch.uint8))
