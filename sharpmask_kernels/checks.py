@@ -5,6 +5,7 @@ Every message names the argument, what was expected and what came.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,20 +16,70 @@ from .windows import Windows
 
 UPSAMPLES = ("bilinear", "nearest")
 PADDING_MODES = ("zeros", "replicate")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MOST = 2**63 - 1
+_STRIDED = torch.strided
 
 
 def refusal(name: str, expected: str, came: object) -> ValueError:
     return ValueError(f"{name} must be {expected}, got {came}")
 
 
-def choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
+def choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
         raise refusal(name, "one of " + ", ".join(map(repr, choices)), repr(value))
 
 
-def at_least(name: str, value: int, least: int) -> None:
-    if value < least:
+def integer(name: str, value: Any, least: int | None, most: int | None = MOST) -> int:
+    """``value`` as an integer from ``least`` to ``most``; by default, 64 bits hold it."""
+    if not isinstance(value, (int, torch.SymInt)):
+        value = _index(name, value)
+    if value is True or value is False:
+        raise TypeError(f"{name} must be an integer, got {value}")
+    if least is not None and value < least:
         raise refusal(name, f"at least {least}", value)
+    if most is not None and value > most:
+        raise refusal(name, f"at most {most}", value)
+    return value
+
+
+def _index(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {_described(value)}") from None
+
+
+def number(name: str, value: Any) -> float:
+    """``value`` as a real number."""
+    if isinstance(value, (bool, str)):
+        raise TypeError(f"{name} must be a number, got {_described(value)}")
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # the last for tensors of several numbers
+        raise TypeError(f"{name} must be a number, got {_described(value)}") from None
+    except OverflowError:
+        raise refusal(name, "a number that a float can hold", value) from None
+
+
+def _described(value: object) -> str:
+    """Numbers and texts themselves, of all else the type."""
+    return repr(value) if isinstance(value, (bool, float, complex, str)) else type(value).__name__
+
+
+def listed(name: str, values: Any, expected: str = "a list") -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        raise TypeError(f"{name} must be {expected}, got {type(values).__name__}") from None
+
+
+def pair(name: str, values: Any, of: str) -> tuple[Any, Any]:
+    """Two values, called ``of`` in the message."""
+    found = listed(name, values, f"a pair {of}")
+    if len(found) != 2:
+        raise refusal(name, f"a pair {of}", f"{len(found)} values")
+    return found[0], found[1]
 
 
 def modes(upsample: str, padding_mode: str) -> None:
@@ -36,24 +87,42 @@ def modes(upsample: str, padding_mode: str) -> None:
     choice("padding_mode", padding_mode, PADDING_MODES)
 
 
-def tensor(name: str, x: object) -> None:
+def tensor(name: str, x: Any) -> None:
+    """A tensor that holds its elements one by one: none of PyTorch's sparse, MKL-DNN and jagged ones."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.layout is not _STRIDED:
+        raise refusal(name, f"a tensor of layout {_STRIDED}", x.layout)
+
+
+def shape_of(name: str, x: Tensor) -> torch.Size:
+    try:
+        return x.shape
+    except RuntimeError:
+        raise refusal(name, "a tensor of one shape", "a nested tensor") from None
+
+
+def floating_point(name: str, x: Tensor) -> None:
+    if x.dtype not in DTYPES:
+        expected = "of dtype " + ", ".join(map(str, DTYPES)) if x.is_floating_point() else "floating point"
+        raise refusal(name, expected, x.dtype)
 
 
 def feature_map(name: str, x: Any, shape: str, like: Tensor | None = None) -> None:
     """A floating-point tensor of rank 4; with ``like``, of its dtype, device, batch, height and width."""
     tensor(name, x)
-    if x.ndim != 4:
-        raise refusal(name, f"of shape {shape}", tuple(x.shape))
-    if not x.is_floating_point():
-        raise refusal(name, "floating point", x.dtype)
-    if min(x.shape[1:]) < 1:
-        raise refusal(name, f"of shape {shape} with no empty dimension but the batch", tuple(x.shape))
+    sizes = shape_of(name, x)
+    if len(sizes) != 4:
+        raise refusal(name, f"of shape {shape}", tuple(sizes))
+    floating_point(name, x)
+    batch, channels, height, width = sizes
+    if channels < 1 or height < 1 or width < 1:
+        raise refusal(name, f"of shape {shape} with no empty dimension but the batch", tuple(sizes))
     if like is not None:
         same_kind(name, x, like)
-        if x.shape[0] != like.shape[0] or x.shape[2:] != like.shape[2:]:
-            raise refusal(name, f"of batch {like.shape[0]} and size {tuple(like.shape[2:])}", tuple(x.shape))
+        like_batch, _, like_height, like_width = like.shape
+        if batch != like_batch or height != like_height or width != like_width:
+            raise refusal(name, f"of batch {like_batch} and size {(like_height, like_width)}", tuple(sizes))
 
 
 def same_kind(name: str, x: Tensor, like: Tensor) -> None:
@@ -68,15 +137,16 @@ def conv3x3(
 ) -> None:
     """Weight (out_channels, in_channels, 3, 3) and bias (out_channels) or None."""
     tensor(f"{name}weight", weight)
-    known = weight.ndim == 4 and weight.shape[0] >= 1 and weight.shape[1:] == (in_channels, 3, 3)
-    if not known or out_channels not in (None, weight.shape[0]):
+    sizes = shape_of(f"{name}weight", weight)
+    known = len(sizes) == 4 and sizes[0] >= 1 and sizes[1:] == (in_channels, 3, 3)
+    if not known or out_channels not in (None, sizes[0]):
         outs = "out_channels" if out_channels is None else out_channels
-        raise refusal(f"{name}weight", f"of shape ({outs}, {in_channels}, 3, 3)", tuple(weight.shape))
+        raise refusal(f"{name}weight", f"of shape ({outs}, {in_channels}, 3, 3)", tuple(sizes))
     same_kind(f"{name}weight", weight, like)
     if bias is not None:
         tensor(f"{name}bias", bias)
-        if bias.shape != weight.shape[:1]:
-            raise refusal(f"{name}bias", f"of shape {tuple(weight.shape[:1])}", tuple(bias.shape))
+        if shape_of(f"{name}bias", bias) != sizes[:1]:
+            raise refusal(f"{name}bias", f"of shape {tuple(sizes[:1])}", tuple(bias.shape))
         same_kind(f"{name}bias", bias, like)
 
 
@@ -97,28 +167,33 @@ def pyramid(name: str, maps: Sequence[Tensor]) -> None:
 
 def _kind(x: Any) -> tuple[object, ...] | None:
     """Equal for maps of the same dtype, device, batch and channels; None for what is no map."""
-    if not isinstance(x, Tensor) or x.ndim != 4:
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.layout is not _STRIDED or x.is_nested:
         return None
     batch, channels, height, width = x.shape
     return x.dtype, x.device, batch, channels, height > 0 and width > 0
 
 
-def windows(w: Windows, device: torch.device, scales: int, batch: int | None) -> None:
+def windows(w: Any, device: torch.device, scales: int, batch: int | None) -> None:
     """Windows of equal lengths and the right dtypes on ``device``. Their values are checked on the CPU only, where
     reading them waits for nothing. ``batch`` None: image indices are not checked."""
-    count = w.score.shape[0] if w.score.ndim == 1 else -1
+    if not isinstance(w, Windows):
+        raise TypeError(f"windows must be a Windows, got {type(w).__name__}")
+    for name, field in zip(Windows._fields, w, strict=True):
+        tensor(f"windows.{name}", field)
+    count = shape_of("windows.score", w.score)[0] if w.score.ndim == 1 else -1
     for name, field in zip(Windows._fields, w, strict=True):
         dtype = torch.float32 if name == "score" else torch.int64
-        if field.ndim != 1 or field.shape[0] != count:
-            raise refusal(f"windows.{name}", "one value per window", tuple(field.shape))
+        sizes = shape_of(f"windows.{name}", field)
+        if len(sizes) != 1 or sizes[0] != count:
+            raise refusal(f"windows.{name}", "one value per window", tuple(sizes))
         if field.dtype != dtype:
             raise refusal(f"windows.{name}", f"of dtype {dtype}", field.dtype)
         if field.device != device:
             raise refusal(f"windows.{name}", f"on device {device}", field.device)
-    if device.type != "cpu" or torch.compiler.is_compiling() or count == 0:
+    if device.type != "cpu" or torch.compiler.is_compiling() or count == 0 or not has_values(w.scale):
         return
     for name, limit in (("scale", scales), ("image", batch)):
-        if limit is not None and has_values(getattr(w, name)):
+        if limit is not None:
             values = getattr(w, name).tolist()
             low, high = min(values), max(values)
             if low < 0 or high >= limit:
@@ -131,10 +206,12 @@ def has_values(x: Tensor) -> bool:
 
 
 def count(w: Windows, expected: int, what: str) -> None:
-    if len(w.score) != expected:
-        raise refusal("windows", f"{expected} windows, one per {what}", len(w.score))
+    if w.score.shape[0] != expected:
+        raise refusal("windows", f"{expected} windows, one per {what}", w.score.shape[0])
 
 
-def probability(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value < 1:
+def probability(name: str, value: Any) -> float:
+    found = number(name, value)
+    if not 0 < found < 1:
         raise refusal(name, "strictly between 0 and 1", value)
+    return found

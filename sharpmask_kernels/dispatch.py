@@ -31,6 +31,8 @@ def choose(op: str, like: torch.Tensor, backend: str | None) -> str:
     Raises ``ValueError`` if ``backend`` does not have the op or does not take such maps, ``RuntimeError`` if it cannot
     run here.
     """
+    if backend is not None:
+        checks.choice("backend", backend, registry.BACKENDS)
     if like.device.type == "meta":
         return "reference"
     return _choose(op, like.device, like.dtype, backend, preferences.current())
@@ -58,7 +60,6 @@ def _chosen(op: str, device: torch.device, dtype: torch.dtype, backend: str | No
 
 
 def _insist(name: str, op: str, device: torch.device, dtype: torch.dtype) -> None:
-    checks.choice("backend", name, registry.BACKENDS)
     declared = registry.backend(name)
     if not declared.has(op):
         those = ", ".join(map(repr, registry.having(op)))

@@ -59,7 +59,7 @@ class Refinement(nn.Module):
             "skip_channels": skip_channels,
         }
         for name, size in sizes.items():
-            checks.at_least(name, size, 1)
+            checks.integer(name, size, 1)
         checks.modes(upsample, padding_mode)
         if backend is not None:
             checks.choice("backend", backend, registry.BACKENDS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from .. import checks, dispatch
 from ..backends.reference import encode_windows as reference
@@ -31,32 +33,59 @@ def encode_windows(
     ignored. ``scales``: the pyramid's scales. An image pixel is foreground where it lies in the window and
     the bilinear sample of the logits there exceeds log(t / (1 - t)) for the probability ``threshold`` t.
 
-    -> COCO RLE ``{"size": [h, w], "counts": bytes}`` per window. Ends on the host, so it waits for the device.
+    -> COCO RLE ``{"size": [h, w], "counts": bytes}`` per window. Ends on the host, so it waits for the device. Fake
+    tensors have no values: for them, ``counts`` is empty.
 
     Raises ``RuntimeError`` inside a transform of ``torch.func`` and while a model is exported, for the same reason.
     """
     if torch._C._are_functorch_transforms_active() or calling.exporting():
         raise RuntimeError("encode_windows ends on the host: call it outside torch.func, vmap and exported models")
-    checks.probability("threshold", threshold)
-    shape = tuple(logits.shape)
-    if logits.ndim != 3 or shape[1] != shape[2] or shape[1] < 2 or shape[1] % 2:
-        raise checks.refusal("logits", "of shape (N, S, S) with S even", shape)
-    if not logits.is_floating_point():
-        raise checks.refusal("logits", "floating point", logits.dtype)
-    if min(image_size) < 1:
-        raise checks.refusal("image_size", "at least 1x1", tuple(image_size))
-    if image_size[0] * image_size[1] >= 1 << 32:  # COCO counts in 32 bits
-        raise checks.refusal("image_size", "of fewer than 2^32 pixels", tuple(image_size))
-    if not all(0 < scale < float("inf") for scale in scales):
-        raise checks.refusal("scales", "positive", list(scales))
+    threshold = checks.probability("threshold", threshold)
+    image_size = _checked_image_size(image_size)
+    scales = _checked_scales(scales, image_size)
+    shape = _checked_shape(logits)
     checks.windows(windows, logits.device, len(scales), None)
     checks.count(windows, shape[0], "mask")
+    size = list(image_size)
+    if isinstance(logits, FakeTensor):
+        return [{"size": size.copy(), "counts": b""} for _ in range(shape[0])]
     chosen = dispatch.choose("encode_windows", logits, backend)
     cells = (windows.scale, windows.row, windows.col)
-    counts, offsets = _ENCODE_WINDOWS(logits.detach(), *cells, list(image_size), list(scales), threshold, chosen)
+    counts, offsets = _ENCODE_WINDOWS(logits.detach(), *cells, size, scales, threshold, chosen)
     data, ends = counts.numpy().tobytes(), offsets.tolist()
-    size = list(image_size)
     return [{"size": size.copy(), "counts": data[a:b]} for a, b in itertools.pairwise(ends)]
+
+
+def _checked_shape(logits: Tensor) -> torch.Size:
+    checks.tensor("logits", logits)
+    shape = checks.shape_of("logits", logits)
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] < 2 or shape[1] % 2:
+        raise checks.refusal("logits", "of shape (N, S, S) with S even", tuple(shape))
+    checks.floating_point("logits", logits)
+    if logits.device.type == "meta":
+        raise checks.refusal("logits", "on a device that holds values", "meta")
+    return shape
+
+
+def _checked_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    height, width = (
+        checks.integer(f"image_size[{i}]", side, least=None, most=None)
+        for i, side in enumerate(checks.pair("image_size", image_size, "(height, width)"))
+    )
+    if min(height, width) < 1:
+        raise checks.refusal("image_size", "at least 1x1", (height, width))
+    if height * width >= 1 << 32:  # COCO counts in 32 bits
+        raise checks.refusal("image_size", "of fewer than 2^32 pixels", (height, width))
+    return height, width
+
+
+def _checked_scales(scales: Sequence[float], image_size: tuple[int, int]) -> list[float]:
+    found = [checks.number(f"scales[{i}]", scale) for i, scale in enumerate(checks.listed("scales", scales))]
+    if not all(0 < scale < float("inf") for scale in found):
+        raise checks.refusal("scales", "positive", found)
+    if any(math.isinf(scale * max(image_size)) for scale in found):
+        raise checks.refusal("scales", "small enough for scaled sides that a float can hold", found)
+    return found
 
 
 def _fake(a: Any) -> tuple[Tensor, Tensor]:

@@ -29,10 +29,9 @@ def gather_windows(
     cells per grid cell. -> (N, C, size, size): window i holds the cells from (row * step, col * step) on of
     image ``image`` at scale ``scale``, zero where it leaves its map. Differentiable in maps.
     """
-    maps = [maps] if isinstance(maps, Tensor) else list(maps)
+    maps = [maps] if isinstance(maps, Tensor) else checks.listed("maps", maps)
     checks.pyramid("maps", maps)
-    checks.at_least("size", size, 1)
-    checks.at_least("step", step, 1)
+    size, step = checks.integer("size", size, 1), checks.integer("step", step, 1)
     checks.windows(windows, maps[0].device, len(maps), maps[0].shape[0])
     arguments = (maps, windows.image, windows.scale, windows.row, windows.col, size, step)
     if calling.exporting():

@@ -42,11 +42,14 @@ def refine_windows(
     """
     autocast = calling.autocast_dtype(encoding)
     (encoding,) = calling.cast(autocast, encoding)
-    horizontals = [calling.cast(autocast, *levels) for levels in horizontals]
-    stages = [[calling.cast(autocast, *conv) for conv in convs] for convs in stages]
-    head = calling.cast(autocast, *head)
+    horizontals = [
+        calling.cast(autocast, *checks.listed(f"horizontals[{i}]", levels))
+        for i, levels in enumerate(checks.listed("horizontals", horizontals))
+    ]
+    stages = [_convolutions(f"stages[{j}]", convs, autocast) for j, convs in enumerate(checks.listed("stages", stages))]
+    head = _convolution("head", head, autocast)
     checks.modes(upsample, padding_mode)
-    checks.probability("threshold", threshold)
+    threshold = None if threshold is None else checks.probability("threshold", threshold)
     _check_inputs(encoding, horizontals, windows, stages, head)
     if out is not None:
         _check_out(out, encoding, len(stages), threshold)
@@ -61,6 +64,14 @@ def refine_windows(
     )
     with calling.after_cast(encoding, autocast):
         return _call(arguments, encoding, out, backend)
+
+
+def _convolutions(name: str, convs: Sequence[ConvParameters], autocast: torch.dtype | None) -> list[Any]:
+    return [_convolution(f"{name}[{i}]", conv, autocast) for i, conv in enumerate(checks.listed(name, convs))]
+
+
+def _convolution(name: str, conv: ConvParameters, autocast: torch.dtype | None) -> Any:
+    return calling.cast(autocast, *checks.pair(name, conv, "(weight, bias)"))
 
 
 def _call(arguments: tuple[Any, ...], encoding: Tensor, out: Tensor | None, backend: str | None) -> Tensor:
@@ -114,13 +125,16 @@ def _check_inputs(
 
 
 def _check_out(out: Tensor, encoding: Tensor, stages: int, threshold: float | None) -> None:
+    checks.tensor("out", out)
     shape, dtype = shape_of_windows(encoding, stages, threshold)
-    if out.shape != shape:
+    if checks.shape_of("out", out) != shape:
         raise checks.refusal("out", f"of shape {shape}", tuple(out.shape))
     if out.dtype != dtype:
         raise checks.refusal("out", f"of dtype {dtype}", out.dtype)
     if out.device != encoding.device:
         raise checks.refusal("out", f"on device {encoding.device}", out.device)
+    if out.is_neg():
+        raise checks.refusal("out", "without the bit of a lazy negation", "a view with it")
     if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True)):
         raise checks.refusal("out", "without elements that share memory", f"strides {out.stride()}")
 

@@ -22,10 +22,11 @@ def topk_windows(scores: Sequence[Tensor], n: int) -> Windows:
     another, best first, equal scores in the order scale, row, column. NaN ranks as -inf; such rows carry the
     score -inf and are the caller's to drop. Nothing waits for the device.
     """
+    scores = checks.listed("scores", scores)
     checks.pyramid("scores", scores)
     if scores[0].shape[1] != 1:
         raise checks.refusal("scores", "of one channel", scores[0].shape[1])
-    checks.at_least("n", n, 0)
+    n = checks.integer("n", n, 0)
     scores = [s.detach() for s in scores]
     return Windows(*(reference.topk_windows if calling.exporting() else _TOPK_WINDOWS)(scores, n))
 

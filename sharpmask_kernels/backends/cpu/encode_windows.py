@@ -23,7 +23,7 @@ def encode_windows(
 ) -> tuple[Tensor, Tensor]:
     height, width = image_size
     ratios = [(h / height, w / width) for h, w in (scaled_size(height, width, s) for s in scales)]
-    scale, row, col = (x.contiguous() for x in (scale, row, col))
+    scale, row, col = fields = [x.contiguous() for x in (scale, row, col)]
     counts, ends = _cpu.encode_windows(
         logits=view(logits),
         # All windows are of one image, so that nothing reads which: any address serves.
@@ -34,4 +34,5 @@ def encode_windows(
         limit=logit(threshold),
         threads=torch.get_num_threads(),
     )
+    del fields  # a compiler that meets this code must not let go of them before
     return torch.frombuffer(bytearray(counts or b"\0"), dtype=torch.uint8)[: len(counts)], torch.tensor([0, *ends])

@@ -21,7 +21,7 @@ def gather_windows(
     table = torch.cat([*pixels, maps[0].new_zeros(1, channels)])
     heights, widths = [m.shape[2] for m in maps], [m.shape[3] for m in maps]
     index = pixel_index(image, scale, row, col, batch, heights, widths, size, step)
-    gathered = table.index_select(0, index.flatten()).view(len(scale), size, size, channels).permute(0, 3, 1, 2)
+    gathered = table.index_select(0, index.flatten()).view(scale.shape[0], size, size, channels).permute(0, 3, 1, 2)
     return layout.arranged(gathered, layout.memory_format(*maps))
 
 
