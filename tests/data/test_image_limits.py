@@ -207,7 +207,7 @@ def test_only_regular_files_are_opened(tmp_path: Path, monkeypatch: pytest.Monke
     ):
         with pytest.raises(DataError, match=said) as caught:
             load_image(tmp_path / name)
-        assert name.rstrip("\0") in str(caught.value) and "\n" not in str(caught.value)
+        assert name.split("\0")[0] in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(DataError, match="/dev/zero: cannot be read as an image: it is a device"):
         load_image("/dev/zero")
 
