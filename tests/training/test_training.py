@@ -575,7 +575,7 @@ def test_run_folders_are_not_overwritten_by_accident(settings: Factory) -> None:
     with pytest.raises(DataError, match=r"cannot go on with another model: model\.features 8 -> 4; start another run"):
         train(other, QUIET)
     (config.out / STATE).write_bytes((config.out / STATE).read_bytes()[:1000])
-    with pytest.raises(DataError, match=r"state\.safetensors must be the state of a training run, got a file that is cut off"):
+    with pytest.raises(DataError, match=r"state\.safetensors must be .* training run, got a file that is cut off"):
         train(replace(config, resume=True), QUIET)
 
 
