@@ -10,28 +10,29 @@ from .interrupts import INTERRUPTED, interrupts_end_the_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the ``sharpmask`` command.
+    """Entry point of the ``sharpmask`` command, whose arguments are ``argv``, or without it the program's own.
 
     Returns the exit status: 0, or 1 if a photo failed, 2 for an error, 130 after an interrupt.
     """
-    with interrupts_end_the_program():
+    alone = argv is None  # and not called by a program that outlives an interrupt
+    with interrupts_end_the_program(alone):
         from .output import steady_output, tell_error
     failures: list[OSError] = []
     try:
         with steady_output(failures):
-            return _run(sys.argv[1:] if argv is None else argv)
+            return _run(sys.argv[1:] if argv is None else argv, alone)
     finally:
         if failures:
             tell_error(f"the output cannot be written: {failures[0].strerror}")
             raise SystemExit(2)
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], alone: bool) -> int:
     """Carry out a command line. Returns the exit status."""
     from .output import is_out_of_memory, tell_error
 
     try:
-        with interrupts_end_the_program():
+        with interrupts_end_the_program(alone):
             from .program import prepare
 
             command = prepare(argv)

@@ -12,8 +12,8 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def interrupts_end_the_program() -> Iterator[None]:
-    """Ctrl-C inside the block, where modules are imported, ends the program at once.
+def interrupts_end_the_program(alone: bool = True) -> Iterator[None]:
+    """Ctrl-C inside the block, where modules are imported, ends the program at once, unless it is not ``alone``.
 
     An exception would show where it struck, or be taken by the module for one of its own.
     """
@@ -25,7 +25,7 @@ def interrupts_end_the_program() -> Iterator[None]:
     old = signal.getsignal(signal.SIGINT)
     try:
         # Where Ctrl-C is ignored, as under nohup, it stays so.
-        ours = old is signal.default_int_handler and bool(signal.signal(signal.SIGINT, end))
+        ours = alone and old is signal.default_int_handler and bool(signal.signal(signal.SIGINT, end))
     except ValueError:  # not in the main thread, which alone is interrupted
         ours = False
     try:

@@ -33,7 +33,7 @@ def prepare(argv: Sequence[str]) -> Command:
 
         config = train.parse(name.removeprefix("train "), rest)
         check_paths(config, out_is_file=False)
-        return partial(train.train, config)
+        return train.prepared(config)
     options = parse(name, rest)
     check_paths(options, out_is_file=name in ("pack", "convert"))
     if name == "propose":

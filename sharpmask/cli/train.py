@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -12,18 +13,19 @@ from ..plain import from_plain, read_yaml
 from ..training import TrainConfig, stage_defaults
 from ..training.stages import StageName
 from .arguments import parse_arguments
-from .interrupts import interrupts_end_the_program
 from .options import STAGES
 from .output import ERR
 
 
-def train(config: TrainConfig) -> int:
-    """Train as ``config`` says. Returns the exit status."""
-    with interrupts_end_the_program():
-        from ..training import train as run_training
+def prepared(config: TrainConfig) -> Callable[[], int]:
+    """Training as ``config`` says, with its modules imported. It returns the exit status."""
+    from ..training import train  # here, because parsing the arguments does not need it, and it takes seconds
 
-    run_training(config, ERR)
-    return 0
+    def run() -> int:
+        train(config, ERR)
+        return 0
+
+    return run
 
 
 def parse(stage: str, argv: list[str]) -> TrainConfig:

@@ -139,7 +139,8 @@ def importing(name, globals=None, locals=None, fromlist=(), level=0):
     return real(name, globals, locals, fromlist, level)
 builtins.__import__ = importing
 from sharpmask.cli import main
-sys.exit(main(["propose", {__file__!r}]))
+sys.argv[1:] = ["propose", {__file__!r}]
+sys.exit(main())
 """
     ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "sharpmask: interrupted\n")
@@ -155,8 +156,9 @@ with interrupts_end_the_program():
     os.kill(os.getpid(), signal.SIGINT)
 assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with interrupts_end_the_program():
-    pass
+for alone in (True, False):
+    with interrupts_end_the_program(alone):
+        assert (signal.getsignal(signal.SIGINT) is signal.default_int_handler) != alone
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
     subprocess.run([sys.executable, "-c", program], check=True)
