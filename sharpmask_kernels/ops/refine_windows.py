@@ -133,7 +133,7 @@ def _check_out(out: Tensor, encoding: Tensor, stages: int, threshold: float | No
         raise checks.refusal("out", f"of dtype {dtype}", out.dtype)
     if out.device != encoding.device:
         raise checks.refusal("out", f"on device {encoding.device}", out.device)
-    if out.is_neg():
+    if not torch.compiler.is_compiling() and out.is_neg():
         raise checks.refusal("out", "without the bit of a lazy negation", "a view with it")
     if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True)):
         raise checks.refusal("out", "without elements that share memory", f"strides {out.stride()}")
