@@ -82,13 +82,16 @@ def search(
     """The model's proposals by kind of mask, refined or coarse, and the truth without broken photos."""
     refines = isinstance(model, SharpMask)
     asked = {"refined": refines, "coarse": options.coarse or not refines}
-    rows: dict[str, Results] = {}
-    for name, refine in ((name, refine) for name, refine in KINDS.items() if asked[name]):
-        path = options.out / f"{name}.json"
-        bad = search_folder(model, folder, options, path, refine=refine)
-        truth = without_images(truth, bad)
-        rows[name] = load_results(path, truth)
-    return rows, truth
+    paths = {name: options.out / f"{name}.json" for name in KINDS if asked[name]}
+    bad: set[int] = set()
+    for name, path in paths.items():
+        bad |= search_folder(model, folder, options, path, refine=KINDS[name])
+    # A photo may have broken between the two searches.
+    rows: dict[str, Results] = {
+        name: [entry for entry in load_results(path, truth) if entry["image_id"] not in bad]
+        for name, path in paths.items()
+    }
+    return rows, without_images(truth, bad)
 
 
 @dataclass(frozen=True)

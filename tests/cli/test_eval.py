@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -126,6 +127,27 @@ def test_patches_are_measured_before_the_search(
     assert run(*base, "--patches", 8, "--out", tmp_path / "out") == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("sharpmask: ") and "crowds.json" in lines[-1]
+
+
+def test_a_photo_that_breaks_between_two_searches_is_left_out_of_both(
+    synth: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(synth, copy)
+    real, calls = ProposalGenerator.generate, 0
+
+    def generate(self: ProposalGenerator, image: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            (copy / "images" / "000002.png").write_bytes(b"broken")
+        return real(self, image)
+
+    monkeypatch.setattr(ProposalGenerator, "generate", generate)
+    base = ("eval", "--dataset", copy, "--checkpoint", tiny_checkpoint, "--out", tmp_path / "out", "--top-n", 3)
+    assert run(*base, "--coarse", "--skip-bad") == 0
+    assert calls == 11 and "left out 1 broken entries, first: " in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out" / "recall.json").read_text())) == 4
 
 
 def test_options_that_need_a_model(synth: Path, tmp_path: Path, capsys: Capture) -> None:
