@@ -71,7 +71,13 @@ class Run:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.model = initial_model(config).to(self.device).to(memory_format=torch.channels_last).train()
+        found = (config.out / STATE).exists()
+        if found and not config.resume:
+            raise DataError(f"out: {config.out} holds a run already; --resume goes on with it")
+        resumed = found or config.resume is True
+        # A resumed run has its weights from the state, and the file that it began with may be gone.
+        start = replace(config, trunk_weights=None) if resumed else config
+        self.model = initial_model(start).to(self.device).to(memory_format=torch.channels_last).train()
         # The checkpoint to start from decides the model's sizes, and batches must fit them.
         self.config = config = replace(config, model=self.model.config)
         freeze(self.model, config)
@@ -81,10 +87,7 @@ class Run:
         self.step, self.best = 0, -1.0
         self.sums: dict[str, list[float]] = {}  # each term's losses since the last line of the log
         self.record = make_record(config)
-        found = (config.out / STATE).exists()
-        if found and not config.resume:
-            raise DataError(f"out: {config.out} holds a run already; --resume goes on with it")
-        if found or config.resume is True:
+        if resumed:
             self._load_state()
         self.folder = self._read_folder(config.dataset, config.annotations)
         self.batches = make_batches(self.folder, config, rank)

@@ -23,6 +23,7 @@ from sharpmask.data.tile_config import TileConfig
 from sharpmask.errors import DataError
 from sharpmask.files import LOCK, output_folder
 from sharpmask.models import DeepMask
+from sharpmask.models.trunk import build_trunk
 from sharpmask.plain import to_plain
 from sharpmask.training import TrainConfig, stage_defaults, train
 from sharpmask.training.loop import CHECKPOINT, Run
@@ -151,6 +152,16 @@ def test_auto_starts_a_run_or_goes_on_with_it(settings: Factory) -> None:
     whole = settings("whole", steps=2)
     train(whole, QUIET)
     assert yaml.safe_load((whole.out / "config.yaml").read_text())["resume"] is False
+
+
+def test_the_weights_that_a_run_began_with_may_be_gone(settings: Factory, tmp_path: Path) -> None:
+    weights = tmp_path / "trunk.safetensors"
+    save_file(build_trunk("efficientnet_lite0").state_dict(), weights)
+    config = settings("begun", trunk_weights=str(weights))
+    train(config, QUIET)
+    weights.unlink()
+    train(replace(config, steps=3, resume=True), QUIET)
+    assert step_of(config.out) == 3
 
 
 def test_a_state_without_a_record_is_taken_with_a_note(started: TrainConfig) -> None:
