@@ -13,7 +13,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -43,10 +43,8 @@ def load(name: str) -> ModuleType | str:
     try:
         if module in sys.modules:  # a test's
             return importlib.import_module(module)
-        spec = PathFinder.find_spec(module, [str(folder) for folder in _folders()])
-        if spec is None or spec.loader is None or spec.origin is None:
-            return _missing(name)
-        if reason := _outdated(name, Path(spec.origin)):
+        spec, reason = _find(name)
+        if spec is None or spec.loader is None:
             return reason
         loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
@@ -55,6 +53,20 @@ def load(name: str) -> ModuleType | str:
     except ImportError as error:
         return f"{module} cannot be loaded: {error}"
     return sys.modules.setdefault(module, loaded)
+
+
+def _find(name: str) -> tuple[ModuleSpec | None, str]:
+    """Where the module is, or why it cannot be used."""
+    reasons = []
+    for folder in _folders():
+        spec = PathFinder.find_spec(f"sharpmask_kernels.{name}", [str(folder)])
+        if spec is None or spec.origin is None:
+            continue
+        reason = _outdated(name, Path(spec.origin))
+        if reason is None:
+            return spec, ""
+        reasons.append(reason)
+    return None, reasons[0] if reasons else _missing(name)
 
 
 def built_for(module: ModuleType) -> str:

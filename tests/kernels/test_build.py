@@ -129,6 +129,8 @@ def test_in_a_clone_the_installed_module_serves(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "csrc", clone / "csrc")
     ignored = shutil.ignore_patterns("*.so", "_c*_*.txt", "__pycache__")
     shutil.copytree(ROOT / "sharpmask_kernels", clone / "sharpmask_kernels", ignore=ignored)
+    # Left by an editable install of other sources.
+    (clone / "sharpmask_kernels" / compiled.name).write_bytes(b"")
     environment = os.environ | {"PYTHONPATH": str(package.parent)}
     command = [sys.executable, "-c", IN_CLONE, str(ROOT)]
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
