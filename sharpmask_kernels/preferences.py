@@ -27,7 +27,8 @@ class _Call:
 
 class _Process:
     def __init__(self) -> None:
-        self.latest = _Call(tuple(filter(None, os.environ.get("SHARPMASK_BACKEND", "").split(","))))
+        names = map(str.strip, os.environ.get("SHARPMASK_BACKEND", "").split(","))
+        self.latest = _Call(tuple(filter(None, names)))
 
 
 class _Thread(threading.local):

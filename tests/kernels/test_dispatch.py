@@ -296,7 +296,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_the_environment_names_preferences() -> None:
     code = "import torch; from sharpmask_kernels import dispatch as d; m = torch.ones(1, 1, 1, 1)\n"
     code += "print(d.preferences.current(), d.choose('gather_windows', m, None))"
-    done = run(code, SHARPMASK_BACKEND="reference,cpu")
+    done = run(code, SHARPMASK_BACKEND="reference, cpu")
     assert done.stdout.strip() == "('reference', 'cpu') reference"
     done = run(code, SHARPMASK_BACKEND="warp")
     assert "SHARPMASK_BACKEND must be one of 'reference'" in done.stderr.splitlines()[-1]
