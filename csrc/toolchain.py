@@ -61,7 +61,7 @@ def first_error(lines: Sequence[str]) -> str | None:
         # Not the command that ninja repeats, nor its progress.
         if before.startswith("FAILED: ") or line.startswith(("FAILED: ", "[", "ninja: ")) or "warning:" in line:
             continue
-        if ERROR.search(line):
+        if ERROR.search(line) and line != "Killed":  # that names nothing
             return line[:300]
     # A compiler that was killed may have said nothing.
     codes = [re.match(r"FAILED: \[code=(\d+)\] (.*)", line) for line in lines]

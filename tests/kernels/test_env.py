@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
 
 from sharpmask_kernels import dispatch, env, registry, self_check
+from sharpmask_kernels.backends import native
 from sharpmask_kernels.backends.cpu import device as cpu
 
 
@@ -31,6 +35,24 @@ def test_report_without_the_compiled_module(monkeypatch: pytest.MonkeyPatch) -> 
     text = env.report()
     assert "compiled module  none: no compiler" in text
     assert any(line.split(maxsplit=1) == ["cpu", "no compiler"] for line in text.splitlines())
+
+
+def test_report_of_the_cuda_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "_cuda_built.txt").write_text('{"sources": "0", "for": "compute capability 9.0, later ones by PTX"}')
+    loaded = ModuleType("_cuda")
+    loaded.__file__ = str(tmp_path / "_cuda.so")
+    monkeypatch.setattr(native, "load", lambda name: loaded)
+    assert ("for GPUs of", "compute capability 9.0, later ones by PTX") in env.cuda_module()
+    (tmp_path / "_cuda_built.txt").unlink()
+    assert ("for GPUs of", "unknown") in env.cuda_module()
+
+
+def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning = pytest.importorskip("sharpmask_kernels.backends.triton.kernels.tuning")
+    monkeypatch.setattr(tuning, "INTERPRETED", False)
+    monkeypatch.setenv("SHARPMASK_AUTOTUNE", "no")
+    with pytest.raises(ValueError, match="SHARPMASK_AUTOTUNE must be 0 or 1, got 'no'"):
+        tuning.candidates((64, 4, 2), interpreted=16)
 
 
 def test_columns_are_aligned() -> None:

@@ -135,6 +135,7 @@ SAID = {
     "x.o: undefined reference to `f'\ncollect2: error: ld": "x.o: undefined reference to `f'",
     "cc1plus: out of memory allocating 65536 bytes": "cc1plus: out of memory allocating 65536 bytes",
     "FAILED: [code=137] b/x.o\ng++ -c x": "x.o: killed, perhaps for want of memory",
+    "FAILED: [code=137] b/y.o\ng++ -c y\nKilled": "y.o: killed, perhaps for want of memory",
     "FAILED: [code=3] b/x.o\ng++ -c x": "x.o: exit status 3",
     "ninja: error: 'a.cpp', needed by 'a.o', missing": "ninja: error: 'a.cpp', needed by 'a.o', missing",
 }
