@@ -32,6 +32,8 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 def integer(name: str, value: Any, least: int | None, most: int | None = MOST) -> int:
     """``value`` as an integer from ``least`` to ``most``; by default, 64 bits hold it."""
+    if type(value) is int and least is not None and most is not None and least <= value <= most:
+        return value  # the quick way
     if not isinstance(value, (int, torch.SymInt)):
         value = _index(name, value)
     if value is True or value is False:
@@ -74,12 +76,13 @@ def listed(name: str, values: Any, expected: str = "a list") -> list[Any]:
         raise TypeError(f"{name} must be {expected}, got {type(values).__name__}") from None
 
 
-def pair(name: str, values: Any, of: str) -> tuple[Any, Any]:
-    """Two values, called ``of`` in the message."""
-    found = listed(name, values, f"a pair {of}")
-    if len(found) != 2:
-        raise refusal(name, f"a pair {of}", f"{len(found)} values")
-    return found[0], found[1]
+def pair(name: str, values: Any, expected: str) -> tuple[Any, Any]:
+    """Two values; ``expected`` describes them."""
+    if not isinstance(values, tuple):
+        values = listed(name, values, expected)
+    if len(values) != 2:
+        raise refusal(name, expected, f"{len(values)} values")
+    return values[0], values[1]
 
 
 def modes(upsample: str, padding_mode: str) -> None:
@@ -178,13 +181,18 @@ def windows(w: Any, device: torch.device, scales: int, batch: int | None) -> Non
     reading them waits for nothing. ``batch`` None: image indices are not checked."""
     if not isinstance(w, Windows):
         raise TypeError(f"windows must be a Windows, got {type(w).__name__}")
+    count = None
     for name, field in zip(Windows._fields, w, strict=True):
-        tensor(f"windows.{name}", field)
-    count = shape_of("windows.score", w.score)[0] if w.score.ndim == 1 else -1
-    for name, field in zip(Windows._fields, w, strict=True):
-        dtype = torch.float32 if name == "score" else torch.int64
-        sizes = shape_of(f"windows.{name}", field)
-        if len(sizes) != 1 or sizes[0] != count:
+        if not isinstance(field, Tensor) or field.layout is not _STRIDED or field.ndim != 1:
+            tensor(f"windows.{name}", field)
+            raise refusal(f"windows.{name}", "one value per window", tuple(shape_of(f"windows.{name}", field)))
+        try:
+            sizes = field.shape
+        except RuntimeError:  # nested
+            sizes = shape_of(f"windows.{name}", field)
+        dtype = torch.int64 if count is not None else torch.float32
+        count = sizes[0] if count is None else count
+        if sizes[0] != count:
             raise refusal(f"windows.{name}", "one value per window", tuple(sizes))
         if field.dtype != dtype:
             raise refusal(f"windows.{name}", f"of dtype {dtype}", field.dtype)

@@ -70,7 +70,7 @@ def _checked_shape(logits: Tensor) -> torch.Size:
 def _checked_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
     height, width = (
         checks.integer(f"image_size[{i}]", side, least=None, most=None)
-        for i, side in enumerate(checks.pair("image_size", image_size, "(height, width)"))
+        for i, side in enumerate(checks.pair("image_size", image_size, "a pair (height, width)"))
     )
     if min(height, width) < 1:
         raise checks.refusal("image_size", "at least 1x1", (height, width))

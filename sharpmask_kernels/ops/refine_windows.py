@@ -16,6 +16,8 @@ from . import calling
 from .calling import ConvParameters
 from .library import Case, define, refuse_derivatives, scattered_windows
 
+_PAIR = "a pair (weight, bias)"
+
 
 def refine_windows(
     encoding: Tensor,
@@ -42,12 +44,13 @@ def refine_windows(
     """
     autocast = calling.autocast_dtype(encoding)
     (encoding,) = calling.cast(autocast, encoding)
-    horizontals = [
-        calling.cast(autocast, *checks.listed(f"horizontals[{i}]", levels))
-        for i, levels in enumerate(checks.listed("horizontals", horizontals))
-    ]
-    stages = [_convolutions(f"stages[{j}]", convs, autocast) for j, convs in enumerate(checks.listed("stages", stages))]
-    head = _convolution("head", head, autocast)
+    try:
+        horizontals = [calling.cast(autocast, *levels) for levels in horizontals]
+        stages = [[calling.cast(autocast, *conv) for conv in convs] for convs in stages]
+        head = calling.cast(autocast, *head)
+    except TypeError:
+        _check_lists(horizontals, stages, head)
+        raise
     checks.modes(upsample, padding_mode)
     threshold = None if threshold is None else checks.probability("threshold", threshold)
     _check_inputs(encoding, horizontals, windows, stages, head)
@@ -66,12 +69,14 @@ def refine_windows(
         return _call(arguments, encoding, out, backend)
 
 
-def _convolutions(name: str, convs: Sequence[ConvParameters], autocast: torch.dtype | None) -> list[Any]:
-    return [_convolution(f"{name}[{i}]", conv, autocast) for i, conv in enumerate(checks.listed(name, convs))]
-
-
-def _convolution(name: str, conv: ConvParameters, autocast: torch.dtype | None) -> Any:
-    return calling.cast(autocast, *checks.pair(name, conv, "(weight, bias)"))
+def _check_lists(horizontals: Any, stages: Any, head: Any) -> None:
+    """Name what is no list."""
+    for i, levels in enumerate(checks.listed("horizontals", horizontals)):
+        checks.listed(f"horizontals[{i}]", levels)
+    for j, convs in enumerate(checks.listed("stages", stages)):
+        for i, conv in enumerate(checks.listed(f"stages[{j}]", convs)):
+            checks.listed(f"stages[{j}][{i}]", conv, _PAIR)
+    checks.listed("head", head, _PAIR)
 
 
 def _call(arguments: tuple[Any, ...], encoding: Tensor, out: Tensor | None, backend: str | None) -> Tensor:
@@ -108,7 +113,8 @@ def _check_inputs(
     for j, convs in enumerate(stages):
         if not convs:
             raise checks.refusal(f"stages[{j}]", "at least one convolution", "an empty list")
-        for i, (weight, bias) in enumerate(convs):
+        for i, conv in enumerate(convs):
+            weight, bias = checks.pair(f"stages[{j}][{i}]", conv, _PAIR)
             checks.conv3x3(f"stages[{j}][{i}].", weight, bias, channels, None, encoding)
             channels = weight.shape[0]
         maps, name = [levels[j] for levels in horizontals], f"horizontals[:][{j}]"
@@ -119,7 +125,7 @@ def _check_inputs(
         images = horizontals[0][0].shape[0]
         if maps[0].shape[0] != images:
             raise checks.refusal(name, f"of batch {images} like the first stage's", maps[0].shape[0])
-    checks.conv3x3("head.", head[0], head[1], channels, 1, encoding)
+    checks.conv3x3("head.", *checks.pair("head", head, _PAIR), channels, 1, encoding)
     checks.windows(windows, encoding.device, len(horizontals), horizontals[0][0].shape[0])
     checks.count(windows, count, "encoding")
 

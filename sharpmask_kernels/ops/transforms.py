@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-_PYTHON = torch._C.DispatchKey.Python
-
 Plain = Callable[..., Any]
 """Computes an op from the arguments of its schema, in PyTorch's own operations, or says why it cannot."""
 
@@ -42,8 +40,11 @@ class Library(torch.library.Library):
 
 def _unless_transformed(autograd: Callable[..., Any], plain: Plain) -> Callable[..., Any]:
     def kernel(keyset: Any, *arguments: Any) -> Any:
-        # The last of these is true while a compiler traces: it enters a dual level without telling forward_ad.
-        may = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or keyset.has(_PYTHON)
+        may = (
+            torch._C._are_functorch_transforms_active()
+            or forward_ad._current_level >= 0
+            or torch._C._len_torch_dispatch_stack()  # a compiler enters a dual level without telling forward_ad
+        )
         if may and _differs(arguments):
             return plain(*arguments)
         return autograd(keyset, *arguments)

@@ -141,7 +141,10 @@ def test_windows_and_lists_of_other_types() -> None:
         ({"horizontals": [5]}, r"horizontals\[0\] must be a list, got int"),
         ({"stages": [5, []]}, r"stages\[0\] must be a list, got int"),
         ({"stages": [[5]]}, r"stages\[0\]\[0\] must be a pair \(weight, bias\), got int"),
-        ({"stages": [[(torch.zeros(1),)]]}, r"stages\[0\]\[0\] must be a pair \(weight, bias\), got 1 values"),
+        (
+            {"stages": [[(torch.zeros(1),)], given["stages"][1]]},
+            r"stages\[0\]\[0\] must be a pair \(weight, bias\), got 1 values",
+        ),
         ({"head": None}, r"head must be a pair \(weight, bias\), got NoneType"),
         ({"out": [1]}, "out must be a tensor, got list"),
     ):
