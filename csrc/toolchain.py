@@ -166,7 +166,8 @@ def known_archs(nvcc: list[str]) -> list[str]:
         raise BuildError(f"{nvcc[0]} does not work: {error.strerror}") from error
     found = re.findall(r"^compute_(\d+)$", done.stdout, re.MULTILINE)
     if done.returncode != 0 or not found:
-        said = first_error(done.stdout.splitlines()) or exit_status(done.returncode)
+        status = exit_status(done.returncode) if done.returncode else "it names no GPU for --list-gpu-arch"
+        said = first_error(done.stdout.splitlines()) or status
         raise BuildError(f"{nvcc[0]} does not work: {said}")
     return sorted(found, key=int)
 
