@@ -58,6 +58,20 @@ def feature_forward(
     threads: int,
 ) -> None: ...
 def feature_gradient(*, grad: TensorView, weight: TensorView, zeros: bool, out: TensorView, threads: int) -> None: ...
+def inverted_residual(
+    *,
+    x: TensorView,
+    expand_weight: TensorView | None,
+    expand_bias: TensorView | None,
+    depthwise_weight: TensorView,
+    depthwise_bias: TensorView | None,
+    project_weight: TensorView,
+    project_bias: TensorView | None,
+    stride: int,
+    residual: bool,
+    out: TensorView,
+    threads: int,
+) -> None: ...
 def gather_windows(
     *, maps: Sequence[TensorView], windows: WindowsView, step: int, out: TensorView, threads: int
 ) -> None: ...

@@ -139,12 +139,21 @@ def conv3x3(
     name: str, weight: Tensor, bias: Tensor | None, in_channels: int, out_channels: int | None, like: Tensor
 ) -> None:
     """Weight (out_channels, in_channels, 3, 3) and bias (out_channels) or None."""
+    conv(name, weight, bias, (out_channels, in_channels, 3, 3), like)
+
+
+def conv(name: str, weight: Tensor, bias: Tensor | None, shape: tuple[int | None, int, int, int], like: Tensor) -> None:
+    """Weight of ``shape`` (out_channels, in_channels, height, width) and bias (out_channels) or None.
+
+    out_channels None: any number from 1 up.
+    """
     tensor(f"{name}weight", weight)
     sizes = shape_of(f"{name}weight", weight)
-    known = len(sizes) == 4 and sizes[0] >= 1 and sizes[1:] == (in_channels, 3, 3)
-    if not known or out_channels not in (None, sizes[0]):
-        outs = "out_channels" if out_channels is None else out_channels
-        raise refusal(f"{name}weight", f"of shape ({outs}, {in_channels}, 3, 3)", tuple(sizes))
+    outputs, *rest = shape
+    known = len(sizes) == 4 and sizes[0] >= 1 and list(sizes[1:]) == rest
+    if not known or outputs not in (None, sizes[0]):
+        expected = ", ".join(map(str, ("out_channels" if outputs is None else outputs, *rest)))
+        raise refusal(f"{name}weight", f"of shape ({expected})", tuple(sizes))
     same_kind(f"{name}weight", weight, like)
     if bias is not None:
         tensor(f"{name}bias", bias)

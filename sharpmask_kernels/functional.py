@@ -19,6 +19,7 @@ take the place of the ops, so that the exported graph needs nothing from here.
 from .ops.calling import ConvParameters
 from .ops.encode_windows import encode_windows
 from .ops.gather_windows import gather_windows
+from .ops.inverted_residual import inverted_residual
 from .ops.refine_windows import refine_windows
 from .ops.refinement import add_upsample, merge_upsample, refine
 from .ops.topk_windows import topk_windows
@@ -28,6 +29,7 @@ __all__ = [
     "add_upsample",
     "encode_windows",
     "gather_windows",
+    "inverted_residual",
     "merge_upsample",
     "refine",
     "refine_windows",

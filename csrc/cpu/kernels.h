@@ -9,6 +9,7 @@
 #include <string>
 
 #include "column_sampler.h"
+#include "inverted_residual.h"
 #include "refine_windows.h"
 #include "refinement.h"
 
@@ -23,6 +24,7 @@ struct Kernels {
     void (*feature_forward)(const FeatureForward&);
     void (*feature_gradient)(const FeatureGradient&);
     void (*refine_windows)(const RefineWindows&);
+    void (*inverted_residual)(const InvertedResidual&);
     std::unique_ptr<ColumnSampler> (*column_sampler)(const TypedMap& logits, double limit);
 };
 

@@ -97,6 +97,17 @@ void call_refine_windows(const TensorView& encoding, const TensorViews& horizont
                               std::move(biases), std::move(convs), nearest, zeros, limit, out, threads});
 }
 
+// inverted_residual
+
+void call_inverted_residual(const TensorView& x, const OptionalTensorView& expand_weight,
+                            const OptionalTensorView& expand_bias, const TensorView& depthwise_weight,
+                            const OptionalTensorView& depthwise_bias, const TensorView& project_weight,
+                            const OptionalTensorView& project_bias, int64_t stride, bool residual,
+                            const TensorView& out, int threads) {
+    kernels().inverted_residual({typed_map(x), expand_weight, expand_bias, depthwise_weight, depthwise_bias,
+                                 project_weight, project_bias, stride, residual, typed_map(out), threads});
+}
+
 // encode_windows
 
 // The counts of all windows, one after another, and where each ends.
@@ -162,6 +173,9 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("refine_windows", call_refine_windows, release_gil(), named, "encoding"_a, "horizontals"_a,
           "windows"_a, "weights"_a, "biases"_a, "convs"_a, "nearest"_a, "zeros"_a, "limit"_a, "out"_a,
           "threads"_a);
+    m.def("inverted_residual", call_inverted_residual, release_gil(), named, "x"_a, "expand_weight"_a,
+          "expand_bias"_a, "depthwise_weight"_a, "depthwise_bias"_a, "project_weight"_a, "project_bias"_a,
+          "stride"_a, "residual"_a, "out"_a, "threads"_a);
     m.def("encode_windows", encode, named, "logits"_a, "windows"_a, "image_size"_a, "vertical"_a,
           "horizontal"_a, "limit"_a, "threads"_a);
     m.def("isa", [] { return kernels().isa; });

@@ -56,6 +56,12 @@ VALID: dict[str, Callable[[], dict[str, Any]]] = {
         "stages": [[(zeros(5, 3, 3, 3), None)], [(zeros(4, 5, 3, 3), zeros(4)), (zeros(2, 4, 3, 3), zeros(2))]],
         "head": (zeros(1, 2, 3, 3), zeros(1)),
     },
+    "inverted_residual": lambda: {
+        "x": zeros(2, 3, 4, 5),
+        "expand": (zeros(6, 3, 1, 1), zeros(6)),
+        "depthwise": (zeros(6, 1, 3, 3), zeros(6)),
+        "project": (zeros(4, 6, 1, 1), None),
+    },
     "encode_windows": lambda: {
         "logits": zeros(2, 6, 6),
         "windows": windows(),
@@ -318,6 +324,40 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("encode_windows", {"scales": [0.5, 0.0]}, "scales must be positive, got [0.5, 0.0]"),
     ("encode_windows", {"scales": [0.5, math.nan]}, "scales must be positive, got [0.5, nan]"),
     ("encode_windows", {"scales": [0.5, math.inf]}, "scales must be positive, got [0.5, inf]"),
+    # inverted_residual.
+    ("inverted_residual", {"x": zeros(3, 4, 5)}, f"x must be of shape {maps3}, got (3, 4, 5)"),
+    ("inverted_residual", {"stride": 3}, "stride must be 1 or 2, got 3"),
+    (
+        "inverted_residual",
+        {"expand": (zeros(6, 4, 1, 1), None)},
+        "expand.weight must be of shape (out_channels, 3, 1, 1), got (6, 4, 1, 1)",
+    ),
+    (
+        "inverted_residual",
+        {"expand": None},
+        "depthwise.weight must be of shape (3, 1, 3, 3), got (6, 1, 3, 3)",
+    ),
+    (
+        "inverted_residual",
+        {"depthwise": (zeros(6, 1, 4, 4), None)},
+        "depthwise.weight must be of shape (6, 1, k, k), k 3 or 5, got (6, 1, 4, 4)",
+    ),
+    (
+        "inverted_residual",
+        {"depthwise": (zeros(6, 1, 3, 3), zeros(5))},
+        "depthwise.bias must be of shape (6,), got (5,)",
+    ),
+    (
+        "inverted_residual",
+        {"project": (zeros(4, 6, 1, 1, dtype=half), None)},
+        "project.weight must be of dtype torch.float32 like the other tensors, got torch.float16",
+    ),
+    (
+        "inverted_residual",
+        {"residual": True},
+        "residual must be False unless stride is 1 and x and the result have as many channels, "
+        "got stride 1, 3 and 4 channels",
+    ),
 ]
 
 NO_TENSORS = [
