@@ -6,7 +6,7 @@ Images are RGB in [0, 1]; the model normalises them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from sharpmask_kernels.windows import STRIDE
 
 from .config import ModelConfig, SearchConfig
 from .heads import MaskHead, ScoreHead
+from .inference import Heads, InferenceForm, PlainHeads, inference_trunk
 from .trunk import Trunk
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -48,6 +49,8 @@ class DeepMask(nn.Module):
     """The configuration that this model was built from."""
     search: SearchConfig
     """How its windows are searched over full images."""
+    _inference: tuple[list[Any], InferenceForm] | None = None
+    """What ``for_inference`` gave last, and the state of the tensors that it was made of."""
 
     def __init__(
         self,
@@ -81,9 +84,28 @@ class DeepMask(nn.Module):
     def dense(self, image: Tensor) -> DenseMaps:
         """The maps of padded images (B, 3, h + S, w + S), by the heads in their convolutional form."""
         taps = self.taps(image)
+        return DenseMaps(taps, *self.dense_heads(taps))
+
+    def dense_heads(self, taps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Codes and scores of ``dense``, of trunk maps."""
         kernel = self.encode.weight.unflatten(1, (-1, self.cells, self.cells))
         code = F.conv2d(F.relu(self.reduce(taps[0])), kernel, self.encode.bias)
-        return DenseMaps(taps, code, self.score(code.movedim(1, -1))[:, None])
+        return code, self.score(code.movedim(1, -1))[:, None]
+
+    def for_inference(self) -> InferenceForm:
+        """The form in which full images are searched. It is made anew when a parameter or buffer has changed."""
+        state = [*self.parameters(), *self.buffers()]
+        # Tensors made in inference mode count no changes.
+        key = [(x.data_ptr(), x.dtype, x.device, 0 if x.is_inference() else x._version) for x in state]
+        if self._inference is None or self._inference[0] != key:
+            with torch.no_grad():
+                self._inference = key, self._inference_form()
+        return self._inference[1]
+
+    def _inference_form(self) -> InferenceForm:
+        trunk = inference_trunk(self.trunk, self.mean, self.std)
+        heads = Heads(self.reduce, self.encode, self.score, self.cells)
+        return InferenceForm(trunk, self.window // 2, heads)
 
     def window_codes(self, taps: list[Tensor], windows: Windows) -> Tensor:
         """Codes (N, code) of some windows only, equal to those of ``dense`` at their grid cells; for training."""
@@ -147,8 +169,7 @@ class OriginalDeepMask(DeepMask):
             nn.Linear(1024, 1),
         )
 
-    def dense(self, image: Tensor) -> DenseMaps:
-        taps = self.taps(image)
+    def dense_heads(self, taps: list[Tensor]) -> tuple[Tensor, Tensor]:
         kernel = self.encode.weight.unflatten(1, (-1, self.cells, self.cells))
         code = F.conv2d(F.relu(self.reduce(taps[0])), kernel, self.encode.bias)
         first, *rest = self.score
@@ -157,7 +178,11 @@ class OriginalDeepMask(DeepMask):
         hidden = F.conv2d(F.max_pool2d(taps[0], 2, stride=1), kernel, first.bias, dilation=2)
         score = nn.Sequential(*rest)(hidden.movedim(1, -1)).movedim(-1, 1)
         # The score branch ignores the last cell of a window with an odd number of cells, so its map may be larger.
-        return DenseMaps(taps, code, score[:, :, : code.shape[2], : code.shape[3]])
+        return code, score[:, :, : code.shape[2], : code.shape[3]]
+
+    def _inference_form(self) -> InferenceForm:
+        trunk = inference_trunk(self.trunk, self.mean, self.std)
+        return InferenceForm(trunk, self.window // 2, PlainHeads(self.dense_heads))
 
     def forward(self, patch: Tensor) -> tuple[Tensor, Tensor]:
         self.check_patch(patch)

@@ -143,7 +143,7 @@ class ProposalGenerator(Settings):
         count = sum(score.numel() for score in maps.score)
         index = number(int, index, "index", Range(0, count - 1))
         window = topk_windows(maps.score, index + 1).select(slice(index, index + 1))
-        code = gather_windows(maps.code, window, 1).flatten(1)
+        code = model.for_inference().codes(maps.codes, window)
         horizontals = [
             gather_windows([levels[j] for levels in maps.horizontals], window, model.cells << j, step=1 << j)
             for j in range(len(maps.horizontals[0]))
@@ -167,12 +167,13 @@ class ProposalGenerator(Settings):
         scales = self._scales(*picture.size)
         maps = ImageMaps(picture, scales, [], [], [])
         pixels = as_tensor(picture.pixels, self.device)
+        bottom_up = self.model.for_inference()
         for scale in scales:
             with watch("resize"):
-                padded = self._scaled(pixels, scale, picture.size)
+                resized = self._placement.resize(pixels, scale, picture.size)
             with watch("trunk and heads"):
-                dense = self.model.dense(padded)
-            maps.code.append(dense.code)
+                dense = bottom_up(resized)
+            maps.codes.append(dense.codes)
             maps.score.append(dense.score)
             if self._refiner is not None:
                 with watch("horizontal"):
@@ -186,7 +187,7 @@ class ProposalGenerator(Settings):
     def window_logits(self, maps: ImageMaps, windows: Windows, watch: Stopwatch) -> Tensor:
         """Mask logits of some windows as ``paste`` takes them: refined (N, S, S), or the coarse ones."""
         with watch("coarse masks" if self._refiner is None else "refine"):
-            code = gather_windows(maps.code, windows, 1).flatten(1)
+            code = self.model.for_inference().codes(maps.codes, windows)
             if self._refiner is not None:
                 return self._refiner.refine_codes(code, maps.horizontals, windows)
             return self._placement.enlarge(self.model.coarse(code))

@@ -25,8 +25,8 @@ class ImageMaps(NamedTuple):
     picture: Picture
     scales: list[float]
     """Factors from the photo's size to that of the maps."""
-    code: list[Tensor]
-    """(1, code, rows, cols)"""
+    codes: list[Tensor]
+    """(1, C, rows, cols): what :meth:`sharpmask.models.inference.InferenceForm.codes` reads."""
     score: list[Tensor]
     """(1, 1, rows, cols)"""
     horizontals: list[list[Tensor]]

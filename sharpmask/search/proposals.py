@@ -123,9 +123,10 @@ def suppress(
     """
     count = len(rles)
     decay = np.ones((count, count), dtype=np.float32)
-    for limit, shapes in ((mask_nms, rles), (box_nms, coco_mask.toBbox(rles) if rles else [])):
+    boxes = np.asarray(coco_mask.toBbox(rles)) if rles else np.zeros((0, 4))
+    for limit, iou in ((mask_nms, mask_overlaps), (box_nms, box_overlaps)):
         if limit is not None and rles:
-            overlap = np.asarray(coco_mask.iou(shapes, shapes, [0] * count))
+            overlap = iou(rles, boxes, limit)
             decay = np.minimum(decay, np.where(overlap > limit, (1 - overlap) * soft, 1), dtype=np.float32)
     scores, left, order = scores.copy(), np.ones(count, dtype=bool), []
     while left.any():
@@ -135,3 +136,25 @@ def suppress(
         scores[left] *= decay[best, left]
         left &= decay[best] > 0
     return order, scores[order]
+
+
+def box_overlaps(rles: list[Rle], boxes: npt.NDArray[np.float64], limit: float) -> npt.NDArray[np.float64]:
+    """IoU (N, N) of boxes."""
+    return np.asarray(coco_mask.iou(boxes, boxes, [0] * len(boxes)))
+
+
+def mask_overlaps(rles: list[Rle], boxes: npt.NDArray[np.float64], limit: float) -> npt.NDArray[np.float64]:
+    """IoU (N, N) of masks where it may exceed ``limit``, else 0.
+
+    Two masks share at most what their boxes share, and at most the smaller one. Few pairs are left to be compared.
+    """
+    # pycocotools' area fails on more than 255 masks with numpy 2.
+    area = np.concatenate([coco_mask.area(rles[i : i + 255]) for i in range(0, len(rles), 255)]).astype(np.float64)
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    overlaps = np.zeros((len(rles), len(rles)))
+    for i in range(len(rles)):
+        shared = (np.minimum(high[i], high[i:]) - np.maximum(low[i], low[i:])).clip(0).prod(1)
+        shared = np.minimum(shared, np.minimum(area[i], area[i:]))
+        near = i + np.flatnonzero(shared > limit * (area[i] + area[i:] - shared))
+        overlaps[i, near] = overlaps[near, i] = coco_mask.iou([rles[i]], [rles[j] for j in near], [0] * len(near))[0]
+    return overlaps

@@ -19,7 +19,7 @@ from sharpmask.models import SharpMask, from_config
 from sharpmask.models.config import SearchConfig
 from sharpmask.search.generator import ProposalGenerator, best_channel
 from sharpmask.search.maps import ImageMaps, Stopwatch
-from sharpmask_kernels import Windows, gather_windows, topk_windows
+from sharpmask_kernels import Windows, topk_windows
 
 WINDOW = 48
 OBJECT = 128 / 224 * WINDOW
@@ -120,7 +120,7 @@ def test_masks_are_pasted_at_every_scale(generator: ProposalGenerator, photo: np
     windows = topk_windows(maps.score, 40)
     assert len(found) == 40 and set(windows.scale.tolist()) == {0, 1, 2}
     with torch.inference_mode():
-        code = gather_windows(maps.code, windows, 1).flatten(1)
+        code = generator.model.for_inference().codes(maps.codes, windows)
         logits = generator.model.refine_codes(code, maps.horizontals, windows)  # type: ignore[operator]
     masks = found.masks()
     for scale in range(3):
@@ -410,7 +410,7 @@ def test_a_mask_grows_to_the_refined_one(generator: ProposalGenerator, photo: np
     maps = look(generator, photo)
     window = topk_windows(maps.score, 4).select(slice(3, 4))
     with torch.inference_mode():
-        code = gather_windows(maps.code, window, 1).flatten(1)
+        code = generator.model.for_inference().codes(maps.codes, window)
         logits = generator.model.refine_codes(code, maps.horizontals, window)  # type: ignore[operator]
     np.testing.assert_allclose(stages[-1], logits[0].sigmoid().numpy(), atol=1e-5)
     assert pixels.shape == (WINDOW, WINDOW, 3) and pixels.dtype == np.uint8

@@ -1,0 +1,234 @@
+"""The form in which a model searches full images: the same maps, by fewer and faster operations.
+
+Frozen normalisation, the photo's too, is folded into convolutions. Weights lie as PyTorch's convolutions are fastest.
+A picture gets its whole border at once, so no map is copied to be padded, and blocks of mobile trunks are one op each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.ops import FrozenBatchNorm2d
+
+from sharpmask_kernels import Windows, gather_windows, inverted_residual
+
+from ..geometry import GREY
+from .trunk import EfficientNetLite0Trunk, InvertedResidual, ResNetTrunk, Trunk
+
+Border = tuple[int, int]
+"""Pixels before the first and after the last row and column."""
+
+
+class InferenceTrunk(NamedTuple):
+    """A trunk for pictures in [0, 1] that are not normalised and have ``border`` more pixels of ``value`` around."""
+
+    border: Border
+    value: Tensor
+    """(3, 1, 1)"""
+    taps: Callable[[Tensor], list[Tensor]]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.detach().contiguous(memory_format=torch.channels_last)
+
+
+def inference_trunk(trunk: Trunk, mean: Tensor, std: Tensor) -> InferenceTrunk:
+    """The fast form of ``trunk``, which takes images normalised by ``mean`` and ``std`` (3, 1, 1)."""
+    if isinstance(trunk, EfficientNetLite0Trunk):
+        return _mobile(trunk, mean, std)
+    if isinstance(trunk, ResNetTrunk):
+        return _residual(trunk, mean, std)
+    plain = copy.deepcopy(trunk).to(memory_format=torch.channels_last)
+    return InferenceTrunk((0, 0), mean, lambda image: plain((image - mean) / std))
+
+
+def _normalised(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution of (x - mean) / std, as one of x."""
+    scaled = weight.double() / std.double()
+    shifted = bias.double() - (scaled * mean.double()).sum((1, 2, 3))
+    return channels_last(scaled.to(weight.dtype)), shifted.to(bias.dtype)
+
+
+def _mobile(trunk: EfficientNetLite0Trunk, mean: Tensor, std: Tensor) -> InferenceTrunk:
+    # Padding with zeros after normalisation is padding with the mean before.
+    stem = trunk.stem
+    weight, bias = _normalised(stem.weight.detach(), cast(Tensor, stem.bias).detach(), mean, std)
+    groups = [[_mobile_block(block) for block in cast(Iterable[InvertedResidual], group)] for group in trunk.groups]
+
+    def taps(image: Tensor) -> list[Tensor]:
+        x, maps = F.relu6(F.conv2d(image, weight, bias, stem.stride), inplace=True), []
+        for group in groups:
+            for block in group:
+                x = block(x)
+            maps.append(x)
+        return [maps[4], *maps[2::-1]]
+
+    return InferenceTrunk((stem.border[0], stem.border[1]), mean, taps)
+
+
+def _mobile_block(block: InvertedResidual) -> Callable[[Tensor], Tensor]:
+    def parameters(conv: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
+        return conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+
+    expand = parameters(block.expand) if isinstance(block.expand, nn.Conv2d) else None
+    depthwise, project, stride = parameters(block.depthwise), parameters(block.project), block.depthwise.stride[0]
+    return lambda x: inverted_residual(x, expand, depthwise, project, stride=stride, residual=block.residual)
+
+
+class EdgePadded(nn.Module):
+    """A 3x3 convolution whose padding repeats cells of the map, "replicate" or "reflect", without a padded copy.
+
+    Padded with zeros, only the outermost outputs differ. They get what their taps beyond the map would add.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = channels_last(conv.weight), conv.bias
+        self.stride, self.mode = conv.stride[0], conv.padding_mode
+        self.inside = int(self.mode == "reflect")
+        """How far from the edge the cell lies that is repeated first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.conv2d(x, self.weight, self.bias, self.stride, padding=1)
+        height, width = x.shape[2:]
+        for tap, row, at in self._beyond(height, out.shape[2]):
+            cells = x[:, :, row : row + 1]
+            out[:, :, at] += F.conv2d(cells, self.weight[:, :, tap : tap + 1], None, self.stride, (0, 1))[:, :, 0]
+        for tap, col, at in self._beyond(width, out.shape[3]):
+            cells = F.pad(x[:, :, :, col : col + 1], (0, 0, 1, 1), mode=self.mode)
+            added = F.conv2d(cells, self.weight[:, :, :, tap : tap + 1], None, self.stride)
+            out[:, :, :, at] += added[:, :, :, 0]
+        return out
+
+    def _beyond(self, length: int, outputs: int) -> list[tuple[int, int, int]]:
+        """Taps that lie beyond an axis: the tap, the cell that it repeats, the output that it belongs to."""
+        first = (0, self.inside, 0)
+        last = (2, length - 1 - self.inside, outputs - 1)
+        return [first, last] if (outputs - 1) * self.stride + 1 == length else [first]
+
+
+def _residual(trunk: ResNetTrunk, mean: Tensor, std: Tensor) -> InferenceTrunk:
+    net = copy.deepcopy(trunk).eval().requires_grad_(False)
+    fold_batch_norms(net)
+    for module in [m for m in net.modules() if not isinstance(m, nn.Conv2d)]:
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d) and child.padding_mode != "zeros":
+                setattr(module, name, EdgePadded(child))
+    weight, bias = _normalised(net.conv1.weight, cast(Tensor, net.conv1.bias), mean, std)
+    net = net.to(memory_format=torch.channels_last)
+
+    def taps(image: Tensor) -> list[Tensor]:
+        half = F.relu(F.conv2d(image, weight, bias, 2), inplace=True)
+        quarter = net.layer1(net.maxpool(half))
+        eighth = net.layer2(quarter)
+        return [net.layer3(eighth), eighth, quarter, half]
+
+    # A border of grey that is mirrored is a wider border of grey.
+    return InferenceTrunk((3, 3), torch.full_like(mean, GREY), taps)
+
+
+def fold_batch_norms(net: nn.Module) -> None:
+    """Fold every frozen normalisation of ``net`` into the convolution that is registered before it."""
+    for module in list(net.modules()):
+        before: nn.Conv2d | None = None
+        for name, child in list(module.named_children()):
+            if isinstance(child, FrozenBatchNorm2d) and before is not None:
+                statistics = (child.running_mean, child.running_var, child.eps, child.weight, child.bias)
+                before.weight, before.bias = fuse_conv_bn_weights(before.weight, before.bias, *statistics)
+                setattr(module, name, nn.Identity())
+            before = child if isinstance(child, nn.Conv2d) else None
+
+
+class InferenceMaps(NamedTuple):
+    """What the windows of one picture share."""
+
+    taps: list[Tensor]
+    """Trunk maps at strides 16, 8, 4, 2."""
+    codes: Tensor
+    """What :meth:`InferenceForm.codes` reads."""
+    score: Tensor
+    """(1, 1, rows, cols): the objectness logit of every window."""
+
+
+class Heads:
+    """Reduction, code and score of a DeepMask in their convolutional form.
+
+    Between the code and the score's hidden layer is no ReLU, so both are one convolution. Where that is narrower than
+    the code, only the best windows' codes are computed, from ``features``.
+    """
+
+    def __init__(self, reduce: nn.Conv2d, encode: nn.Linear, score: nn.Sequential, cells: int) -> None:
+        self.cells = cells
+        self.reduce = channels_last(reduce.weight), reduce.bias
+        self.encode = encode.weight.detach(), encode.bias.detach()
+        hidden, last = (layer for layer in score if isinstance(layer, nn.Linear))
+        self.last = last.weight.detach()[:, :, None, None], last.bias.detach()
+        self.composed = hidden.out_features < encode.out_features
+        weight, bias = self.encode
+        if self.composed:
+            outer = hidden.weight.detach().double()
+            weight, bias = (outer @ weight.double()).to(weight.dtype), outer @ bias.double() + hidden.bias.double()
+            bias = bias.detach().to(weight.dtype)
+        else:
+            self.hidden = hidden.weight.detach()[:, :, None, None], hidden.bias.detach()
+        self.window = channels_last(weight.unflatten(1, (-1, cells, cells))), bias
+
+    def __call__(self, taps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        features = F.relu(F.conv2d(taps[0], *self.reduce), inplace=True)
+        x = F.conv2d(features, *self.window)
+        hidden = F.relu(x) if self.composed else F.relu(F.conv2d(x, *self.hidden), inplace=True)
+        return features if self.composed else x, F.conv2d(hidden, *self.last)
+
+    def codes(self, codes: Sequence[Tensor], windows: Windows) -> Tensor:
+        if self.composed:
+            return F.linear(gather_windows(codes, windows, self.cells).flatten(1), *self.encode)
+        return gather_windows(codes, windows, 1).flatten(1)
+
+
+class PlainHeads:
+    """Heads in another form: ``compute`` makes codes and scores of trunk maps."""
+
+    def __init__(self, compute: Callable[[list[Tensor]], tuple[Tensor, Tensor]]) -> None:
+        self.compute = compute
+
+    def __call__(self, taps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return self.compute(taps)
+
+    def codes(self, codes: Sequence[Tensor], windows: Windows) -> Tensor:
+        return gather_windows(codes, windows, 1).flatten(1)
+
+
+class InferenceForm:
+    """The bottom-up pass of a model over whole pictures. Its tensors are copies: make it anew when the model changes.
+
+    ``trunk``: the model's. ``pad``: grey pixels around a picture. ``heads``: from trunk maps to codes and scores.
+    """
+
+    def __init__(self, trunk: InferenceTrunk, pad: int, heads: Heads | PlainHeads) -> None:
+        self.trunk, self.pad, self.heads = trunk, pad, heads
+
+    def __call__(self, picture: Tensor) -> InferenceMaps:
+        """picture (1, 3, h, w) in [0, 1], not padded."""
+        taps = self.trunk.taps(self.framed(picture))
+        return InferenceMaps(taps, *self.heads(taps))
+
+    def framed(self, picture: Tensor) -> Tensor:
+        """The picture with grey and the trunk's border around, channels_last."""
+        (before, after), (height, width) = self.trunk.border, picture.shape[2:]
+        sizes = (length + 2 * self.pad + before + after for length in (height, width))
+        framed = picture.new_empty((1, 3, *sizes)).contiguous(memory_format=torch.channels_last)
+        framed[:] = self.trunk.value
+        inner = framed[:, :, before:, before:][:, :, : height + 2 * self.pad, : width + 2 * self.pad]
+        inner.fill_(GREY)
+        inner[:, :, self.pad :, self.pad :][:, :, :height, :width] = picture
+        return framed
+
+    def codes(self, codes: Sequence[Tensor], windows: Windows) -> Tensor:
+        """Codes (N, code) of windows; ``codes`` by scale as in :class:`InferenceMaps`."""
+        return self.heads.codes(codes, windows)
