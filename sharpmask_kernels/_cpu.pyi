@@ -58,6 +58,17 @@ def feature_forward(
     threads: int,
 ) -> None: ...
 def feature_gradient(*, grad: TensorView, weight: TensorView, zeros: bool, out: TensorView, threads: int) -> None: ...
+def horizontal(
+    *,
+    feature: TensorView,
+    weights: Sequence[TensorView],
+    biases: Sequence[TensorView | None],
+    zeros: bool,
+    needed: TensorView | None,
+    tile: int,
+    out: TensorView,
+    threads: int,
+) -> None: ...
 def inverted_residual(
     *,
     x: TensorView,

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "column_sampler.h"
+#include "horizontal.h"
 #include "inverted_residual.h"
 #include "refine_windows.h"
 #include "refinement.h"
@@ -24,6 +25,7 @@ struct Kernels {
     void (*feature_forward)(const FeatureForward&);
     void (*feature_gradient)(const FeatureGradient&);
     void (*refine_windows)(const RefineWindows&);
+    void (*horizontal)(const Horizontal&);
     void (*inverted_residual)(const InvertedResidual&);
     std::unique_ptr<ColumnSampler> (*column_sampler)(const TypedMap& logits, double limit);
 };

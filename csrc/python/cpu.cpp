@@ -97,6 +97,15 @@ void call_refine_windows(const TensorView& encoding, const TensorViews& horizont
                               std::move(biases), std::move(convs), nearest, zeros, limit, out, threads});
 }
 
+// horizontal
+
+void call_horizontal(const TensorView& feature, TensorViews weights, std::vector<OptionalTensorView> biases,
+                     bool zeros, const OptionalTensorView& needed, int64_t tile, const TensorView& out,
+                     int threads) {
+    kernels().horizontal({typed_map(feature), std::move(weights), std::move(biases), zeros, needed, tile,
+                          typed_map(out), threads});
+}
+
 // inverted_residual
 
 void call_inverted_residual(const TensorView& x, const OptionalTensorView& expand_weight,
@@ -173,6 +182,8 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("refine_windows", call_refine_windows, release_gil(), named, "encoding"_a, "horizontals"_a,
           "windows"_a, "weights"_a, "biases"_a, "convs"_a, "nearest"_a, "zeros"_a, "limit"_a, "out"_a,
           "threads"_a);
+    m.def("horizontal", call_horizontal, release_gil(), named, "feature"_a, "weights"_a, "biases"_a,
+          "zeros"_a, "needed"_a, "tile"_a, "out"_a, "threads"_a);
     m.def("inverted_residual", call_inverted_residual, release_gil(), named, "x"_a, "expand_weight"_a,
           "expand_bias"_a, "depthwise_weight"_a, "depthwise_bias"_a, "project_weight"_a, "project_bias"_a,
           "stride"_a, "residual"_a, "out"_a, "threads"_a);

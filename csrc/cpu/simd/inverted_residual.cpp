@@ -7,105 +7,15 @@
 #include <algorithm>
 
 #include "../parallel.h"
+#include "groups.h"
 #include "kernels.h"
-#include "maps.h"
-#include "parameters.h"
 
 namespace sharpmask::SHARPMASK_ISA {
 namespace {
 
-constexpr int group_vectors = 2;
-// Pixels at once in a product: with two vectors each, their sums leave registers for the operands.
-constexpr int product_pixels = vector_registers == 32 ? 12 : 6;
 constexpr int depthwise_pixels = 6;
+constexpr int64_t whole = 12;              // pixels that products take at once
 constexpr int64_t ring_bytes = 256 << 10;  // of the expanded rows of a task: they stay in the second cache
-
-template <class T>
-constexpr int64_t group = group_vectors * lanes<T>;
-
-template <class T>
-int64_t groups_of(int64_t channels) {
-    return (channels + group<T> - 1) / group<T>;
-}
-
-template <class T>
-Vector<T> relu6(Vector<T> v) {
-    v = relu<Vector<T>>(v);
-    return v > splat(T{6}) ? splat(T{6}) : v;
-}
-
-// Weights (outputs, inputs) by groups of outputs: [group][input][output of the group], zeros where there is
-// none.
-template <class T>
-struct Matrix {
-    int64_t outputs, inputs;
-    Buffer<T> weights, biases;
-
-    Matrix(const TensorView& weight, const std::optional<TensorView>& bias)
-        : outputs(weight.sizes[0]),
-          inputs(weight.sizes[1] * weight.sizes[2] * weight.sizes[3]),
-          weights(groups_of<T>(outputs) * group<T> * inputs),
-          biases(groups_of<T>(outputs) * group<T>) {
-        const Dense<T> dense(weight), offsets = dense_or_null<T>(bias);
-        for (int64_t o = 0; o < outputs; ++o) {
-            T* to = weights.get() + o / group<T> * group<T> * inputs + o % group<T>;
-            for (int64_t i = 0; i < inputs; ++i) to[i * group<T>] = dense.get()[o * inputs + i];
-            if (offsets.get() != nullptr) biases.get()[o] = offsets.get()[o];
-        }
-    }
-
-    const T* of(int64_t g) const { return weights.get() + g * group<T> * inputs; }
-    const T* bias(int64_t g) const { return biases.get() + g * group<T>; }
-};
-
-// A row of pixels whose channels lie in groups: [group][pixel][channel of the group].
-template <class T>
-struct Row {
-    T* data;
-    int64_t cells;  // from one group to the next
-
-    T* of(int64_t g) const { return data + g * cells * group<T>; }
-};
-
-// P pixels of `to`, a group of outputs: activation(bias + sum_i from[i] w[i][output]).
-template <class T, int P, bool Relu6>
-void product(Row<T> from, int64_t inputs, const T* w, const T* bias, T* to) {
-    Vector<T> sums[P][group_vectors];
-#pragma GCC unroll 12
-    for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 2
-        for (int v = 0; v < group_vectors; ++v) sums[p][v] = load(bias + v * lanes<T>);
-    }
-    for (; inputs > 0; inputs -= group<T>, from.data += from.cells * group<T>) {
-        const T* cell = from.data;
-        for (const T* end = cell + std::min(inputs, group<T>); cell < end; ++cell, w += group<T>) {
-            Vector<T> row[group_vectors];
-#pragma GCC unroll 2
-            for (int v = 0; v < group_vectors; ++v) row[v] = load(w + v * lanes<T>);
-#pragma GCC unroll 12
-            for (int p = 0; p < P; ++p) {
-                const Vector<T> value = splat(cell[p * group<T>]);
-#pragma GCC unroll 2
-                for (int v = 0; v < group_vectors; ++v) sums[p][v] = fma(value, row[v], sums[p][v]);
-            }
-        }
-    }
-#pragma GCC unroll 12
-    for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 2
-        for (int v = 0; v < group_vectors; ++v)
-            store(to + p * group<T> + v * lanes<T>, Relu6 ? relu6<T>(sums[p][v]) : sums[p][v]);
-    }
-}
-
-template <class T, bool Relu6, int P = product_pixels>
-void products(int64_t pixels, Row<T> from, int64_t inputs, const T* w, const T* bias, T* to) {
-    for (; pixels >= P; pixels -= P, from.data += P * group<T>, to += P * group<T>)
-        product<T, P, Relu6>(from, inputs, w, bias, to);
-    if constexpr (P > 1) {
-        if (pixels > 0) products<T, Relu6, P / 2>(pixels, from, inputs, w, bias, to);
-    }
-}
 
 // A vector of channels of P outputs side by side. rows[ky] is the first output's left cell; the weights of a
 // tap are `group` apart, as are cells.
@@ -129,7 +39,7 @@ void depthwise(const T* const* rows, const T* w, Vector<T> bias, T* to) {
         }
     }
 #pragma GCC unroll 6
-    for (int p = 0; p < P; ++p) store(to + p * group<T>, relu6<T>(sums[p]));
+    for (int p = 0; p < P; ++p) store(to + p * group<T>, activated<Activation::relu6>(sums[p]));
 }
 
 template <class T, int K, int S, int P = depthwise_pixels>
@@ -232,9 +142,7 @@ class Block {
         if (!w_.expand) return read_groups(tile, y, left, right - left, row);
         const Row<T> input{input_.get(), cells_};
         read_groups(tile, y, left, right - left, input);
-        for (int64_t g = 0; g < groups_; ++g)
-            products<T, true>(right - left, input, w_.expand->inputs, w_.expand->of(g), w_.expand->bias(g),
-                              row.of(g));
+        multiply_row<T, Activation::relu6>(right - left, &input, *w_.expand, row);
     }
 
     void convolve_row(const Tile& tile, int64_t first) {
@@ -249,36 +157,18 @@ class Block {
     }
 
     void project_row(const Tile& tile, int64_t y) {
-        const int64_t width = tile.right - tile.left, groups = groups_of<T>(w_.project.outputs);
-        for (int64_t g = 0; g < groups; ++g)
-            products<T, false>(width, hidden(), w_.project.inputs, w_.project.of(g), w_.project.bias(g),
-                               out().of(g));
+        const int64_t width = tile.right - tile.left;
+        const Row<T> hidden_row = hidden();
+        multiply_row<T, Activation::none>(width, &hidden_row, w_.project, out());
         if (a_.residual) {
             const Row<T> input{input_.get(), cells_};
             read_groups(tile, y, tile.left, width, input);
-            for (int64_t g = 0; g < groups; ++g) {
+            for (int64_t g = 0; g < groups_of<T>(w_.project.outputs); ++g) {
                 for (int64_t i = 0; i < width * group<T>; i += lanes<T>)
                     store(out().of(g) + i, load(out().of(g) + i) + load(input.of(g) + i));
             }
         }
-        write(tile, y, width);
-    }
-
-    void write(const Tile& tile, int64_t y, int64_t width) {
-        const Strides& s = a_.out.strides;
-        const int64_t offset = tile.image * s.batch + y * s.row + tile.left * s.col,
-                      outputs = w_.project.outputs;
-        with_pointer<T>(a_.out.dtype, const_cast<void*>(a_.out.data), [&](auto* to) {
-            using To = std::remove_pointer_t<decltype(to)>;
-            for (int64_t g = 0; g < groups_of<T>(outputs); ++g) {
-                const int64_t begin = g * group<T>, some = std::min(group<T>, outputs - begin);
-                for (int64_t x = 0; x < width; ++x) {
-                    const T* from = out().of(g) + x * group<T>;
-                    To* cell = to + offset + x * s.col + begin * s.channel;
-                    for (int64_t o = 0; o < some; ++o) cell[o * s.channel] = narrow<To>(from[o]);
-                }
-            }
-        });
+        write_groups(a_.out, tile.image, y, tile.left, width, out());
     }
 };
 
@@ -292,8 +182,7 @@ void run_blocks(const InvertedResidual& a) {
     const int64_t fitting = std::max<int64_t>((cells - K) / S + 1, 8);
     const int64_t parts = (out.width + fitting - 1) / fitting;
     const int64_t across = (out.width + parts - 1) / parts;
-    const int64_t columns =
-        std::min(out.width, (across + product_pixels - 1) / product_pixels * product_pixels);
+    const int64_t columns = std::min(out.width, (across + whole - 1) / whole * whole);
     const int64_t tiles_across = (out.width + columns - 1) / columns;
     // Rows at a band's border are expanded twice.
     const int64_t wanted = (2 * a.threads + out.batch * tiles_across - 1) / (out.batch * tiles_across);

@@ -13,6 +13,7 @@ extern const Kernels kernels{SHARPMASK_NAME(SHARPMASK_ISA),
                              feature_forward,
                              feature_gradient,
                              refine_windows,
+                             horizontal,
                              inverted_residual,
                              column_sampler};
 

@@ -12,6 +12,7 @@ void weight_gradient(const WeightGradient& arguments);
 void feature_forward(const FeatureForward& arguments);
 void feature_gradient(const FeatureGradient& arguments);
 void refine_windows(const RefineWindows& arguments);
+void horizontal(const Horizontal& arguments);
 void inverted_residual(const InvertedResidual& arguments);
 std::unique_ptr<ColumnSampler> column_sampler(const TypedMap& logits, double limit);
 

@@ -112,6 +112,16 @@ inline Vector<float> fma(Vector<float> a, Vector<float> b, Vector<float> c) {
 #endif
 }
 
+// For vectors of another length.
+template <class V>
+inline V fma(V a, V b, V c) {
+#if defined __AVX512F__
+    if constexpr (std::is_same_v<V, Vector<float, 8>>) return _mm256_fmadd_ps(a, b, c);
+    if constexpr (std::is_same_v<V, Vector<double, 4>>) return _mm256_fmadd_pd(a, b, c);
+#endif
+    return a * b + c;
+}
+
 inline Vector<double> fma(Vector<double> a, Vector<double> b, Vector<double> c) {
 #if defined __AVX512F__
     return _mm512_fmadd_pd(a, b, c);
