@@ -19,6 +19,7 @@ take the place of the ops, so that the exported graph needs nothing from here.
 from .ops.calling import ConvParameters
 from .ops.encode_windows import encode_windows
 from .ops.gather_windows import gather_windows
+from .ops.horizontal import horizontal
 from .ops.inverted_residual import inverted_residual
 from .ops.refine_windows import refine_windows
 from .ops.refinement import add_upsample, merge_upsample, refine
@@ -29,6 +30,7 @@ __all__ = [
     "add_upsample",
     "encode_windows",
     "gather_windows",
+    "horizontal",
     "inverted_residual",
     "merge_upsample",
     "refine",

@@ -24,6 +24,7 @@ ROOMS = {
     "gather_windows": "gather_windows",
     "refine_windows": "refine_windows",
     "encode_windows": "encode_windows",
+    "horizontal": "horizontal",
     "inverted_residual": "inverted_residual",
 }
 """The room of every op that backends implement; ``topk_windows`` is PyTorch's own operations on every device."""

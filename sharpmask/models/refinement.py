@@ -20,6 +20,10 @@ def conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out_channels, 3, padding=1, padding_mode=PADDING)
 
 
+def padded_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=PADDING), weight, bias)
+
+
 class RefinementModule(nn.Module):
     """One stage: feature F and mask encoding M -> mask encoding of twice the size.
 
@@ -30,9 +34,17 @@ class RefinementModule(nn.Module):
     upsample: str
     """"bilinear" or "nearest"."""
 
+    def horizontal_convs(self) -> list[ConvParameters]:
+        """Weights and biases of the horizontal convolutions, ReLU between them."""
+        raise NotImplementedError
+
     def horizontal(self, feature: Tensor) -> Tensor:
         """feature (B, Kf, H, W) -> (B, Ko, H, W)."""
-        raise NotImplementedError
+        first, *rest = self.horizontal_convs()
+        x = padded_conv(feature, *first)
+        for conv in rest:
+            x = padded_conv(F.relu(x), *conv)
+        return x
 
     def vertical(self) -> list[ConvParameters]:
         """Weights and biases of the vertical convolutions, ReLU between them."""
@@ -45,8 +57,8 @@ class RefinementModule(nn.Module):
     def add(self, horizontal: Tensor, mask: Tensor) -> Tensor:
         """The vertical half and the sum: horizontal (B, Ko, H, W), mask (B, Km, H, W) -> (B, Ko, 2H, 2W)."""
         *first, (weight, bias) = self.vertical()
-        for w, b in first:
-            mask = F.relu(F.conv2d(F.pad(mask, (1, 1, 1, 1), mode=PADDING), w, b))
+        for conv in first:
+            mask = F.relu(padded_conv(mask, *conv))
         return add_upsample(horizontal, mask, weight, bias, upsample=self.upsample, padding_mode=PADDING)
 
 
@@ -73,24 +85,19 @@ class PaperRefinement(RefinementModule):
         self.skip = nn.ModuleList(conv3x3(a, b) for a, b in itertools.pairwise(widths))
         self.merge = conv3x3(skip_channels + mask_channels, out_channels)
 
-    def _hidden(self, feature: Tensor) -> Tensor:
-        """The input of the skip's last convolution."""
-        for conv in self.skip[:-1]:
-            feature = F.relu(conv(feature))
-        return feature
-
-    def horizontal(self, feature: Tensor) -> Tensor:
-        skip = F.relu(self.skip[-1](self._hidden(feature)))
-        weight = self.merge.weight[:, : self.skip_channels]
-        return F.conv2d(F.pad(skip, (1, 1, 1, 1), mode=PADDING), weight, self.merge.bias)
+    def horizontal_convs(self) -> list[ConvParameters]:
+        skips = [(conv.weight, conv.bias) for conv in cast(list[nn.Conv2d], self.skip)]
+        return [*skips, (self.merge.weight[:, : self.skip_channels], self.merge.bias)]
 
     def vertical(self) -> list[ConvParameters]:
         return [(self.merge.weight[:, self.skip_channels :], None)]
 
     def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
+        for conv in self.skip[:-1]:
+            feature = F.relu(conv(feature))
         skip, merge = cast(nn.Conv2d, self.skip[-1]), self.merge
         return refine(
-            self._hidden(feature),
+            feature,
             mask,
             skip.weight,
             skip.bias,
@@ -121,8 +128,8 @@ class ReleasedRefinement(RefinementModule):
         )
         self.v = nn.ModuleList([conv3x3(mask_channels, mask_channels), conv3x3(mask_channels, out_channels)])
 
-    def horizontal(self, feature: Tensor) -> Tensor:
-        return self.h(feature)
+    def horizontal_convs(self) -> list[ConvParameters]:
+        return [(conv.weight, conv.bias) for conv in self.h if isinstance(conv, nn.Conv2d)]
 
     def vertical(self) -> list[ConvParameters]:
         return [(conv.weight, conv.bias) for conv in cast(list[nn.Conv2d], self.v)]

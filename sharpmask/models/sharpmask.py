@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpmask_kernels import Windows, gather_windows, refine_windows
+from sharpmask_kernels import Windows, gather_windows, horizontal, refine_windows
 
 from .deepmask import DeepMask
-from .refinement import PADDING, PaperRefinement, RefinementModule, ReleasedRefinement, conv3x3
+from .refinement import PADDING, PaperRefinement, RefinementModule, ReleasedRefinement, conv3x3, padded_conv
 from .trunk import Trunk
+
+TILE = 4
+"""Cells of stride 16 in a side of the tiles in which horizontal maps are computed; 64 pixels."""
+WIDE = 256
+"""Channels of a feature from which on PyTorch's convolution is faster than the op's."""
 
 
 class Refined(NamedTuple):
@@ -89,11 +95,35 @@ class SharpMask(DeepMask):
         """The horizontal map of every stage, stride 16 first. The windows of an image share them."""
         return [module.horizontal(tap) for module, tap in zip(self.refinement_modules(), taps, strict=True)]
 
+    def horizontals_at(self, taps: list[Tensor], rows: Tensor, cols: Tensor) -> list[Tensor]:
+        """The horizontal maps of one image where some windows lie; elsewhere they may be 0. For inference only.
+
+        rows, cols (N): the windows' cells at stride 16.
+        """
+        height, width = taps[0].shape[2:]
+        corners = taps[0].new_zeros(1, height, width)
+        corners[0, rows.clamp(0, height - 1), cols.clamp(0, width - 1)] = 1
+        before = self.cells - 1
+        covered = F.max_pool2d(F.pad(corners, (before, 0, before, 0)), self.cells, stride=1)
+        needed = F.max_pool2d(covered, TILE, ceil_mode=True) > 0
+        return [
+            self._horizontal_at(module, tap, needed, TILE << stage)
+            for stage, (module, tap) in enumerate(zip(self.refinement_modules(), taps, strict=True))
+        ]
+
+    def _horizontal_at(self, module: RefinementModule, tap: Tensor, needed: Tensor, tile: int) -> Tensor:
+        first, *rest = module.horizontal_convs()
+        if tap.shape[1] < WIDE or needed.float().mean() < 0.3:
+            return horizontal(tap, [first, *rest], needed=needed, tile=tile, padding_mode=PADDING)
+        # PyTorch's convolution of many channels is faster than the op, by more than it computes in vain.
+        hidden = padded_conv(tap, *first).relu_()
+        return horizontal(hidden, rest, needed=needed, tile=tile, padding_mode=PADDING)
+
     def top_down(self, code: Tensor, horizontals: list[Tensor]) -> list[Tensor]:
         """All mask encodings M1 .. M5 of N windows, from their codes (N, code) and horizontal maps; differentiable."""
         encodings = [self.mask_encoding(code)]
-        for module, horizontal in zip(self.refinement_modules(), horizontals, strict=True):
-            encodings.append(module.add(horizontal, encodings[-1]))
+        for module, shared in zip(self.refinement_modules(), horizontals, strict=True):
+            encodings.append(module.add(shared, encodings[-1]))
         return encodings
 
     def refine_codes(self, code: Tensor, horizontals: list[list[Tensor]], windows: Windows) -> Tensor:
@@ -115,8 +145,8 @@ class SharpMask(DeepMask):
     def refine_dense(self, taps: list[Tensor], code: Tensor, windows: Windows) -> Tensor:
         """Logits (N, S, S) of windows of one scale, gathered from dense horizontal maps; differentiable."""
         gathered = [
-            gather_windows(horizontal, windows, self.cells << stage, step=1 << stage)
-            for stage, horizontal in enumerate(self.horizontals(taps))
+            gather_windows(shared, windows, self.cells << stage, step=1 << stage)
+            for stage, shared in enumerate(self.horizontals(taps))
         ]
         return self.head(self.top_down(code, gathered)[-1])[:, 0]
 

@@ -144,10 +144,8 @@ class ProposalGenerator(Settings):
         index = number(int, index, "index", Range(0, count - 1))
         window = topk_windows(maps.score, index + 1).select(slice(index, index + 1))
         code = model.for_inference().codes(maps.codes, window)
-        horizontals = [
-            gather_windows([levels[j] for levels in maps.horizontals], window, model.cells << j, step=1 << j)
-            for j in range(len(maps.horizontals[0]))
-        ]
+        levels = zip(*self.horizontals(model, maps, window), strict=True)
+        horizontals = [gather_windows(maps, window, model.cells << j, step=1 << j) for j, maps in enumerate(levels)]
         encodings = model.top_down(code, horizontals)
         final = model.head(encodings[-1]).sigmoid()
         stages = [best_channel(m, final).cpu().numpy() for m in encodings[:-1]]
@@ -176,8 +174,7 @@ class ProposalGenerator(Settings):
             maps.codes.append(dense.codes)
             maps.score.append(dense.score)
             if self._refiner is not None:
-                with watch("horizontal"):
-                    maps.horizontals.append(self._refiner.horizontals(dense.taps))
+                maps.taps.append(dense.taps)
         return maps
 
     def segment(self, maps: ImageMaps, windows: Windows, watch: Stopwatch) -> list[Rle]:
@@ -186,11 +183,24 @@ class ProposalGenerator(Settings):
 
     def window_logits(self, maps: ImageMaps, windows: Windows, watch: Stopwatch) -> Tensor:
         """Mask logits of some windows as ``paste`` takes them: refined (N, S, S), or the coarse ones."""
-        with watch("coarse masks" if self._refiner is None else "refine"):
+        model = self._refiner
+        with watch("codes"):
             code = self.model.for_inference().codes(maps.codes, windows)
-            if self._refiner is not None:
-                return self._refiner.refine_codes(code, maps.horizontals, windows)
-            return self._placement.enlarge(self.model.coarse(code))
+        if model is None:
+            with watch("coarse masks"):
+                return self._placement.enlarge(self.model.coarse(code))
+        with watch("horizontal"):
+            horizontals = self.horizontals(model, maps, windows)
+        with watch("refine"):
+            return model.refine_codes(code, horizontals, windows)
+
+    def horizontals(self, model: SharpMask, maps: ImageMaps, windows: Windows) -> list[list[Tensor]]:
+        """The horizontal maps by scale and stage, computed where the windows lie."""
+        places = [(windows.scale == scale).nonzero()[:, 0] for scale in range(len(maps.taps))]
+        return [
+            model.horizontals_at(taps, windows.row[place], windows.col[place])
+            for taps, place in zip(maps.taps, places, strict=True)
+        ]
 
     def paste(self, maps: ImageMaps, windows: Windows, logits: Tensor, watch: Stopwatch) -> list[Rle]:
         """Mask logits of windows as COCO RLE of the whole image."""

@@ -29,8 +29,8 @@ class ImageMaps(NamedTuple):
     """(1, C, rows, cols): what :meth:`sharpmask.models.inference.InferenceForm.codes` reads."""
     score: list[Tensor]
     """(1, 1, rows, cols)"""
-    horizontals: list[list[Tensor]]
-    """By scale and stage; empty without refinement."""
+    taps: list[list[Tensor]]
+    """Trunk maps by scale and stage; empty without refinement."""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from .. import checks, dispatch, layout
 from ..backends.reference import inverted_residual as reference
 from . import calling
 from .calling import ConvParameters
-from .library import Case, define, refuse_gradient
+from .library import Case, define, refuse_derivatives
 
 KERNELS = (3, 5)
 STRIDES = (1, 2)
@@ -83,7 +83,7 @@ def _fake(a: Any) -> Tensor:
 
 
 _INVERTED_RESIDUAL = define(reference.inverted_residual, _fake)
-refuse_gradient(_INVERTED_RESIDUAL, "inverted_residual is for inference only; its plain form has gradients")
+refuse_derivatives(_INVERTED_RESIDUAL, "inverted_residual is for inference only; its plain form has gradients")
 
 
 def _cases(random: Callable[..., Tensor], device: torch.device) -> Iterator[tuple[str, Case]]:

@@ -56,6 +56,10 @@ VALID: dict[str, Callable[[], dict[str, Any]]] = {
         "stages": [[(zeros(5, 3, 3, 3), None)], [(zeros(4, 5, 3, 3), zeros(4)), (zeros(2, 4, 3, 3), zeros(2))]],
         "head": (zeros(1, 2, 3, 3), zeros(1)),
     },
+    "horizontal": lambda: {
+        "feature": zeros(2, 3, 4, 5),
+        "convs": [(zeros(6, 3, 3, 3), None), (zeros(2, 6, 3, 3), zeros(2))],
+    },
     "inverted_residual": lambda: {
         "x": zeros(2, 3, 4, 5),
         "expand": (zeros(6, 3, 1, 1), zeros(6)),
@@ -324,6 +328,22 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("encode_windows", {"scales": [0.5, 0.0]}, "scales must be positive, got [0.5, 0.0]"),
     ("encode_windows", {"scales": [0.5, math.nan]}, "scales must be positive, got [0.5, nan]"),
     ("encode_windows", {"scales": [0.5, math.inf]}, "scales must be positive, got [0.5, inf]"),
+    # horizontal.
+    ("horizontal", {"feature": zeros(3, 4, 5)}, f"feature must be of shape {maps3}, got (3, 4, 5)"),
+    ("horizontal", {"padding_mode": "same"}, "padding_mode must be one of 'zeros', 'replicate', got 'same'"),
+    ("horizontal", {"convs": []}, "convs must be at least one convolution, got an empty list"),
+    (
+        "horizontal",
+        {"convs": [(zeros(6, 3, 3, 3), None), (zeros(2, 5, 3, 3), None)]},
+        "convs[1].weight must be of shape (out_channels, 6, 3, 3), got (2, 5, 3, 3)",
+    ),
+    ("horizontal", {"tile": 0}, "tile must be at least 1, got 0"),
+    (
+        "horizontal",
+        {"needed": zeros(2, 2, 2, dtype=torch.bool), "tile": 2},
+        "needed must be of shape (2, 2, 3), got (2, 2, 2)",
+    ),
+    ("horizontal", {"needed": zeros(2, 4, 5)}, "needed must be of dtype torch.bool, got torch.float32"),
     # inverted_residual.
     ("inverted_residual", {"x": zeros(3, 4, 5)}, f"x must be of shape {maps3}, got (3, 4, 5)"),
     ("inverted_residual", {"stride": 3}, "stride must be 1 or 2, got 3"),

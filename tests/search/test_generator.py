@@ -121,7 +121,7 @@ def test_masks_are_pasted_at_every_scale(generator: ProposalGenerator, photo: np
     assert len(found) == 40 and set(windows.scale.tolist()) == {0, 1, 2}
     with torch.inference_mode():
         code = generator.model.for_inference().codes(maps.codes, windows)
-        logits = generator.model.refine_codes(code, maps.horizontals, windows)  # type: ignore[operator]
+        logits = generator.model.refine_codes(code, generator.horizontals(generator.model, maps, windows), windows)  # type: ignore[operator]
     masks = found.masks()
     for scale in range(3):
         for i in [i for i in range(40) if windows.scale[i] == scale][:3]:
@@ -411,7 +411,7 @@ def test_a_mask_grows_to_the_refined_one(generator: ProposalGenerator, photo: np
     window = topk_windows(maps.score, 4).select(slice(3, 4))
     with torch.inference_mode():
         code = generator.model.for_inference().codes(maps.codes, window)
-        logits = generator.model.refine_codes(code, maps.horizontals, window)  # type: ignore[operator]
+        logits = generator.model.refine_codes(code, generator.horizontals(generator.model, maps, window), window)  # type: ignore[operator]
     np.testing.assert_allclose(stages[-1], logits[0].sigmoid().numpy(), atol=1e-5)
     assert pixels.shape == (WINDOW, WINDOW, 3) and pixels.dtype == np.uint8
     scale = maps.scales[int(window.scale)]
@@ -434,5 +434,6 @@ def test_the_channel_shown_agrees_with_the_mask() -> None:
 
 def test_timing_names_every_stage_once(generator: ProposalGenerator, photo: np.ndarray) -> None:
     timing = generator.generate(photo).timing
-    assert list(timing) == ["resize", "trunk and heads", "horizontal", "top-N", "refine", "encode", "suppress"]
+    stages = ["resize", "trunk and heads", "top-N", "codes", "horizontal", "refine", "encode", "suppress"]
+    assert list(timing) == stages
     assert all(seconds >= 0 for seconds in timing.values())

@@ -1,0 +1,106 @@
+"""``horizontal``: the half of a refinement module that depends on the feature alone. For inference only."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks, dispatch, layout
+from ..backends.reference import horizontal as reference
+from . import calling
+from .calling import ConvParameters
+from .library import Case, define, refuse_derivatives
+
+
+def horizontal(
+    feature: Tensor,
+    convs: Sequence[ConvParameters],
+    *,
+    needed: Tensor | None = None,
+    tile: int = 1,
+    padding_mode: str = "zeros",
+    backend: str | None = None,
+) -> Tensor:
+    """A chain of 3x3 convolutions, ReLU between them and none after the last. For inference: no gradient.
+
+    With a refinement module's skip convolutions and the skip's half of its merging convolution, it is all of the module
+    that the windows of an image share (section 3.2; the released code sums the halves). feature (B, C, H, W); convs
+    [(weight (O, C, 3, 3), bias (O) or None), ...] -> (B, O of the last, H, W).
+
+    ``needed`` (B, ceil(H / tile), ceil(W / tile)), bool: which tiles of ``tile`` x ``tile`` cells of the result are
+    computed; the others are 0. None: all.
+    """
+    autocast = calling.autocast_dtype(feature)
+    (feature,) = calling.cast(autocast, feature)
+    convs = [calling.cast(autocast, *conv) for conv in convs]
+    checks.choice("padding_mode", padding_mode, checks.PADDING_MODES)
+    checks.feature_map("feature", feature, "(B, C, H, W)")
+    if not convs:
+        raise checks.refusal("convs", "at least one convolution", "an empty list")
+    channels = feature.shape[1]
+    for i, (weight, bias) in enumerate(convs):
+        checks.conv3x3(f"convs[{i}].", weight, bias, channels, None, feature)
+        channels = weight.shape[0]
+    _check_needed(needed, tile, feature)
+
+    weights, biases = zip(*convs, strict=True)
+    arguments = (feature, list(weights), list(biases), padding_mode, needed, tile)
+    with calling.after_cast(feature, autocast):
+        if calling.exporting():
+            return reference.horizontal(*arguments)
+        out: Tensor = _HORIZONTAL(*arguments, dispatch.choose("horizontal", feature, backend))
+        return out
+
+
+def _check_needed(needed: Tensor | None, tile: int, feature: Tensor) -> None:
+    checks.at_least("tile", tile, 1)
+    if needed is None:
+        return
+    checks.tensor("needed", needed)
+    batch, _, height, width = feature.shape
+    shape = (batch, -(-height // tile), -(-width // tile))
+    if needed.shape != shape:
+        raise checks.refusal("needed", f"of shape {shape}", tuple(needed.shape))
+    if needed.dtype != torch.bool:
+        raise checks.refusal("needed", "of dtype torch.bool", needed.dtype)
+    if needed.device != feature.device:
+        raise checks.refusal("needed", f"on device {feature.device} like the other tensors", needed.device)
+
+
+def _fake(a: Any) -> Tensor:
+    batch, _, height, width = a.feature.shape
+    shape = (batch, a.weights[-1].shape[0], height, width)
+    return layout.empty(shape, a.feature, layout.memory_format(a.feature))
+
+
+_HORIZONTAL = define(reference.horizontal, _fake)
+refuse_derivatives(_HORIZONTAL, "horizontal is for inference only; convolutions and refine have gradients")
+
+
+def _cases(random: Callable[..., Tensor], device: torch.device) -> Iterator[tuple[str, Case]]:
+    tiles = torch.arange(6 * 8, device=device).view(1, 6, 8) % 3 == 0
+    for padding_mode, needed, widths in itertools.product(
+        checks.PADDING_MODES, (None, tiles.expand(2, -1, -1)), ((5, 7, 4), (1, 1))
+    ):
+        inputs = [random(2, widths[0], 45, 61)]
+        for a, b in itertools.pairwise(widths):
+            inputs += [random(b, a, 3, 3) / (3 * a**0.5), random(b)]
+
+        def run(
+            backend: str, *inputs: Tensor, needed: Tensor | None = needed, padding_mode: str = padding_mode
+        ) -> Tensor:
+            feature, *parameters = (x.detach() for x in inputs)
+            convs = list(zip(parameters[::2], parameters[1::2], strict=True))
+            return horizontal(feature, convs, needed=needed, tile=8, padding_mode=padding_mode, backend=backend)
+
+        yield (
+            f"{padding_mode}, {'all' if needed is None else 'some'} tiles, {len(widths) - 1} convolutions",
+            Case(inputs, run),
+        )
+
+
+CASES = {"horizontal": _cases}

@@ -1,0 +1,140 @@
+"""The form for inference: the same maps as the plain model's, up to rounding, and made anew when the model changes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from sharpmask.geometry import GREY
+from sharpmask.models import DeepMask, SharpMask, build_model
+from sharpmask.models.inference import EdgePadded
+from sharpmask_kernels import Windows, topk_windows
+
+MODELS = {
+    "resnet50": {"trunk": "resnet50"},
+    "resnet18, padded by reflection": {"trunk": "resnet18", "trunk_padding": "reflect"},
+    "mobile": {"trunk": "efficientnet_lite0"},
+    "score narrower than code": {"trunk": "efficientnet_lite0", "code": 64, "score_hidden": 32},
+    "released refinement": {"trunk": "resnet18", "refinement": "released"},
+}
+
+
+def build(name: str) -> DeepMask:
+    torch.manual_seed(0)
+    options = {"window": 48, "context": 32, "features": 8, "code": 24, "mask_side": 12, "score_hidden": 40}
+    built = build_model("sharpmask", **(options | MODELS[name])).eval()  # type: ignore[arg-type]
+    for module in built.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            for statistic in (module.weight, module.running_var):
+                statistic.uniform_(0.5, 1.5)
+            for statistic in (module.bias, module.running_mean):
+                statistic.normal_(0, 0.1)
+    return built
+
+
+@pytest.fixture(params=[*MODELS, "original"])
+def model(request: pytest.FixtureRequest) -> DeepMask:
+    return build_model("deepmask-original").eval() if request.param == "original" else build(request.param)
+
+
+@pytest.fixture(params=["mobile", "released refinement"])
+def refiner(request: pytest.FixtureRequest) -> SharpMask:
+    built = build(request.param)
+    assert isinstance(built, SharpMask)
+    return built
+
+
+def padded(model: DeepMask, picture: Tensor) -> Tensor:
+    return F.pad(picture, (model.window // 2,) * 4, value=GREY)
+
+
+def assert_close(a: Tensor, b: Tensor) -> None:
+    assert a.shape == b.shape
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * max(1.0, float(b.abs().max())))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (53, 71), (1, 130)])
+@torch.inference_mode()
+def test_maps_are_those_of_the_plain_model(model: DeepMask, size: tuple[int, int]) -> None:
+    picture = torch.rand(1, 3, *size)
+    plain, fast = model.dense(padded(model, picture)), model.for_inference()(picture)
+    for a, b in zip(fast.taps, plain.taps, strict=True):
+        assert_close(a, b)
+    assert_close(fast.score, plain.score)
+    windows = topk_windows([plain.score], 20)
+    codes = model.for_inference().codes([fast.codes], windows)
+    assert_close(codes, plain.code[0, :, windows.row, windows.col].T)
+
+
+@pytest.mark.parametrize("mode", ["replicate", "reflect"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(5, 8), (6, 7), (2, 2)])
+def test_edges_are_padded_without_a_copy(mode: str, stride: int, size: tuple[int, int]) -> None:
+    conv = nn.Conv2d(3, 4, 3, stride, 1, padding_mode=mode)
+    x = torch.randn(2, 3, *size)
+    torch.testing.assert_close(EdgePadded(conv)(x), conv(x))
+
+
+@torch.inference_mode()
+def test_horizontal_maps_are_those_of_the_plain_model_where_windows_lie(refiner: SharpMask) -> None:
+    taps = refiner.taps(padded(refiner, torch.rand(1, 3, 200, 300)))
+    rows, cols = torch.tensor([0, 0, 5, 11]), torch.tensor([0, 3, 17, 17])
+    plain, fast = refiner.horizontals(taps), refiner.horizontals_at(taps, rows, cols)
+    for stage, (a, b) in enumerate(zip(fast, plain, strict=True)):
+        assert a.shape == b.shape
+        side = refiner.cells << stage
+        for row, col in zip(rows.tolist(), cols.tolist(), strict=True):
+            y, x = row << stage, col << stage
+            assert_close(a[:, :, y : y + side, x : x + side], b[:, :, y : y + side, x : x + side])
+        assert (a == 0).all(1).any()
+
+
+@torch.inference_mode()
+def test_windows_beyond_the_maps_are_harmless(refiner: SharpMask) -> None:
+    taps = refiner.taps(padded(refiner, torch.rand(1, 3, 64, 64)))
+    for row in (-5, 500):
+        assert len(refiner.horizontals_at(taps, torch.tensor([row]), torch.tensor([row]))) == 4
+    assert not refiner.horizontals_at(taps, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))[
+        0
+    ].any()
+
+
+def test_it_is_made_once_and_anew_when_the_model_changes() -> None:
+    model = build("mobile")
+    first = model.for_inference()
+    assert model.for_inference() is first
+    with torch.no_grad():
+        model.reduce.weight += 1
+    second = model.for_inference()
+    assert second is not first
+    picture = torch.rand(1, 3, 40, 40)
+    with torch.inference_mode():
+        assert_close(second(picture).score, model.dense(padded(model, picture)).score)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert model.for_inference() is not second
+
+
+def test_a_copy_of_a_model_does_not_share_it() -> None:
+    model = build("resnet18, padded by reflection")
+    model.for_inference()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.reduce.weight.zero_()
+        assert other.reduce.bias is not None
+        other.reduce.bias.zero_()
+    windows = Windows(torch.zeros(1), *torch.zeros(4, 1, dtype=torch.int64))
+    with torch.inference_mode():
+        form = other.for_inference()
+        code = form.codes([form(torch.rand(1, 3, 8, 8)).codes], windows)
+    assert_close(code, other.encode.bias.detach()[None])
+
+
+def test_it_is_no_part_of_the_state(model: DeepMask) -> None:
+    names = list(model.state_dict())
+    model.for_inference()
+    assert list(model.state_dict()) == names
