@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from . import encode_windows, gather_windows, refine_windows, refinement
+from . import encode_windows, gather_windows, horizontal, inverted_residual, refine_windows, refinement
 from .base import FULL, SMALL, Sizes, Workload
 from .shapes import LEVELS
 
@@ -29,4 +29,6 @@ def forward(sizes: Sizes) -> list[Workload]:
         *(gather_windows.workload(stage, count, sizes.photo) for stage in (0, 3) for count in sizes.windows),
         *(refine_windows.workload(count, sizes.photo) for count in sizes.windows),
         encode_windows.workload(sizes.windows[0], sizes.photo),
+        *(horizontal.workload(level, sizes.photo) for level in range(len(LEVELS))),
+        *(inverted_residual.workload(block, sizes.photo) for block in inverted_residual.BLOCKS),
     ]

@@ -79,6 +79,12 @@ FULL = Sizes(32, (100, 1000), (480, 640))
 SMALL = Sizes(2, (10,), (96, 128))
 
 
+def parameters(conv: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a convolution, for an op that has no gradient."""
+    assert isinstance(conv, nn.Conv2d)
+    return conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+
+
 def up2(x: Tensor) -> Tensor:
     """Bilinear upsampling to twice the size."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
