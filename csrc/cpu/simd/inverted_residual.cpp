@@ -58,6 +58,17 @@ void depthwise_row(int64_t pixels, const T* const* rows, const T* w, Vector<T> b
 }
 
 template <class T>
+using DepthwiseRow = void (*)(int64_t pixels, const T* const* rows, const T* w, Vector<T> bias, T* to);
+
+constexpr int64_t largest_kernel = 5;
+
+template <class T>
+DepthwiseRow<T> depthwise_row_for(int64_t kernel, int64_t stride) {
+    if (kernel == 3) return stride == 1 ? depthwise_row<T, 3, 1> : depthwise_row<T, 3, 2>;
+    return stride == 1 ? depthwise_row<T, 5, 1> : depthwise_row<T, 5, 2>;
+}
+
+template <class T>
 struct Weights {
     std::optional<Matrix<T>> expand;
     Matrix<T> depthwise, project;
@@ -72,15 +83,19 @@ struct Tile {
     int64_t image, top, bottom, left, right;  // of the output
 };
 
-template <class T, int K, int S>
+template <class T>
 class Block {
   public:
     Block(const InvertedResidual& a, const Weights<T>& weights, int64_t widest)
         : a_(a),
           w_(weights),
+          kernel_(a.depthwise_weight.sizes[2]),
+          stride_(a.stride),
+          before_((kernel_ - stride_) / 2),
+          depthwise_row_(depthwise_row_for<T>(kernel_, stride_)),
           groups_(groups_of<T>(weights.depthwise.outputs)),
-          cells_((widest - 1) * S + K),
-          ring_(K * groups_ * cells_ * group<T>),
+          cells_((widest - 1) * stride_ + kernel_),
+          ring_(kernel_ * groups_ * cells_ * group<T>),
           pixels_(cells_ * a.x.channels),
           scratch_(round_up<T>(cells_) * a.x.channels),
           input_(groups_of<T>(a.x.channels) * cells_ * group<T>),
@@ -89,26 +104,26 @@ class Block {
           widest_(widest) {}
 
     void run(const Tile& tile) {
-        int64_t next = tile.top * S - before;  // the input row to expand next
+        int64_t next = tile.top * stride_ - before_;  // the input row to expand next
         for (int64_t y = tile.top; y < tile.bottom; ++y) {
-            const int64_t first = y * S - before;
-            for (next = std::max(next, first); next < first + K; ++next) expand_row(tile, next);
+            const int64_t first = y * stride_ - before_;
+            for (next = std::max(next, first); next < first + kernel_; ++next) expand_row(tile, next);
             convolve_row(tile, first);
             project_row(tile, y);
         }
     }
 
   private:
-    static constexpr int64_t before = (K - S) / 2;  // the border above and to the left
-
     const InvertedResidual& a_;
     const Weights<T>& w_;
+    const int64_t kernel_, stride_, before_;  // the last: the border above and to the left
+    const DepthwiseRow<T> depthwise_row_;
     const int64_t groups_, cells_;
     Buffer<T> ring_, pixels_, scratch_, input_, hidden_, out_;
     const int64_t widest_;
 
     Row<T> expanded(int64_t y) const {
-        return {ring_.get() + (y + K) % K * groups_ * cells_ * group<T>, cells_};
+        return {ring_.get() + (y + kernel_) % kernel_ * groups_ * cells_ * group<T>, cells_};
     }
     Row<T> hidden() const { return {hidden_.get(), widest_}; }
     Row<T> out() const { return {out_.get(), widest_}; }
@@ -117,17 +132,13 @@ class Block {
     void read_groups(const Tile& tile, int64_t y, int64_t left, int64_t count, Row<T> to) {
         const int64_t channels = a_.x.channels;
         read_pixels(a_.x, tile.image, y, left, channels, count, pixels_.get(), scratch_.get());
-        for (int64_t g = 0; g < groups_of<T>(channels); ++g) {
-            const int64_t begin = g * group<T>, some = std::min(group<T>, channels - begin);
-            const T* from = pixels_.get() + begin;
-            for (int64_t x = 0; x < count; ++x)
-                std::copy_n(from + x * channels, some, to.of(g) + x * group<T>);
-        }
+        to_groups(pixels_.get(), channels, count, to);
     }
 
     // Beyond the image are zeros, also after the expansion.
     void expand_row(const Tile& tile, int64_t y) {
-        const int64_t begin = tile.left * S - before, end = (tile.right - 1) * S - before + K;
+        const int64_t begin = tile.left * stride_ - before_,
+                      end = (tile.right - 1) * stride_ - before_ + kernel_;
         const int64_t left = std::max<int64_t>(begin, 0), right = std::min(end, a_.x.width);
         Row<T> row = expanded(y);
         if (y < 0 || y >= a_.x.height) {
@@ -148,10 +159,10 @@ class Block {
     void convolve_row(const Tile& tile, int64_t first) {
         for (int64_t g = 0; g < groups_; ++g) {
             for (int64_t v = 0; v < group<T>; v += lanes<T>) {
-                const T* rows[K];
-                for (int ky = 0; ky < K; ++ky) rows[ky] = expanded(first + ky).of(g) + v;
-                depthwise_row<T, K, S>(tile.right - tile.left, rows, w_.depthwise.of(g) + v,
-                                       load(w_.depthwise.bias(g) + v), hidden().of(g) + v);
+                const T* rows[largest_kernel];
+                for (int ky = 0; ky < kernel_; ++ky) rows[ky] = expanded(first + ky).of(g) + v;
+                depthwise_row_(tile.right - tile.left, rows, w_.depthwise.of(g) + v,
+                               load(w_.depthwise.bias(g) + v), hidden().of(g) + v);
             }
         }
     }
@@ -172,25 +183,27 @@ class Block {
     }
 };
 
-template <class T, int K, int S>
+template <class T>
 void run_blocks(const InvertedResidual& a) {
     const TypedMap& out = a.out;
+    const int64_t kernel = a.depthwise_weight.sizes[2], stride = a.stride;
     if (out.batch * out.height * out.width * out.channels == 0) return;
     const Weights<T> weights(a);
     const int64_t hidden = groups_of<T>(weights.depthwise.outputs) * group<T>;
-    const int64_t cells = ring_bytes / static_cast<int64_t>(K * hidden * sizeof(T));
-    const int64_t fitting = std::max<int64_t>((cells - K) / S + 1, 8);
+    const int64_t cells = ring_bytes / static_cast<int64_t>(kernel * hidden * sizeof(T));
+    const int64_t fitting = std::max<int64_t>((cells - kernel) / stride + 1, 8);
     const int64_t parts = (out.width + fitting - 1) / fitting;
     const int64_t across = (out.width + parts - 1) / parts;
     const int64_t columns = std::min(out.width, (across + whole - 1) / whole * whole);
     const int64_t tiles_across = (out.width + columns - 1) / columns;
     // Rows at a band's border are expanded twice.
     const int64_t wanted = (2 * a.threads + out.batch * tiles_across - 1) / (out.batch * tiles_across);
-    const int64_t rows = std::min(out.height, std::max<int64_t>((out.height + wanted - 1) / wanted, 2 * K));
+    const int64_t rows =
+        std::min(out.height, std::max<int64_t>((out.height + wanted - 1) / wanted, 2 * kernel));
     const int64_t bands = (out.height + rows - 1) / rows;
     parallel_for(
-        out.batch * bands * tiles_across, a.threads, [&] { return Block<T, K, S>(a, weights, columns); },
-        [&](Block<T, K, S>& block, int64_t begin, int64_t end) {
+        out.batch * bands * tiles_across, a.threads, [&] { return Block<T>(a, weights, columns); },
+        [&](Block<T>& block, int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
                 const int64_t left = i % tiles_across * columns, top = i / tiles_across % bands * rows;
                 block.run({i / tiles_across / bands, top, std::min(top + rows, out.height), left,
@@ -202,15 +215,7 @@ void run_blocks(const InvertedResidual& a) {
 }  // namespace
 
 void inverted_residual(const InvertedResidual& a) {
-    in_precision_of(a.out.dtype, [&](auto zero) {
-        using T = decltype(zero);
-        const bool three = a.depthwise_weight.sizes[2] == 3;
-        if (a.stride == 1) {
-            three ? run_blocks<T, 3, 1>(a) : run_blocks<T, 5, 1>(a);
-        } else {
-            three ? run_blocks<T, 3, 2>(a) : run_blocks<T, 5, 2>(a);
-        }
-    });
+    in_precision_of(a.out.dtype, [&](auto zero) { run_blocks<decltype(zero)>(a); });
 }
 
 }  // namespace sharpmask::SHARPMASK_ISA
