@@ -36,7 +36,7 @@ def horizontal(
     """
     autocast = calling.autocast_dtype(feature)
     (feature,) = calling.cast(autocast, feature)
-    convs = [calling.cast(autocast, *conv) for conv in convs]
+    convs = [calling.cast(autocast, *conv) for conv in checks.listed("convs", convs, "a list of convolutions")]
     checks.choice("padding_mode", padding_mode, checks.PADDING_MODES)
     checks.feature_map("feature", feature, "(B, C, H, W)")
     if not convs:
@@ -45,6 +45,7 @@ def horizontal(
     for i, (weight, bias) in enumerate(convs):
         checks.conv3x3(f"convs[{i}].", weight, bias, channels, None, feature)
         channels = weight.shape[0]
+    tile = checks.integer("tile", tile, 1)
     _check_needed(needed, tile, feature)
 
     weights, biases = zip(*convs, strict=True)
@@ -57,7 +58,6 @@ def horizontal(
 
 
 def _check_needed(needed: Tensor | None, tile: int, feature: Tensor) -> None:
-    checks.at_least("tile", tile, 1)
     if needed is None:
         return
     checks.tensor("needed", needed)

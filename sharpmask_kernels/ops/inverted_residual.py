@@ -41,6 +41,7 @@ def inverted_residual(
     (x,) = calling.cast(autocast, x)
     expand = None if expand is None else calling.cast(autocast, *expand)
     depthwise, project = calling.cast(autocast, *depthwise), calling.cast(autocast, *project)
+    stride = checks.integer("stride", stride, 1, 2)
     _check(x, expand, depthwise, project, stride, residual)
     arguments = (x, *(expand or (None, None)), *depthwise, *project, stride, residual)
     with calling.after_cast(x, autocast):
@@ -59,16 +60,15 @@ def _check(
     residual: bool,
 ) -> None:
     checks.feature_map("x", x, "(B, C, H, W)")
-    if stride not in STRIDES:
-        raise checks.refusal("stride", "1 or 2", stride)
     hidden = x.shape[1]
     if expand is not None:
         checks.conv("expand.", *expand, (None, hidden, 1, 1), x)
         hidden = expand[0].shape[0]
     checks.tensor("depthwise.weight", depthwise[0])
-    kernel = depthwise[0].shape[-1]
+    sizes = checks.shape_of("depthwise.weight", depthwise[0])
+    kernel = sizes[-1] if sizes else 0
     if kernel not in KERNELS:
-        raise checks.refusal("depthwise.weight", f"of shape ({hidden}, 1, k, k), k 3 or 5", tuple(depthwise[0].shape))
+        raise checks.refusal("depthwise.weight", f"of shape ({hidden}, 1, k, k), k 3 or 5", tuple(sizes))
     checks.conv("depthwise.", *depthwise, (hidden, 1, kernel, kernel), x)
     checks.conv("project.", *project, (None, hidden, 1, 1), x)
     if residual and (stride != 1 or project[0].shape[0] != x.shape[1]):
