@@ -104,7 +104,7 @@ std::vector<std::string> encode_windows(const TypedMap& logits, const Windows& w
     std::vector<std::string> counts(windows.count);
     threads = useful_threads(threads, windows.count * logits.height * logits.height * 4);
     parallel_for(windows.count, threads, [&](int64_t begin, int64_t end) {
-        const std::unique_ptr<ColumnSampler> sampler = kernels().column_sampler(logits, limit);
+        const std::unique_ptr<ColumnSampler> sampler = kernels(logits.dtype).column_sampler(logits, limit);
         Counts runs;
         std::vector<std::uint64_t> bits;
         for (int64_t i = begin; i < end; ++i) {

@@ -55,6 +55,8 @@ const Kernels& kernels() {
     return chosen;
 }
 
+const Kernels& kernels(DType dtype) { return dtype == DType::float64 ? baseline::kernels : kernels(); }
+
 std::string usable_isas() {
     std::string names;
     for (const Kernels* kernels : usable()) names += (names.empty() ? "" : ", ") + std::string(kernels->isa);

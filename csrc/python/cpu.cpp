@@ -41,35 +41,39 @@ T* data_or_null(const OptionalTensorView& view) {
 void convolve_upsample(const TensorViews& inputs, const OptionalTensorView& addend, const TensorView& weight,
                        const OptionalTensorView& bias, bool zeros, bool nearest, const TensorView& out,
                        const OptionalTensorView& active, int threads) {
-    kernels().convolve_upsample({typed_maps(inputs), map_or_none(addend), weight, bias, zeros, nearest,
-                                 typed_map(out), data_or_null<std::uint8_t>(active), threads});
+    kernels(out.dtype).convolve_upsample({typed_maps(inputs), map_or_none(addend), weight, bias, zeros,
+                                          nearest, typed_map(out), data_or_null<std::uint8_t>(active),
+                                          threads});
 }
 
 void upsample_gradient(const TensorView& grad, const TensorView& active, bool nearest, const TensorView& out,
                        int threads) {
-    kernels().upsample_gradient(
-        {typed_map(grad), static_cast<const std::uint8_t*>(active.data), nearest, typed_map(out), threads});
+    kernels(grad.dtype)
+        .upsample_gradient({typed_map(grad), static_cast<const std::uint8_t*>(active.data), nearest,
+                            typed_map(out), threads});
 }
 
 void input_gradient(const TensorView& grad, const TensorView& weight, bool zeros,
                     const OptionalTensorView& relu, const TensorView& out, int threads) {
-    kernels().input_gradient({typed_map(grad), weight, zeros, map_or_none(relu), typed_map(out), threads});
+    kernels(grad.dtype)
+        .input_gradient({typed_map(grad), weight, zeros, map_or_none(relu), typed_map(out), threads});
 }
 
 void weight_gradient(const TensorView& grad, const TensorViews& inputs, bool zeros,
                      const OptionalTensorView& weight, const OptionalTensorView& bias, int threads) {
-    kernels().weight_gradient({typed_map(grad), typed_maps(inputs), zeros, data_or_null<void>(weight),
-                               data_or_null<void>(bias), threads});
+    kernels(grad.dtype)
+        .weight_gradient({typed_map(grad), typed_maps(inputs), zeros, data_or_null<void>(weight),
+                          data_or_null<void>(bias), threads});
 }
 
 void feature_forward(const TensorView& feature, const TensorView& weight, const OptionalTensorView& bias,
                      bool zeros, const TensorView& out, int threads) {
-    kernels().feature_forward({typed_map(feature), weight, bias, zeros, typed_map(out), threads});
+    kernels(out.dtype).feature_forward({typed_map(feature), weight, bias, zeros, typed_map(out), threads});
 }
 
 void feature_gradient(const TensorView& grad, const TensorView& weight, bool zeros, const TensorView& out,
                       int threads) {
-    kernels().feature_gradient({typed_map(grad), weight, zeros, typed_map(out), threads});
+    kernels(out.dtype).feature_gradient({typed_map(grad), weight, zeros, typed_map(out), threads});
 }
 
 // gather_windows
@@ -93,8 +97,9 @@ void call_refine_windows(const TensorView& encoding, const TensorViews& horizont
                          TensorViews weights, std::vector<OptionalTensorView> biases,
                          std::vector<int64_t> convs, bool nearest, bool zeros, std::optional<double> limit,
                          const TensorView& out, int threads) {
-    kernels().refine_windows({typed_map(encoding), typed_maps(horizontals), windows, std::move(weights),
-                              std::move(biases), std::move(convs), nearest, zeros, limit, out, threads});
+    kernels(encoding.dtype)
+        .refine_windows({typed_map(encoding), typed_maps(horizontals), windows, std::move(weights),
+                         std::move(biases), std::move(convs), nearest, zeros, limit, out, threads});
 }
 
 // horizontal
@@ -102,8 +107,8 @@ void call_refine_windows(const TensorView& encoding, const TensorViews& horizont
 void call_horizontal(const TensorView& feature, TensorViews weights, std::vector<OptionalTensorView> biases,
                      bool zeros, const OptionalTensorView& needed, int64_t tile, const TensorView& out,
                      int threads) {
-    kernels().horizontal({typed_map(feature), std::move(weights), std::move(biases), zeros, needed, tile,
-                          typed_map(out), threads});
+    kernels(out.dtype).horizontal({typed_map(feature), std::move(weights), std::move(biases), zeros, needed,
+                                   tile, typed_map(out), threads});
 }
 
 // inverted_residual
@@ -113,8 +118,9 @@ void call_inverted_residual(const TensorView& x, const OptionalTensorView& expan
                             const OptionalTensorView& depthwise_bias, const TensorView& project_weight,
                             const OptionalTensorView& project_bias, int64_t stride, bool residual,
                             const TensorView& out, int threads) {
-    kernels().inverted_residual({typed_map(x), expand_weight, expand_bias, depthwise_weight, depthwise_bias,
-                                 project_weight, project_bias, stride, residual, typed_map(out), threads});
+    kernels(out.dtype).inverted_residual({typed_map(x), expand_weight, expand_bias, depthwise_weight,
+                                          depthwise_bias, project_weight, project_bias, stride, residual,
+                                          typed_map(out), threads});
 }
 
 // encode_windows

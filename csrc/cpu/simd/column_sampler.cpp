@@ -127,8 +127,10 @@ class Sampler final : public ColumnSampler {
 }  // namespace
 
 std::unique_ptr<ColumnSampler> column_sampler(const TypedMap& logits, double limit) {
-    if (logits.dtype == DType::float64) return std::make_unique<Sampler<double>>(logits, limit);
-    return std::make_unique<Sampler<float>>(logits, limit);
+    std::unique_ptr<ColumnSampler> sampler;
+    in_precision_of(logits.dtype,
+                    [&](auto zero) { sampler = std::make_unique<Sampler<decltype(zero)>>(logits, limit); });
+    return sampler;
 }
 
 }  // namespace sharpmask::SHARPMASK_ISA

@@ -182,7 +182,9 @@ void convolve(const Convolve& a, const Conv3x3<T>& conv) {
 }
 
 template void convolve(const Convolve&, const Conv3x3<float>&);
+#ifdef SHARPMASK_FP64
 template void convolve(const Convolve&, const Conv3x3<double>&);
+#endif
 
 void convolve_upsample(const ConvolveUpsample& a) {
     in_precision_of(a.out.dtype, [&](auto zero) {

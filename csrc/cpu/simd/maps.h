@@ -15,8 +15,11 @@ namespace sharpmask::SHARPMASK_ISA {
 
 // Calls run(T{}) for the type T that maps of this dtype are computed in.
 template <class Run>
-void in_precision_of(DType dtype, const Run& run) {
-    dtype == DType::float64 ? run(double{}) : run(float{});
+void in_precision_of([[maybe_unused]] DType dtype, const Run& run) {
+#ifdef SHARPMASK_FP64
+    if (dtype == DType::float64) return run(double{});
+#endif
+    run(float{});
 }
 
 // Calls body(pointer of the dtype's type) for memory whose values are computed with in T.
