@@ -20,8 +20,10 @@ Values = NDArray[np.float64]
 _PIXELS = 2.0
 _SHARE = 0.05
 _AREA_SHARE = 0.1
-# So many boxes tell an unknown scale.
+# So many boxes tell an unknown scale. Boxes that overlap their masks' by so much are loose ones and tell none: where
+# objects are at nearly the same place in all photos, some scale always fits.
 _SCALED_BOXES = 3
+_LOOSE = 0.5
 
 
 def _corners_of_centres(box: Values) -> Values:
@@ -123,20 +125,29 @@ def _readings(given: Values, drawn: Values, size: Values) -> Iterator[Reading]:
             yield Reading(f"[{layout}] in {unit}", _fit(corners(given) * sizes / whole, drawn))
     if len(given) < _SCALED_BOXES:
         return
+    apart = _overlap(_corners_of_sizes(given), drawn) < _LOOSE
     for layout, corners in _LAYOUTS.items():
         found = corners(given)
         scale = _ratio(found, drawn)
-        yield Reading(f"[{layout}] of photos scaled by {scale:.3g}", _fit(found / scale, drawn))
+        yield Reading(f"[{layout}] of photos scaled by {scale:.3g}", apart & _fit(found / scale, drawn))
         shares = drawn / sizes
         width, height = (_ratio(found[:, axis::2], shares[:, axis::2]) for axis in (0, 1))
         resized = found / np.array([width, height] * 2) * sizes
-        yield Reading(f"[{layout}] of photos resized to {width:.0f}x{height:.0f}", _fit(resized, drawn))
+        fits = apart & _fit(resized, drawn)
+        yield Reading(f"[{layout}] of photos resized to {width:.0f}x{height:.0f}", fits)
 
 
 def _ratio(found: Values, wanted: Values) -> float:
     """The median of the factors by which the boxes are too large; 1 where there is none."""
     factor = float(np.median(found.sum(1) / np.maximum(wanted.sum(1), 1e-9)))
     return factor if factor > 0 else 1.0
+
+
+def _overlap(a: Values, b: Values) -> Values:
+    """IoU of boxes x0, y0, x1, y1, one by one; 0 for boxes without an area."""
+    both = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0).prod(1)
+    either = sum(np.maximum(box[:, 2:] - box[:, :2], 0).prod(1) for box in (a, b)) - both
+    return np.asarray(both / np.maximum(either, 1e-9))
 
 
 def _fit(corners: Values, drawn: Values) -> NDArray[np.bool_]:

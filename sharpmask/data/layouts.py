@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from array import array
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
@@ -80,6 +81,11 @@ def _as_array(polygon: Any) -> Any:
     return polygon
 
 
+def _is_printable(character: str) -> bool:
+    """Whether names may hold a character: also any kind of space, and the joiners of Persian and of emoji."""
+    return character.isprintable() or unicodedata.category(character) == "Zs" or character in "\u200c\u200d"
+
+
 class PhotoFiles:
     """Finds the photo files of a data set."""
 
@@ -92,12 +98,14 @@ class PhotoFiles:
 
     def find(self, name: object) -> Path:
         """The file called `name` in an image entry. Raises BadEntry for a name that leaves the folder."""
-        if not isinstance(name, str) or not name or not name.isprintable():
+        if not isinstance(name, str) or not name or not all(map(_is_printable, name)):
             raise BadEntry(f"file_name must be a printable text, got {show(name)}")
         windows = PureWindowsPath(name)
         if Path(name).anchor or windows.root or windows.is_absolute() or ".." in windows.parts:
             raise BadEntry(f"file_name must stay in {self._folders[0]} and be relative to it, got {show(name)}")
-        for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
+        # Archives made on macOS may hold the letters of names and their accents apart.
+        forms = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+        for spelling in dict.fromkeys((*forms, *(form.replace("\\", "/") for form in forms))):
             for folder in self._folders:
                 if os.path.exists(folder / spelling):
                     return folder / spelling

@@ -113,6 +113,7 @@ class Run:
         )
         for note in folder.notes:
             self._say(note)
+        self._say_skipped(folder)
         return folder
 
     def loop(self) -> None:
@@ -260,11 +261,13 @@ class Run:
             average.copy_(own.detach() if saved is None else saved)
 
     def _finish(self) -> None:
-        skipped = len(self.folder.skipped)
-        if skipped:
-            self._say(f"left out {skipped} broken images or annotations, first: {self.folder.skipped[0]}")
+        self._say_skipped(self.folder)
         self.log.close()
         self._say(f"checkpoint: {self.config.out / CHECKPOINT}")
+
+    def _say_skipped(self, folder: CocoFolder) -> None:
+        if folder.skipped:
+            self._say(f"left out {len(folder.skipped)} broken images or annotations, first: {folder.skipped[0]}")
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

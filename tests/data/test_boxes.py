@@ -121,6 +121,15 @@ def test_a_few_boxes_of_another_meaning_are_only_said(tmp_path: Path) -> None:
     assert "count: 2 of 5;" in folder.notes[0]
 
 
+@pytest.mark.parametrize("more", [(0, 4), (4, 4), (4, 0)])
+def test_boxes_a_little_longer_than_masks_are_only_said(tmp_path: Path, more: tuple[int, int]) -> None:
+    masks = [(10 + k, 8 + k, 50, 38) for k in range(5)]
+    entries = [entry(k, rectangle(*m), bbox=[m[0], m[1], m[2] + more[0], m[3] + more[1]]) for k, m in enumerate(masks)]
+    folder = CocoFolder(write(tmp_path, *entries))
+    assert boxes(folder) == masks
+    assert "count: 5 of 5;" in folder.notes[0]
+
+
 def test_crowds_are_compared_too(tmp_path: Path) -> None:
     entries = [entry(7, rectangle(*MASKS[0]), bbox=[40, 40, 9, 9], iscrowd=1)]
     folder = CocoFolder(write(tmp_path, *entries))

@@ -93,6 +93,28 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> N
         CocoFolder(root)
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("at 3.45\u202fPM.png", None),
+        ("a\u3000\xa0b.png", None),
+        ("می\u200cخواهم.png", None),
+        ("caf\xe9.png", "cafe\u0301.png"),
+        ("cafe\u0301.png", "caf\xe9.png"),
+    ],
+)
+def test_names_with_other_spaces_and_accents_are_found(tmp_path: Path, name: str, file: str | None) -> None:
+    root = put(tmp_path / "set", "instances.json", [f"images/{file or name}"], [name])
+    assert CocoFolder(root).photos[0].path.name == (file or name)
+
+
+@pytest.mark.parametrize("name", ["a\n.png", "a\u2028.png", "a\x1b[0m.png", "a\u202e.png", "\udc80.png", "\0"])
+def test_names_that_would_break_a_line_are_refused(tmp_path: Path, name: str) -> None:
+    root = put(tmp_path / "set", "instances.json", ["images/1.png"], [name])
+    with pytest.raises(DataError, match="image 1: file_name must be a printable text"):
+        CocoFolder(root)
+
+
 def linked(root: Path) -> Path:
     """A folder whose photos are one file of its own, one link inside, and two links that lead out."""
     outside = photo(root / "elsewhere" / "x.png")

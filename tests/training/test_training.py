@@ -1,6 +1,8 @@
 """Training: what learns, by how much, from which loss; and that stopping and resuming leaves no trace."""
 
 import csv
+import io
+import json
 import math
 import os
 import socket
@@ -604,6 +606,18 @@ def test_a_damaged_photo_gives_one_line_or_is_counted(
     run.loop()
     assert 1 <= len(run.folder.skipped) <= 3
     assert len(set(run.folder.skipped)) == len(run.folder.skipped)
+
+
+def test_what_is_left_out_is_said_before_training_fails(settings: Factory, synth: Path, tmp_path: Path) -> None:
+    document = json.loads((synth / "instances.json").read_text())
+    for annotation in document["annotations"]:
+        annotation["area"] = "12"
+    other, text = tmp_path / "other.json", io.StringIO()
+    other.write_text(json.dumps(document))
+    config = settings("left_out", "deepmask", annotations=other, skip_bad=True)
+    with pytest.raises(DataError, match="must hold an object to learn from"):
+        train(config, Console(file=text))
+    assert f"left out {len(document['annotations'])} broken images or annotations, first: " in text.getvalue()
 
 
 def blob_iou(train_on: CocoFolder, held_out: CocoFolder, window: int) -> float:
