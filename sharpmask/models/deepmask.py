@@ -17,7 +17,7 @@ from sharpmask_kernels.windows import STRIDE
 
 from .config import ModelConfig, SearchConfig
 from .heads import MaskHead, ScoreHead
-from .inference import Heads, InferenceForm, PlainHeads, inference_trunk
+from .inference import Heads, InferenceForm, PlainHeads, inference_trunk, is_plain
 from .trunk import Trunk
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -92,11 +92,18 @@ class DeepMask(nn.Module):
         code = F.conv2d(F.relu(self.reduce(taps[0])), kernel, self.encode.bias)
         return code, self.score(code.movedim(1, -1))[:, None]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The form for inference is made of functions, which pickle refuses, and of tensors twice.
+        return {**self.__dict__, "_inference": None}
+
     def for_inference(self) -> InferenceForm:
-        """The form in which full images are searched. It is made anew when a parameter or buffer has changed."""
+        """The form in which full images are searched. It is made anew when a parameter, buffer or hook has changed."""
         state = [*self.parameters(), *self.buffers()]
-        # Tensors made in inference mode count no changes.
-        key = [(x.data_ptr(), x.dtype, x.device, 0 if x.is_inference() else x._version) for x in state]
+        # Changes by x.data, by NumPy and of tensors made in inference mode are not counted, but show in the sums.
+        sums = torch.stack([x.detach().sum(dtype=torch.float32) for x in state]).tolist()
+        versions = [0 if x.is_inference() else x._version for x in state]
+        calls = [is_plain(module) for module in self.children()]
+        key = [calls, sums, versions, [(x.data_ptr(), x.dtype, x.device) for x in state]]
         if self._inference is None or self._inference[0] != key:
             with torch.no_grad():
                 self._inference = key, self._inference_form()
@@ -104,7 +111,9 @@ class DeepMask(nn.Module):
 
     def _inference_form(self) -> InferenceForm:
         trunk = inference_trunk(self.trunk, self.mean, self.std)
-        heads = Heads(self.reduce, self.encode, self.score, self.cells)
+        heads: Heads | PlainHeads = PlainHeads(self.dense_heads)
+        if all(map(is_plain, (self.reduce, self.encode, self.score))):
+            heads = Heads(self.reduce, self.encode, self.score, self.cells)
         return InferenceForm(trunk, self.window // 2, heads)
 
     def window_codes(self, taps: list[Tensor], windows: Windows) -> Tensor:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
-from sharpmask_kernels import Windows, gather_windows, inverted_residual
+from sharpmask_kernels import Windows, gather_windows, hooks, inverted_residual
 
 from ..geometry import GREY
 from .trunk import EfficientNetLite0Trunk, InvertedResidual, ResNetTrunk, Trunk
@@ -38,8 +39,15 @@ def channels_last(x: Tensor) -> Tensor:
     return x.detach().contiguous(memory_format=torch.channels_last)
 
 
+def is_plain(net: nn.Module) -> bool:
+    """Whether calls in ``net`` run no hooks, as pruning and weight norm do: its tensors alone say what it computes."""
+    return not hooks.anywhere() and not any(hooks.customized(m) or is_parametrized(m) for m in net.modules())
+
+
 def inference_trunk(trunk: Trunk, mean: Tensor, std: Tensor) -> InferenceTrunk:
     """The fast form of ``trunk``, which takes images normalised by ``mean`` and ``std`` (3, 1, 1)."""
+    if not is_plain(trunk):
+        return InferenceTrunk((0, 0), mean, lambda image: trunk((image - mean) / std))
     if isinstance(trunk, EfficientNetLite0Trunk):
         return _mobile(trunk, mean, std)
     if isinstance(trunk, ResNetTrunk):
@@ -219,10 +227,10 @@ class InferenceForm:
         return InferenceMaps(taps, *self.heads(taps))
 
     def framed(self, picture: Tensor) -> Tensor:
-        """The picture with grey and the trunk's border around, channels_last."""
+        """The picture with grey and the trunk's border around, channels_last, in the model's dtype."""
         (before, after), (height, width) = self.trunk.border, picture.shape[2:]
         sizes = (length + 2 * self.pad + before + after for length in (height, width))
-        framed = picture.new_empty((1, 3, *sizes)).contiguous(memory_format=torch.channels_last)
+        framed = self.trunk.value.new_empty((1, 3, *sizes)).contiguous(memory_format=torch.channels_last)
         framed[:] = self.trunk.value
         inner = framed[:, :, before:, before:][:, :, : height + 2 * self.pad, : width + 2 * self.pad]
         inner.fill_(GREY)

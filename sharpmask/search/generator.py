@@ -105,7 +105,7 @@ class ProposalGenerator(Settings):
             pixel = min(int(y), height - 1), min(int(x), width - 1)
             best.append(next((i for i in group if covers(rles[i], pixel)), first))
             first += len(index)
-        scores = windows.score.sigmoid().cpu().numpy()
+        scores = windows.score.sigmoid().float().cpu().numpy()
         return self._proposals(maps, [rles[i] for i in best], scores[best], watch)
 
     @torch.inference_mode()
@@ -126,7 +126,7 @@ class ProposalGenerator(Settings):
         rles = self.segment(maps, windows, watch)
         if clip:
             rles = [clip_to_box(rle, box) for rle, box in zip(rles, places, strict=True)]
-        return self._proposals(maps, rles, windows.score.sigmoid().cpu().numpy(), watch)
+        return self._proposals(maps, rles, windows.score.sigmoid().float().cpu().numpy(), watch)
 
     @torch.inference_mode()
     def grow(self, image: ImageLike, index: int = 0) -> tuple[npt.NDArray[np.uint8], list[npt.NDArray[np.float32]]]:
@@ -147,8 +147,8 @@ class ProposalGenerator(Settings):
         levels = zip(*self.horizontals(model, maps, window), strict=True)
         horizontals = [gather_windows(maps, window, model.cells << j, step=1 << j) for j, maps in enumerate(levels)]
         encodings = model.top_down(code, horizontals)
-        final = model.head(encodings[-1]).sigmoid()
-        stages = [best_channel(m, final).cpu().numpy() for m in encodings[:-1]]
+        final = model.head(encodings[-1]).sigmoid().float()
+        stages = [best_channel(m.float(), final).cpu().numpy() for m in encodings[:-1]]
         return self._seen(maps, window), [*stages, final[0, 0].cpu().numpy()]
 
     def see(self, image: ImageLike) -> Picture:
@@ -264,7 +264,7 @@ class ProposalGenerator(Settings):
         weighted = windows.score.sigmoid() * torch.tensor(prior, device=self.device)[windows.scale]
         if search.stability:
             weighted = weighted * stability(logits)
-        score = weighted.cpu().numpy()
+        score = weighted.float().cpu().numpy()
         # Empty masks are dropped. Their boxes show them; pycocotools' area fails on more than 255 masks with numpy 2.
         filled = np.flatnonzero(coco_mask.toBbox(rles)[:, 2]) if rles else np.zeros(0, dtype=np.int64)
         # The prior and the stability may have changed the order.

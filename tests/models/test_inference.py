@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import io
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
 
 from sharpmask.geometry import GREY
@@ -119,6 +122,32 @@ def test_it_is_made_once_and_anew_when_the_model_changes() -> None:
     assert model.for_inference() is not second
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda conv: conv.weight.data.mul_(2),
+        lambda conv: conv.weight.detach().numpy().fill(0.1),
+        lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+        lambda conv: parametrizations.weight_norm(conv),
+        lambda conv: conv.register_forward_hook(lambda module, inputs, out: out * 2),
+        lambda conv: setattr(conv, "forward", lambda x: nn.Conv2d.forward(conv, x) * 2),
+    ],
+    ids=["data", "NumPy", "pruning", "weight norm", "hook", "forward"],
+)
+@pytest.mark.parametrize("name", ["mobile", "resnet50"])
+def test_no_change_is_missed(name: str, change: Callable[[nn.Module], object]) -> None:
+    model = build(name)
+    conv = [module for module in model.trunk.modules() if isinstance(module, nn.Conv2d)][3]
+    for place in (conv, model.reduce):
+        model.for_inference()
+        change(place)
+        picture = torch.rand(1, 3, 40, 40)
+        with torch.inference_mode():
+            fast, plain = model.for_inference()(picture), model.dense(padded(model, picture))
+        assert_close(fast.taps[0], plain.taps[0])
+        assert_close(fast.score, plain.score)
+
+
 def test_a_copy_of_a_model_does_not_share_it() -> None:
     model = build("resnet18, padded by reflection")
     model.for_inference()
@@ -132,6 +161,25 @@ def test_a_copy_of_a_model_does_not_share_it() -> None:
         form = other.for_inference()
         code = form.codes([form(torch.rand(1, 3, 8, 8)).codes], windows)
     assert_close(code, other.encode.bias.detach()[None])
+
+
+def test_a_model_made_in_inference_mode_may_change() -> None:
+    with torch.inference_mode():
+        model = build("mobile")
+        first = model.for_inference()
+        model.encode.weight.mul_(2)
+        assert model.for_inference() is not first
+
+
+def test_a_model_is_pickled_after_a_search(model: DeepMask) -> None:
+    model.for_inference()
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    picture = torch.rand(1, 3, 40, 40)
+    with torch.inference_mode():
+        assert torch.equal(again.for_inference()(picture).score, model.for_inference()(picture).score)
 
 
 def test_it_is_no_part_of_the_state(model: DeepMask) -> None:

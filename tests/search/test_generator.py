@@ -1,5 +1,6 @@
 """Full-image inference against slow but plain evaluations, on images of every kind."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -162,6 +163,17 @@ def test_the_same_photo_gives_the_same_proposals(generator: ProposalGenerator, p
     assert one.rles == two.rles and one.scores.tolist() == two.scores.tolist()
     few = replace(generator, top_n=7).generate(photo)
     assert few.rles == one.rles[:7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_models_of_other_dtypes_search(tiny_sharpmask: SharpMask, photo: np.ndarray, dtype: torch.dtype) -> None:
+    search = SearchConfig(scales=(0.5,))
+    wanted = ProposalGenerator(tiny_sharpmask, top_n=5, search=search).generate(photo)
+    generator = ProposalGenerator(copy.deepcopy(tiny_sharpmask).to(dtype), top_n=5, search=search)
+    found = generator.generate(photo)
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5 if dtype == torch.float64 else 0.05)
+    assert len(generator.at_points(photo, [(5, 5)])) == len(generator.in_boxes(photo, [(5, 5, 20, 20)])) == 1
+    assert len(generator.grow(photo)[1]) == 5
 
 
 def test_max_side_bounds_the_search_not_the_masks(tiny_sharpmask: SharpMask, photo: np.ndarray) -> None:
