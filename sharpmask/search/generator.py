@@ -21,7 +21,7 @@ from ..data.orientation import Exif
 from ..errors import DataError
 from ..geometry import GREY
 from ..models import DeepMask, SearchConfig, SharpMask
-from ..ranges import Range, Settings, number
+from ..ranges import Range, Settings, number, shown
 from .maps import ImageMaps, Stopwatch, as_tensor, grid_of
 from .pictures import ImageLike, Picture, see
 from .placement import PLACEMENTS, Placement
@@ -53,6 +53,8 @@ class ProposalGenerator(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.model, DeepMask):
+            raise ValueError(f"model must be a DeepMask or SharpMask, as load_model gives, got {shown(self.model)}")
         self.refine = self.refine and isinstance(self.model, SharpMask)
         self.search = self.search or self.model.search
         self.model.eval()

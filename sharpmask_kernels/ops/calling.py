@@ -10,6 +10,7 @@ from torch import Tensor
 
 ConvParameters = tuple[Tensor, Tensor | None]
 """Weight and bias of a convolution."""
+PAIR = "a pair (weight, bias)"
 
 
 def exporting() -> bool:

@@ -36,7 +36,8 @@ def horizontal(
     """
     autocast = calling.autocast_dtype(feature)
     (feature,) = calling.cast(autocast, feature)
-    convs = [calling.cast(autocast, *conv) for conv in checks.listed("convs", convs, "a list of convolutions")]
+    listed = enumerate(checks.listed("convs", convs, "a list of convolutions"))
+    convs = [calling.cast(autocast, *checks.pair(f"convs[{i}]", conv, calling.PAIR)) for i, conv in listed]
     checks.choice("padding_mode", padding_mode, checks.PADDING_MODES)
     checks.feature_map("feature", feature, "(B, C, H, W)")
     if not convs:

@@ -39,8 +39,9 @@ def inverted_residual(
     """
     autocast = calling.autocast_dtype(x)
     (x,) = calling.cast(autocast, x)
-    expand = None if expand is None else calling.cast(autocast, *expand)
-    depthwise, project = calling.cast(autocast, *depthwise), calling.cast(autocast, *project)
+    expand = None if expand is None else calling.cast(autocast, *checks.pair("expand", expand, calling.PAIR))
+    depthwise = calling.cast(autocast, *checks.pair("depthwise", depthwise, calling.PAIR))
+    project = calling.cast(autocast, *checks.pair("project", project, calling.PAIR))
     stride = checks.integer("stride", stride, 1, 2)
     _check(x, expand, depthwise, project, stride, residual)
     arguments = (x, *(expand or (None, None)), *depthwise, *project, stride, residual)

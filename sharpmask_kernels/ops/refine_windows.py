@@ -16,8 +16,6 @@ from . import calling
 from .calling import ConvParameters
 from .library import Case, define, refuse_derivatives, scattered_windows
 
-_PAIR = "a pair (weight, bias)"
-
 
 def refine_windows(
     encoding: Tensor,
@@ -75,8 +73,8 @@ def _check_lists(horizontals: Any, stages: Any, head: Any) -> None:
         checks.listed(f"horizontals[{i}]", levels)
     for j, convs in enumerate(checks.listed("stages", stages)):
         for i, conv in enumerate(checks.listed(f"stages[{j}]", convs)):
-            checks.listed(f"stages[{j}][{i}]", conv, _PAIR)
-    checks.listed("head", head, _PAIR)
+            checks.listed(f"stages[{j}][{i}]", conv, calling.PAIR)
+    checks.listed("head", head, calling.PAIR)
 
 
 def _call(arguments: tuple[Any, ...], encoding: Tensor, out: Tensor | None, backend: str | None) -> Tensor:
@@ -114,7 +112,7 @@ def _check_inputs(
         if not convs:
             raise checks.refusal(f"stages[{j}]", "at least one convolution", "an empty list")
         for i, conv in enumerate(convs):
-            weight, bias = checks.pair(f"stages[{j}][{i}]", conv, _PAIR)
+            weight, bias = checks.pair(f"stages[{j}][{i}]", conv, calling.PAIR)
             checks.conv3x3(f"stages[{j}][{i}].", weight, bias, channels, None, encoding)
             channels = weight.shape[0]
         maps, name = [levels[j] for levels in horizontals], f"horizontals[:][{j}]"
@@ -125,7 +123,7 @@ def _check_inputs(
         images = horizontals[0][0].shape[0]
         if maps[0].shape[0] != images:
             raise checks.refusal(name, f"of batch {images} like the first stage's", maps[0].shape[0])
-    checks.conv3x3("head.", *checks.pair("head", head, _PAIR), channels, 1, encoding)
+    checks.conv3x3("head.", *checks.pair("head", head, calling.PAIR), channels, 1, encoding)
     checks.windows(windows, encoding.device, len(horizontals), horizontals[0][0].shape[0])
     checks.count(windows, count, "encoding")
 

@@ -258,6 +258,9 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("encode_windows", {"windows": windows(1)}, "windows must be 2 windows, one per mask, got 1"),
     # refine_windows.
     ("refine_windows", {"encoding": zeros(2, 3, 4, 5)}, "encoding must be square, (N, K0, s, s), got (2, 3, 4, 5)"),
+    ("horizontal", {"convs": [zeros(5, 6, 3, 3)]}, "convs[0] must be a pair (weight, bias), got 5 values"),
+    ("inverted_residual", {"depthwise": zeros(9, 1, 3, 3)}, "depthwise must be a pair (weight, bias), got 9 values"),
+    ("inverted_residual", {"project": (zeros(6, 9, 1, 1),)}, "project must be a pair (weight, bias), got 1 values"),
     ("refine_windows", {"horizontals": []}, "horizontals must be one list of maps per scale, got an empty list"),
     ("refine_windows", {"stages": []}, "stages must be at least one stage, got an empty list"),
     (

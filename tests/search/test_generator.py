@@ -254,6 +254,8 @@ def test_unusable_input_is_refused(generator: ProposalGenerator, tmp_path: Path)
     for options in ({"top_n": 0}, {"max_side": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be a whole number from 1"):
             replace(generator, **options)
+    with pytest.raises(ValueError, match="model must be a DeepMask or SharpMask, as load_model gives, got"):
+        ProposalGenerator("x.safetensors")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scales", [(16.0,), (4.0,) * 64])
