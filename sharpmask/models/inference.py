@@ -39,8 +39,14 @@ def channels_last(x: Tensor) -> Tensor:
     return x.detach().contiguous(memory_format=torch.channels_last)
 
 
+KNOWN = ("torch.nn.modules.", "torchvision.", "sharpmask.")
+"""Where the classes of modules are defined whose tensors may be read."""
+
+
 def is_plain(net: nn.Module) -> bool:
-    """Whether calls in ``net`` run no hooks, as pruning and weight norm do: its tensors alone say what it computes."""
+    """Whether its tensors alone say what ``net`` computes: no hooks (pruning), parametrizations or wrappers (LoRA)."""
+    if not all(type(module).__module__.startswith(KNOWN) for module in net.modules()):
+        return False
     return not hooks.anywhere() and not any(hooks.customized(m) or is_parametrized(m) for m in net.modules())
 
 

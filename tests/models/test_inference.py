@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from sharpmask.geometry import GREY
 from sharpmask.models import DeepMask, SharpMask, build_model
 from sharpmask.models.inference import EdgePadded
+from sharpmask.models.trunk import InvertedResidual
 from sharpmask_kernels import Windows, topk_windows
 
 MODELS = {
@@ -161,6 +163,27 @@ def test_a_copy_of_a_model_does_not_share_it() -> None:
         form = other.for_inference()
         code = form.codes([form(torch.rand(1, 3, 8, 8)).codes], windows)
     assert_close(code, other.encode.bias.detach()[None])
+
+
+class Doubled(nn.Module):
+    """As adapters do, it has the tensors of what it wraps and computes more."""
+
+    def __init__(self, inner: nn.Conv2d) -> None:
+        super().__init__()
+        self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.inner(x)) * 2
+
+
+def test_wrapped_convolutions_are_called() -> None:
+    model = build("mobile")
+    model.reduce = Doubled(model.reduce)  # type: ignore[assignment]
+    blocks = [block for block in model.trunk.modules() if isinstance(block, InvertedResidual)]
+    blocks[2].project = Doubled(blocks[2].project)  # type: ignore[assignment]
+    picture = torch.rand(1, 3, 40, 40)
+    with torch.inference_mode():
+        assert_close(model.for_inference()(picture).score, model.dense(padded(model, picture)).score)
 
 
 def test_a_model_made_in_inference_mode_may_change() -> None:
