@@ -41,6 +41,8 @@ def evaluate(options: Eval) -> int:
     for note in folder.notes:
         say(note, ERR)
     truth = folder.ground_truth()
+    if all(entry["iscrowd"] for entry in truth["annotations"]):
+        raise DataError(f"{folder.annotation_file}: must hold an object to measure, got {_nothing(folder)}")
     patches: dict[str, float] = {}
     with output_folder(options.out, *KINDS):
         if options.results is not None:
@@ -62,6 +64,13 @@ def evaluate(options: Eval) -> int:
         say(f"left out {len(folder.skipped)} broken entries, first: {folder.skipped[0]}", ERR)
     say(f"{options.out}: recall.json")
     return 0
+
+
+def _nothing(folder: CocoFolder) -> str:
+    """What a folder without objects holds."""
+    crowds = sum(len(photo.instances) for photo in folder.photos)
+    left_out = f", {len(folder.skipped)} left out, first: {folder.skipped[0]}" if folder.skipped else ""
+    return f"{len(folder.photos)} photos and {crowds} crowds{left_out}"
 
 
 def check_pixels(path: Path, results: Results, folder: CocoFolder) -> None:

@@ -27,7 +27,7 @@ from ..files import output_folder, write_text
 from ..models import DeepMask, from_config
 from ..models.weights import load_tensors
 from ..plain import to_plain
-from ..tensor_files import StateDict
+from ..tensor_files import StateDict, check_values
 from .batches import load_batches, make_batches
 from .log import Log, make_progress
 from .losses import patch_losses, tile_losses, total_loss
@@ -74,6 +74,8 @@ class Run:
         found = (config.out / STATE).exists()
         if found and not config.resume:
             raise DataError(f"out: {config.out} holds a run already; --resume goes on with it")
+        if not found and (config.out / CHECKPOINT).exists():
+            raise DataError(f"out: {config.out} holds a {CHECKPOINT} without its {STATE}; choose another folder")
         resumed = found or config.resume is True
         # A resumed run has its weights from the state, and the file that it began with may be gone.
         start = replace(config, trunk_weights=None) if resumed else config
@@ -218,14 +220,15 @@ class Run:
             save_model(self.model, self.config.out / name, training={"step": self.step, **settings})
 
     def _save(self) -> None:
-        """Write the checkpoint, and the state that a resumed run needs."""
-        self._save_averaged(CHECKPOINT)
+        """Write the state that a resumed run needs, and the checkpoint. Where there is a checkpoint is a state."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if self.config.ema:
             tensors |= {f"average.{i}": v for i, v in enumerate(self.average)}
+        check_values(tensors, f"{self.config.out / STATE}: not written")
         for i, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
         save_tensors(tensors, state_metadata(self.step, self.best, self.sums, self.record), self.config.out / STATE)
+        self._save_averaged(CHECKPOINT)
 
     def _load_state(self) -> None:
         path = self.config.out / STATE

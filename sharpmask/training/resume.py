@@ -25,6 +25,7 @@ FREE = {
 }
 """Settings that may differ in the rest of a run: none changes what the steps so far would have been.
 
+The exception is ``steps`` with a schedule that ends with the last step, such as "cosine": the curve is stretched.
 Data sets are compared by their annotations, because folders move.
 """
 FIXED = ("stage", "model")

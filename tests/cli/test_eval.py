@@ -111,6 +111,19 @@ def test_a_table_is_never_cut(monkeypatch: pytest.MonkeyPatch, capsys: Capture, 
     )
 
 
+@pytest.mark.parametrize("kept", ["crowds", "nothing"])
+def test_nothing_to_measure(synth: Path, tmp_path: Path, capsys: Capture, kept: str) -> None:
+    document = json.loads((synth / "instances.json").read_text())
+    objects = [annotation | {"iscrowd": 1} for annotation in document["annotations"]] if kept == "crowds" else []
+    (tmp_path / "other.json").write_text(json.dumps(document | {"annotations": objects}))
+    (tmp_path / "mine.json").write_text("[]")
+    base = ("eval", "--dataset", synth, "--annotations", tmp_path / "other.json", "--results", tmp_path / "mine.json")
+    assert run(*base, "--out", tmp_path / "out") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(f"must hold an object to measure, got 6 photos and {len(objects)} crowds")
+    assert not (tmp_path / "out" / "recall.json").exists()
+
+
 def test_patches_are_measured_before_the_search(
     synth: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

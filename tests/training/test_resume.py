@@ -109,10 +109,10 @@ def test_all_differences_are_listed_at_once(started: TrainConfig) -> None:
 
 
 def test_another_model_is_never_gone_on_with(started: TrainConfig) -> None:
-    other = replace(started, model=replace(started.model, code=8), change=("model",)) if False else started
     model = replace(started.model, code=8)
     refused(
-        replace(other, model=model), r"cannot go on with another model: model\.code \d+ -> 8; start another run --from"
+        replace(started, model=model),
+        r"cannot go on with another model: model\.code \d+ -> 8; start another run --from",
     )
 
 
@@ -202,6 +202,15 @@ def test_numbers_of_a_state_that_are_none(started: TrainConfig, metadata: dict[s
         old = file.metadata()
     save_file(load_file(path), path, old | metadata)
     refused(replace(started, steps=3), r"state\.safetensors: not the state of a run")
+
+
+@pytest.mark.parametrize("resume", [False, "auto"])
+def test_a_checkpoint_without_a_state_is_not_overwritten(started: TrainConfig, resume: bool | str) -> None:
+    (started.out / STATE).unlink()
+    checkpoint = (started.out / CHECKPOINT).read_bytes()
+    with pytest.raises(DataError, match=r"holds a checkpoint\.safetensors without its state\.safetensors"):
+        train(replace(started, resume=resume), QUIET)
+    assert (started.out / CHECKPOINT).read_bytes() == checkpoint
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "step\nx\n", "step,lr\n1\n", "step\n1,2,3\n", "\udcff", "step\n\n1,\0"])
