@@ -17,6 +17,7 @@ from sharpmask_kernels import Windows
 
 from .inputs import SCATTERED, Random, TopDownPass, arguments, channels_last, contiguous, windows_at
 from .subjects import REFINEMENT, Subject, each
+from .test_refusals import VALID
 
 pytestmark = pytest.mark.grid
 
@@ -25,28 +26,31 @@ Call = tuple[Callable[..., Any], list[Any]]
 LOGITS = Random(torch.float32)(3, 6, 6)
 
 
-def call(subject: Subject, layout: Callable[[Tensor], Tensor] = contiguous) -> Call:
-    """A call of the op, and the arguments of it that tensors stand in."""
+def call(subject: Subject, function: Callable[..., Any], layout: Callable[[Tensor], Tensor] = contiguous) -> Call:
+    """A call of the op by ``function``, and the arguments of it that tensors stand in."""
     random = Random(torch.float32, device=subject.device)
     windows = windows_at(*SCATTERED[:3], device=subject.device)
     if subject.op in REFINEMENT:
         a, b, *rest = arguments(subject.op, random, (2, 3, 4), (3, 2, 4))
-        return subject.function, [layout(a), layout(b), *rest]
+        return function, [layout(a), layout(b), *rest]
     if subject.op == "gather_windows":
         maps = [layout(random(2, 3, 5, 4)), layout(random(2, 3, 4, 6))]
-        return lambda maps, windows: subject(maps, windows, 2), [maps, windows]
+        return lambda maps, windows: function(maps, windows, 2), [maps, windows]
     if subject.op == "encode_windows":
-        return lambda logits, windows: subject(logits, windows, (9, 10), [0.5, 1.0]), [LOGITS.clone(), windows]
-    top_down = TopDownPass(torch.float32, device=subject.device)
-    given = [top_down.encoding, top_down.horizontals, top_down.windows, top_down.stages, top_down.head]
-    return subject.function, given
+        return lambda logits, windows: function(logits, windows, (9, 10), [0.5, 1.0]), [LOGITS.clone(), windows]
+    if subject.op == "refine_windows":
+        top_down = TopDownPass(torch.float32, device=subject.device)
+        return function, [top_down.encoding, top_down.horizontals, top_down.windows, top_down.stages, top_down.head]
+    valid = pytree.tree_map_only(Tensor, lambda x: x.to(subject.device), VALID[subject.op]())
+    maps = {name: layout(x) for name, x in valid.items() if isinstance(x, Tensor) and x.ndim == 4}
+    return lambda given: function(**given), [valid | maps]
 
 
 @each()
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_fake_tensors(subject: Subject, layout: Callable[[Tensor], Tensor], dynamic: bool) -> None:
-    op, given = call(subject, layout)
+    op, given = call(subject, subject.function, layout)
     expected = op(*given)
     with FakeTensorMode(shape_env=ShapeEnv() if dynamic else None) as mode:
         fake = pytree.tree_map_only(Tensor, mode.from_tensor, given)
@@ -62,16 +66,15 @@ def test_fake_tensors(subject: Subject, layout: Callable[[Tensor], Tensor], dyna
 
 @each()
 def test_meta_tensors(subject: Subject) -> None:
-    op, given = call(subject)
+    expected, given = call(subject, subject.function)
+    op, _ = call(subject, getattr(kernels, subject.op))
     meta = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), given)
-    function: Any = getattr(kernels, subject.op)
     if subject.op == "encode_windows":
         with pytest.raises(ValueError, match=r"^logits must be on a device that holds values, got meta$"):
             op(*meta)
         return
-    size = [2] if subject.op == "gather_windows" else []
-    out = function(*meta, *size)
-    assert (out.shape, out.device.type) == (op(*given).shape, "meta")
+    out = op(*meta)
+    assert (out.shape, out.device.type) == (expected(*given).shape, "meta")
 
 
 def test_fake_windows_from_fake_scores() -> None:
