@@ -18,8 +18,9 @@ def scale_channels(maps: Tensor, factor: Tensor, *, backend: str | None = None) 
     checks.feature_map("maps", maps, "(B, C, H, W)")
     checks.tensor("factor", factor)
     checks.same_kind("factor", factor, maps)
-    if factor.shape != maps.shape[1:2]:
-        raise checks.refusal("factor", f"of shape {tuple(maps.shape[1:2])}", tuple(factor.shape))
+    sizes = checks.shape_of("factor", factor)
+    if sizes != maps.shape[1:2]:
+        raise checks.refusal("factor", f"of shape {tuple(maps.shape[1:2])}", tuple(sizes))
     if calling.exporting():
         return reference.scale_channels(maps, factor)
     out: Tensor = _SCALE_CHANNELS(maps, factor, dispatch.choose("scale_channels", maps, backend))
