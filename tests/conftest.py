@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import warnings
 from pathlib import Path
@@ -39,6 +40,12 @@ from sharpmask_kernels import gather_windows, topk_windows
 from .contract import faults
 
 pytest_plugins = ["tests.contract.table"]
+
+
+def pytest_configure() -> None:
+    # A shell ignores Ctrl-C for what it starts in the background. Programs that tests start and interrupt would too.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
