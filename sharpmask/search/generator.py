@@ -22,7 +22,7 @@ from ..errors import DataError
 from ..geometry import GREY
 from ..models import DeepMask, SearchConfig, SharpMask
 from ..ranges import Range, Settings, number, shown
-from .maps import ImageMaps, Stopwatch, as_tensor, grid_of
+from .maps import Choice, Grid, ImageMaps, Stopwatch, as_tensor, grid_of
 from .pictures import ImageLike, Picture, see
 from .placement import PLACEMENTS, Placement
 from .prompts import as_boxes, as_points, clip_to_box, window_in_box, windows_at_point
@@ -71,12 +71,9 @@ class ProposalGenerator(Settings):
         Raises ``DataError`` for an unusable file, ``ValueError`` for what is no photo.
         """
         watch = Stopwatch(self.device)
-        maps = self.look(image, watch)
+        maps = self.look(image, watch, self._best)
         with watch("top-N"):
-            windows = topk_windows(maps.score, self.top_n)
-            # A score of -inf stands for NaN.
-            windows = windows.select(windows.score.isfinite())
-            windows = self._placement.shift(windows, [score.shape[3] for score in maps.score])
+            windows = self._best(maps)
         logits = self.window_logits(maps, windows, watch)
         rles = self.paste(maps, windows, logits, watch)
         with watch("suppress"):
@@ -96,10 +93,14 @@ class ProposalGenerator(Settings):
         picture = self.see(image)
         height, width = picture.size
         places = as_points(points, picture.size)
-        maps = self.look(picture, watch)
-        grid = grid_of(maps, self.model.window)
-        chosen = [windows_at_point(grid, x, y, candidates) for x, y in places]
-        windows = grid.windows(torch.cat(chosen) if chosen else self._no_windows())
+
+        def near(maps: ImageMaps) -> tuple[Grid, list[Tensor]]:
+            grid = grid_of(maps, self.model.window)
+            return grid, [windows_at_point(grid, x, y, candidates) for x, y in places]
+
+        maps = self.look(picture, watch, lambda maps: Grid.windows(*near(maps)))
+        grid, chosen = near(maps)
+        windows = grid.windows(chosen)
         rles = self.segment(maps, windows, watch)
         best, first = [], 0
         for (x, y), index in zip(places, chosen, strict=True):
@@ -121,10 +122,13 @@ class ProposalGenerator(Settings):
         watch = Stopwatch(self.device)
         picture = self.see(image)
         places = as_boxes(boxes, picture.size)
-        maps = self.look(picture, watch)
-        grid = grid_of(maps, self.model.window)
-        chosen = [window_in_box(grid, box, self.model.window) for box in places]
-        windows = grid.windows(torch.stack(chosen) if chosen else self._no_windows())
+
+        def fitting(maps: ImageMaps) -> Windows:
+            grid = grid_of(maps, self.model.window)
+            return grid.windows([window_in_box(grid, box, self.model.window)[None] for box in places])
+
+        maps = self.look(picture, watch, fitting)
+        windows = fitting(maps)
         rles = self.segment(maps, windows, watch)
         if clip:
             rles = [clip_to_box(rle, box) for rle, box in zip(rles, places, strict=True)]
@@ -146,7 +150,7 @@ class ProposalGenerator(Settings):
         index = number(int, index, "index", Range(0, count - 1))
         window = topk_windows(maps.score, index + 1).select(slice(index, index + 1))
         code = model.for_inference().codes(maps.codes, window)
-        levels = zip(*self.horizontals(model, maps, window), strict=True)
+        levels = zip(*maps.horizontals, strict=True)
         horizontals = [gather_windows(maps, window, model.cells << j, step=1 << j) for j, maps in enumerate(levels)]
         encodings = model.top_down(code, horizontals)
         final = model.head(encodings[-1]).sigmoid().float()
@@ -161,23 +165,41 @@ class ProposalGenerator(Settings):
         needed = math.ceil(self.max_side * max(self._settings.scales))
         return see(image, self.exif, max(2 * needed, self.max_side))
 
-    def look(self, image: ImageLike | Picture, watch: Stopwatch) -> ImageMaps:
-        """The bottom-up pass over all scales."""
+    def look(self, image: ImageLike | Picture, watch: Stopwatch, choose: Choice | None = None) -> ImageMaps:
+        """The bottom-up pass over all scales, the smallest first.
+
+        Horizontal maps are computed where the windows lie that ``choose`` gives, after each scale and for it; without
+        ``choose``, everywhere. The trunk's maps, the largest by far, are dropped before the next scale.
+        """
         picture = image if isinstance(image, Picture) else self.see(image)
         scales = self._scales(*picture.size)
-        maps = ImageMaps(picture, scales, [], [], [])
         pixels = as_tensor(picture.pixels, self.device)
+        maps = ImageMaps.of(picture, scales, self.device)
         bottom_up = self.model.for_inference()
-        for scale in scales:
+        for scale in sorted(range(len(scales)), key=scales.__getitem__):
             with watch("resize"):
-                resized = self._placement.resize(pixels, scale, picture.size)
+                resized = self._placement.resize(pixels, scales[scale], picture.size)
             with watch("trunk and heads"):
                 dense = bottom_up(resized)
-            maps.codes.append(dense.codes)
-            maps.score.append(dense.score)
-            if self._refiner is not None:
-                maps.taps.append(dense.taps)
+            maps.codes[scale], maps.score[scale] = dense.codes, dense.score
+            maps.horizontals[scale] = self._horizontals(maps, scale, dense.taps, choose, watch)
+            del dense
         return maps
+
+    def _horizontals(
+        self, maps: ImageMaps, scale: int, taps: list[Tensor], choose: Choice | None, watch: Stopwatch
+    ) -> list[Tensor]:
+        """The horizontal maps of one scale, of its trunk maps."""
+        model = self._refiner
+        if model is None:
+            return []
+        if choose is None:
+            return model.horizontals(taps)
+        with watch("top-N"):
+            windows = choose(maps)
+            windows = windows.select(windows.scale == scale)
+        with watch("horizontal"):
+            return model.horizontals_at(taps, windows.row, windows.col)
 
     def segment(self, maps: ImageMaps, windows: Windows, watch: Stopwatch) -> list[Rle]:
         """Masks of some windows as COCO RLE of the whole image."""
@@ -191,18 +213,8 @@ class ProposalGenerator(Settings):
         if model is None:
             with watch("coarse masks"):
                 return self._placement.enlarge(self.model.coarse(code))
-        with watch("horizontal"):
-            horizontals = self.horizontals(model, maps, windows)
         with watch("refine"):
-            return model.refine_codes(code, horizontals, windows)
-
-    def horizontals(self, model: SharpMask, maps: ImageMaps, windows: Windows) -> list[list[Tensor]]:
-        """The horizontal maps by scale and stage, computed where the windows lie."""
-        places = [(windows.scale == scale).nonzero()[:, 0] for scale in range(len(maps.taps))]
-        return [
-            model.horizontals_at(taps, windows.row[place], windows.col[place])
-            for taps, place in zip(maps.taps, places, strict=True)
-        ]
+            return model.refine_codes(code, maps.horizontals, windows)
 
     def paste(self, maps: ImageMaps, windows: Windows, logits: Tensor, watch: Stopwatch) -> list[Rle]:
         """Mask logits of windows as COCO RLE of the whole image."""
@@ -226,8 +238,12 @@ class ProposalGenerator(Settings):
     def _proposals(self, maps: ImageMaps, rles: list[Rle], scores: npt.NDArray[Any], watch: Stopwatch) -> Proposals:
         return Proposals(maps.picture.photo, rles, scores, watch.seconds, maps.picture.exif)
 
-    def _no_windows(self) -> Tensor:
-        return torch.zeros(0, dtype=torch.int64, device=self.device)
+    def _best(self, maps: ImageMaps) -> Windows:
+        """The windows to read for the best-scoring ``top_n``."""
+        windows = topk_windows(maps.score, self.top_n)
+        # A score of -inf stands for NaN.
+        windows = windows.select(windows.score.isfinite())
+        return self._placement.shift(windows, [score.shape[3] for score in maps.score])
 
     def _scales(self, height: int, width: int) -> list[float]:
         """The search's scales; for a photo beyond ``max_side`` they are relative to that size.

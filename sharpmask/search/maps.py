@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +28,24 @@ class ImageMaps(NamedTuple):
     codes: list[Tensor]
     """(1, C, rows, cols): what :meth:`sharpmask.models.inference.InferenceForm.codes` reads."""
     score: list[Tensor]
-    """(1, 1, rows, cols)"""
-    taps: list[list[Tensor]]
-    """Trunk maps by scale and stage; empty without refinement."""
+    """(1, 1, rows, cols); a single -inf as long as the scale has not been looked at."""
+    horizontals: list[list[Tensor]]
+    """By scale and stage; empty without refinement."""
+
+    @classmethod
+    def of(cls, picture: Picture, scales: list[float], device: torch.device) -> ImageMaps:
+        """Those of a picture that has not been looked at."""
+        nothing = [torch.full((1, 1, 1, 1), -torch.inf, device=device)] * len(scales)
+        return cls(picture, scales, nothing, [*nothing], [[] for _ in scales])
 
     @property
     def size(self) -> tuple[int, int]:
         """(h, w) of the photo."""
         return self.picture.size
+
+
+Choice: TypeAlias = Callable[[ImageMaps], Windows]
+"""Which windows to refine. Of those that it chooses among some scales, and no others, it chooses among more scales."""
 
 
 class Grid(NamedTuple):
@@ -52,8 +62,9 @@ class Grid(NamedTuple):
     reach: Tensor
     """Half the side, in image pixels, of an object of the canonical size in the window."""
 
-    def windows(self, index: Tensor) -> Windows:
-        """The windows at ``index`` (positions)."""
+    def windows(self, indices: Sequence[Tensor]) -> Windows:
+        """The windows at ``indices`` (positions), one after another."""
+        index = torch.cat([torch.zeros_like(self.scale[:0]), *indices])
         return Windows(self.score[index], torch.zeros_like(index), self.scale[index], self.row[index], self.col[index])
 
 

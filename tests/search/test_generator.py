@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from sharpmask.data.images import load_image
 from sharpmask.errors import DataError
 from sharpmask.models import SharpMask, from_config
 from sharpmask.models.config import SearchConfig
+from sharpmask.models.inference import InferenceForm, InferenceMaps
 from sharpmask.search.generator import ProposalGenerator, best_channel
 from sharpmask.search.maps import ImageMaps, Stopwatch
 from sharpmask_kernels import Windows, topk_windows
@@ -122,12 +124,54 @@ def test_masks_are_pasted_at_every_scale(generator: ProposalGenerator, photo: np
     assert len(found) == 40 and set(windows.scale.tolist()) == {0, 1, 2}
     with torch.inference_mode():
         code = generator.model.for_inference().codes(maps.codes, windows)
-        logits = generator.model.refine_codes(code, generator.horizontals(generator.model, maps, windows), windows)  # type: ignore[operator]
+        logits = generator.model.refine_codes(code, maps.horizontals, windows)  # type: ignore[operator]
     masks = found.masks()
     for scale in range(3):
         for i in [i for i in range(40) if windows.scale[i] == scale][:3]:
             place = int(windows.row[i]), int(windows.col[i])
             assert_mask(masks[i], paste(logits[i].numpy(), *place, maps.scales[scale], photo.shape[:2]))
+
+
+@pytest.mark.parametrize("geometry", ["centres", "released-exact"])
+@pytest.mark.parametrize("scales", [(0.25, 0.5, 1.0), (1.0, 0.25, 0.5)])
+def test_windows_chosen_scale_by_scale_are_those_chosen_of_all(
+    tiny_sharpmask: SharpMask,
+    photo: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    scales: tuple[float, ...],
+    geometry: Any,
+) -> None:
+    search = replace(tiny_sharpmask.search, scales=scales, geometry=geometry)
+    generator = ProposalGenerator(tiny_sharpmask, top_n=25, search=search)
+    points, boxes = [(80.0, 60.0), (5.0, 110.0), (0.0, 0.0)], [(10, 10, 40, 40), (60, 5, 90, 100), (0, 0, 5, 5)]
+
+    def masks() -> list[list[dict[str, Any]]]:
+        return [
+            generator.generate(photo).rles,
+            generator.at_points(photo, points, candidates=4).rles,
+            generator.in_boxes(photo, boxes).rles,
+        ]
+
+    found, original = masks(), ProposalGenerator.look
+    monkeypatch.setattr(ProposalGenerator, "look", lambda self, image, watch, choose: original(self, image, watch))
+    assert found == masks()
+
+
+def test_trunk_maps_are_dropped_before_the_next_scale(
+    generator: ProposalGenerator, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taps: list[weakref.ref[torch.Tensor]] = []
+    original = InferenceForm.__call__
+
+    def spy(self: InferenceForm, picture: torch.Tensor) -> InferenceMaps:
+        assert not any(tap() is not None for tap in taps)
+        maps = original(self, picture)
+        taps.extend(map(weakref.ref, maps.taps))
+        return maps
+
+    monkeypatch.setattr(InferenceForm, "__call__", spy)
+    generator.generate(photo)
+    assert len(taps) == 4 * 3
 
 
 def test_proposals_come_best_first_with_tight_boxes(generator: ProposalGenerator, photo: np.ndarray) -> None:
@@ -271,8 +315,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[torch.Tensor]]
     """Change the score maps of every image."""
     original = ProposalGenerator.look
 
-    def spoiled(self: ProposalGenerator, image: Any, watch: Stopwatch) -> ImageMaps:
-        maps = original(self, image, watch)
+    def spoiled(self: ProposalGenerator, image: Any, watch: Stopwatch, choose: Any = None) -> ImageMaps:
+        maps = original(self, image, watch, choose)
         change(maps.score)
         return maps
 
@@ -425,7 +469,7 @@ def test_a_mask_grows_to_the_refined_one(generator: ProposalGenerator, photo: np
     window = topk_windows(maps.score, 4).select(slice(3, 4))
     with torch.inference_mode():
         code = generator.model.for_inference().codes(maps.codes, window)
-        logits = generator.model.refine_codes(code, generator.horizontals(generator.model, maps, window), window)  # type: ignore[operator]
+        logits = generator.model.refine_codes(code, maps.horizontals, window)  # type: ignore[operator]
     np.testing.assert_allclose(stages[-1], logits[0].sigmoid().numpy(), atol=1e-5)
     assert pixels.shape == (WINDOW, WINDOW, 3) and pixels.dtype == np.uint8
     scale = maps.scales[int(window.scale)]
@@ -448,6 +492,6 @@ def test_the_channel_shown_agrees_with_the_mask() -> None:
 
 def test_timing_names_every_stage_once(generator: ProposalGenerator, photo: np.ndarray) -> None:
     timing = generator.generate(photo).timing
-    stages = ["resize", "trunk and heads", "top-N", "codes", "horizontal", "refine", "encode", "suppress"]
+    stages = ["resize", "trunk and heads", "top-N", "horizontal", "codes", "refine", "encode", "suppress"]
     assert list(timing) == stages
     assert all(seconds >= 0 for seconds in timing.values())
