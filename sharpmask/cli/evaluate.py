@@ -131,7 +131,9 @@ def search_folder(model: DeepMask, folder: CocoFolder, options: Eval, path: Path
     Each photo's own proposals are kept in a folder of the same name, so that a stopped search can resume. Returns
     the ids of photos that were left out because they are broken.
     """
-    generator = make_generator(model, options.search, top_n=options.top_n, refine=refine, exif=options.exif or "stored")
+    generator = make_generator(
+        model, options.search, options.compute, top_n=options.top_n, refine=refine, exif=options.exif or "stored"
+    )
     bad: set[int] = set()
 
     def generate(target: Target) -> Entries:

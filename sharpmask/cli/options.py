@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from ..data.links import Links
 from ..data.orientation import Exif
+from ..engines import Engine, Precision, check_precision
 from ..errors import DataError
 from ..models.config import INSIDE, Geometry, SearchScale
 from ..ranges import Length, Range, Settings
@@ -42,6 +43,20 @@ class SearchOptions(Settings):
     """A photo with a longer side is searched as if that side had this many pixels; 0 for no limit."""
     device: str = "cpu"
     """Device to compute on: cpu, cuda, cuda:1, ..."""
+
+
+@dataclass(frozen=True)
+class EngineOptions(Settings):
+    """What computes the maps that windows share."""
+
+    engine: Engine = "torch"
+    """What computes the maps that windows share; openvino needs sharpmask[openvino] and is faster on CPUs."""
+    precision: Precision = "fp32"
+    """Precision of these maps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_precision(self.engine, self.precision)
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,7 @@ class Propose(Settings):
     resume: bool = False
     """Go on with a stopped run: photos whose results of the same settings are in the output folder are done."""
     search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
+    compute: Annotated[EngineOptions, arg(name="")] = field(default_factory=EngineOptions)
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,7 @@ class Eval(Settings):
     resume: bool = False
     """Go on with a stopped run: photos whose results of the same settings are in the output folder are done."""
     search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
+    compute: Annotated[EngineOptions, arg(name="")] = field(default_factory=EngineOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,7 +37,9 @@ def propose(options: Propose, given: Found) -> int:
 
     with output_folder(options.out):
         model = load_model(options.checkpoint, options.search.device)
-        generator = make_generator(model, options.search, top_n=options.top_n, refine=options.refine, exif=options.exif)
+        generator = make_generator(
+            model, options.search, options.compute, top_n=options.top_n, refine=options.refine, exif=options.exif
+        )
         parts = Parts(options.out, settings_of(generator, options.checkpoint))
         merged = options.out / "proposals.json"
         done = search_all(photos, parts, search, refuse, merged=merged, resume=options.resume)

@@ -17,7 +17,7 @@ from ..models import DeepMask
 from ..models.config import SearchConfig
 from ..plain import to_plain
 from ..search import ProposalGenerator
-from .options import SearchOptions
+from .options import EngineOptions, SearchOptions
 from .output import show
 from .parts import hash_of
 
@@ -34,11 +34,12 @@ def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:
 
 
 def make_generator(
-    model: DeepMask, options: SearchOptions, *, top_n: int, refine: bool, exif: Exif = "turned"
+    model: DeepMask, options: SearchOptions, compute: EngineOptions, *, top_n: int, refine: bool, exif: Exif = "turned"
 ) -> ProposalGenerator:
     """A generator with the model's search settings as changed on the command line."""
     settings = search_settings(model, options)
-    return ProposalGenerator(model, top_n, refine, settings, options.max_side or None, exif)
+    side = options.max_side or None
+    return ProposalGenerator(model, top_n, refine, settings, side, exif, compute.engine, compute.precision)
 
 
 def settings_of(generator: ProposalGenerator, checkpoint: Path | None) -> dict[str, Any]:

@@ -18,10 +18,13 @@ from sharpmask_kernels import Windows, gather_windows, topk_windows
 from sharpmask_kernels.windows import STRIDE
 
 from ..data.orientation import Exif
+from ..engines import Engine, Precision
 from ..errors import DataError
 from ..geometry import GREY
 from ..models import DeepMask, SearchConfig, SharpMask
+from ..models.inference import InferenceForm
 from ..ranges import Range, Settings, number, shown
+from .engines import check_engine, form_of
 from .maps import Choice, Grid, ImageMaps, Stopwatch, as_tensor, grid_of
 from .pictures import ImageLike, Picture, see
 from .placement import PLACEMENTS, Placement
@@ -41,7 +44,9 @@ class ProposalGenerator(Settings):
     settings. A photo whose longer side exceeds ``max_side`` pixels is searched as if it had that size (None: no
     limit), which bounds time and memory; masks always have the photo's own resolution. A file or a PIL image is
     ``turned`` by its EXIF orientation, as viewers show it, unless ``exif`` is ``stored``; all positions are in the
-    pixels that it names.
+    pixels that it names. ``engine`` computes the maps that windows share, in ``precision`` (docs/engines.md).
+
+    Raises ``DataError`` for an engine or a precision that cannot be had here.
     """
 
     model: DeepMask
@@ -50,6 +55,8 @@ class ProposalGenerator(Settings):
     search: SearchConfig | None = None
     max_side: Annotated[int, Range(1, 100_000)] | None = 800
     exif: Exif = "turned"
+    engine: Engine = "torch"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +65,12 @@ class ProposalGenerator(Settings):
         self.refine = self.refine and isinstance(self.model, SharpMask)
         self.search = self.search or self.model.search
         self.model.eval()
+        check_engine(self.model, self.engine, self.precision)
+
+    @property
+    def form(self) -> InferenceForm:
+        """The form in which the engine runs the model."""
+        return form_of(self.model, self.engine, self.precision)
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +162,7 @@ class ProposalGenerator(Settings):
         count = sum(score.numel() for score in maps.score)
         index = number(int, index, "index", Range(0, count - 1))
         window = topk_windows(maps.score, index + 1).select(slice(index, index + 1))
-        code = model.for_inference().codes(maps.codes, window)
+        code = self.form.codes(maps.codes, window)
         levels = zip(*maps.horizontals, strict=True)
         horizontals = [gather_windows(maps, window, model.cells << j, step=1 << j) for j, maps in enumerate(levels)]
         encodings = model.top_down(code, horizontals)
@@ -175,7 +188,7 @@ class ProposalGenerator(Settings):
         scales = self._scales(*picture.size)
         pixels = as_tensor(picture.pixels, self.device)
         maps = ImageMaps.of(picture, scales, self.device)
-        bottom_up = self.model.for_inference()
+        bottom_up = self.form
         for scale in sorted(range(len(scales)), key=scales.__getitem__):
             with watch("resize"):
                 resized = self._placement.resize(pixels, scales[scale], picture.size)
@@ -209,7 +222,7 @@ class ProposalGenerator(Settings):
         """Mask logits of some windows as ``paste`` takes them: refined (N, S, S), or the coarse ones."""
         model = self._refiner
         with watch("codes"):
-            code = self.model.for_inference().codes(maps.codes, windows)
+            code = self.form.codes(maps.codes, windows)
         if model is None:
             with watch("coarse masks"):
                 return self._placement.enlarge(self.model.coarse(code))

@@ -1,0 +1,26 @@
+"""Engines: what computes the bottom-up pass of a search, and in which precision. PyTorch is not needed."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from .errors import DataError
+
+Engine = Literal["torch", "openvino"]
+Precision = Literal["fp32", "bf16", "int8"]
+
+PRECISIONS: Final[dict[Engine, tuple[Precision, ...]]] = {
+    "torch": ("fp32",),
+    "openvino": ("fp32", "bf16", "int8"),
+}
+"""The precisions of each engine."""
+
+
+def check_precision(engine: Engine, precision: Precision) -> None:
+    """Raise ``DataError`` for a precision that the engine does not have."""
+    if precision not in PRECISIONS[engine]:
+        others = [name for name, known in PRECISIONS.items() if precision in known]
+        raise DataError(
+            f"precision must be {' or '.join(PRECISIONS[engine])} with engine {engine}, got {precision}; "
+            f"{precision} needs engine {' or '.join(others)}"
+        )
