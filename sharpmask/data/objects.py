@@ -33,6 +33,9 @@ from .boxes import BoxAudit
 
 Size = tuple[int, int]
 
+USUAL_CROWDS = 0.1
+"""Share of annotations up to which crowds need no remark; COCO has 1 %."""
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:
@@ -100,7 +103,8 @@ class ObjectReader:
         """Photos with an object left out that nobody can locate."""
         self._reject, self._lenient = reject, lenient
         self._audit = BoxAudit()
-        self._box_only, self._without_area, self._numbered = _Found(), _Found(), _Found()
+        self._box_only, self._without_area, self._numbered, self._crowds = _Found(), _Found(), _Found(), _Found()
+        self._drawn = 0
 
     def read(self, entries: list[Any]) -> list[str]:
         """Read all entries. Returns lines about what was read in another way than written."""
@@ -130,6 +134,9 @@ class ObjectReader:
             *self._without_area.note("without an area, ignored"),
             *self._numbered.note("without an id, numbered on from the highest"),
         ]
+        if len(self._crowds.ids) > USUAL_CROWDS * self._drawn:
+            hint = "neither learned nor counted (set iscrowd to 0 where one is a single object)"
+            texts += self._crowds.note(f"that are crowds, of {self._drawn}, {hint}")
         return [f"{self.file}: {text}" for text in texts] + self._audit.notes(self.file)
 
     def _refuse_normalised(self, entries: list[Any]) -> None:
@@ -212,6 +219,9 @@ class ObjectReader:
         for line in left_out or ():
             self._reject(f"{self.file}: annotation {key}: {line}")
         self._audit.add(key, box, area, shape, height, width)
+        self._drawn += 1
+        if crowd:
+            self._crowds.ids.append(key)
         return _instance(key, category, shape, bool(crowd), height, width)
 
 

@@ -134,7 +134,7 @@ def test_crowds_are_compared_too(tmp_path: Path) -> None:
     entries = [entry(7, rectangle(*MASKS[0]), bbox=[40, 40, 9, 9], iscrowd=1)]
     folder = CocoFolder(write(tmp_path, *entries))
     assert boxes(folder) == [MASKS[0]]
-    assert "boxes that differ from their masks, which count: 1 of 1; first: annotation 7" in folder.notes[0]
+    assert "boxes that differ from their masks, which count: 1 of 1; first: annotation 7" in folder.notes[-1]
 
 
 def test_parts_that_draw_nothing_do_not_widen_the_box(tmp_path: Path) -> None:

@@ -91,6 +91,15 @@ def test_a_box_alone_is_a_crowd(tmp_path: Path, empty: Any) -> None:
     assert folder.ground_truth()["annotations"][0]["iscrowd"] == 1
 
 
+def test_many_crowds_are_remarked(tmp_path: Path) -> None:
+    """Some exporters mark each object of several parts as a crowd, and it would silently teach nothing."""
+    objects = [entry(key, GOOD) for key in range(1, 10)]
+    assert CocoFolder(write(tmp_path, *objects, entry(10, GOOD) | {"iscrowd": 1})).notes == []
+    (note,) = CocoFolder(write(tmp_path, *objects, *(entry(k, GOOD) | {"iscrowd": 1} for k in (10, 11)))).notes
+    assert "annotations that are crowds, of 11, neither learned nor counted (set iscrowd to 0 where" in note
+    assert note.endswith(": 2; first: annotation 10")
+
+
 BROKEN: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "polygon of NaN, with a box": (entry(1, [NAN] * 6, bbox=[30, 20, 10, 10]), (30, 20, 10, 10)),
     "polygon with a NaN": (entry(1, [30, 20, 40, 20, 40, 30, 30, NAN]), (30, 20, 10, 10)),
