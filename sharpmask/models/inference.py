@@ -20,6 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from sharpmask_kernels import Windows, gather_windows, hooks, inverted_residual
 
 from ..geometry import GREY
+from .fourier import convolution
 from .trunk import EfficientNetLite0Trunk, InvertedResidual, ResNetTrunk, Trunk
 
 Border = tuple[int, int]
@@ -191,11 +192,11 @@ class Heads:
             bias = bias.detach().to(weight.dtype)
         else:
             self.hidden = hidden.weight.detach()[:, :, None, None], hidden.bias.detach()
-        self.window = channels_last(weight.unflatten(1, (-1, cells, cells))), bias
+        self.window = convolution(weight.unflatten(1, (-1, cells, cells)), bias)
 
     def __call__(self, taps: list[Tensor]) -> tuple[Tensor, Tensor]:
         features = F.relu(F.conv2d(taps[0], *self.reduce), inplace=True)
-        x = F.conv2d(features, *self.window)
+        x = self.window(features)
         hidden = F.relu(x) if self.composed else F.relu(F.conv2d(x, *self.hidden), inplace=True)
         return features if self.composed else x, F.conv2d(hidden, *self.last)
 
