@@ -62,8 +62,8 @@ def frequencies(side: int) -> list[tuple[int, int]]:
 class FourierConvolution:
     """``F.conv2d(x, weight, bias)`` of maps x (B, C, H, W) by tiles of ``side`` cells; on the CPU, in fp32.
 
-    weight (O, C, k, k), bias (O). PyTorch's convolution runs for small maps, where it is faster, and for maps with a
-    cell that is not finite: it would spread over a tile.
+    weight (O, C, k, k), bias (O). PyTorch's convolution runs for small maps, where it is faster, for maps with a cell
+    that is not finite, which would spread over a tile, under autocast, and for compilers.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, side: int) -> None:
@@ -85,7 +85,8 @@ class FourierConvolution:
     def __call__(self, x: Tensor) -> Tensor:
         rows, cols = (length - self.kernel + 1 for length in x.shape[2:])
         slow = cost(self.weight, rows, cols, self.side) >= direct_cost(self.weight, rows, cols)
-        if slow or torch.is_autocast_enabled(x.device.type) or not x.sum().isfinite():
+        foreign = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+        if slow or foreign or not x.sum().isfinite():
             return F.conv2d(x, self.weight, self.bias)
         down, across = -(-rows // self.step), -(-cols // self.step)
         beyond = (down * self.step - rows, across * self.step - cols)
