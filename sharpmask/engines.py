@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final, Literal
 
 from .errors import DataError
@@ -16,11 +17,13 @@ PRECISIONS: Final[dict[Engine, tuple[Precision, ...]]] = {
 """The precisions of each engine."""
 
 
-def check_precision(engine: Engine, precision: Precision) -> None:
-    """Raise ``DataError`` for a precision that the engine does not have."""
+def check_precision(engine: Engine, precision: Precision, calibration: Path | None) -> None:
+    """Raise ``DataError`` for a precision that the engine does not have, and for ``calibration`` without int8."""
     if precision not in PRECISIONS[engine]:
         others = [name for name, known in PRECISIONS.items() if precision in known]
         raise DataError(
             f"precision must be {' or '.join(PRECISIONS[engine])} with engine {engine}, got {precision}; "
             f"{precision} needs engine {' or '.join(others)}"
         )
+    if calibration is not None and precision != "int8":
+        raise DataError(f"calibration must be of precision int8, got {precision}; leave it out, or take int8")

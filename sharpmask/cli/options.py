@@ -52,11 +52,13 @@ class EngineOptions(Settings):
     engine: Engine = "torch"
     """What computes the maps that windows share; openvino needs sharpmask[openvino] and is faster on CPUs."""
     precision: Precision = "fp32"
-    """Precision of these maps."""
+    """Precision of these maps: openvino also has bf16 and int8, for CPUs that are faster by it."""
+    calibrate: Path | None = None
+    """Photos, a folder or one, from which int8 takes its ranges. Without any: the photo that comes with the package."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_precision(self.engine, self.precision)
+        check_precision(self.engine, self.precision, self.calibrate)
 
 
 @dataclass(frozen=True)

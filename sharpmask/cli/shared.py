@@ -39,13 +39,15 @@ def make_generator(
     """A generator with the model's search settings as changed on the command line."""
     settings = search_settings(model, options)
     side = options.max_side or None
-    return ProposalGenerator(model, top_n, refine, settings, side, exif, compute.engine, compute.precision)
+    engine = (compute.engine, compute.precision, compute.calibrate)
+    return ProposalGenerator(model, top_n, refine, settings, side, exif, *engine)
 
 
 def settings_of(generator: ProposalGenerator, checkpoint: Path | None) -> dict[str, Any]:
     """All that decides the proposals of a photo, but for the photo itself, as JSON has it."""
     path = checkpoint or Path(str(files("sharpmask") / "assets" / DEFAULT))
-    own = {f.name: getattr(generator, f.name) for f in fields(generator) if f.name not in ("model", "search")}
+    named = {f.name: getattr(generator, f.name) for f in fields(generator) if f.name not in ("model", "search")}
+    own = {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
     return {"checkpoint": hash_of(path), **own, **to_plain(generator.search)}
 
 

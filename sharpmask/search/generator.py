@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -44,7 +45,8 @@ class ProposalGenerator(Settings):
     settings. A photo whose longer side exceeds ``max_side`` pixels is searched as if it had that size (None: no
     limit), which bounds time and memory; masks always have the photo's own resolution. A file or a PIL image is
     ``turned`` by its EXIF orientation, as viewers show it, unless ``exif`` is ``stored``; all positions are in the
-    pixels that it names. ``engine`` computes the maps that windows share, in ``precision`` (docs/engines.md).
+    pixels that it names. ``engine`` computes the maps that windows share, in ``precision``, whose
+    int8 takes its ranges from the photos in the folder ``calibration`` (docs/engines.md).
 
     Raises ``DataError`` for an engine or a precision that cannot be had here.
     """
@@ -57,6 +59,7 @@ class ProposalGenerator(Settings):
     exif: Exif = "turned"
     engine: Engine = "torch"
     precision: Precision = "fp32"
+    calibration: Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,12 +68,13 @@ class ProposalGenerator(Settings):
         self.refine = self.refine and isinstance(self.model, SharpMask)
         self.search = self.search or self.model.search
         self.model.eval()
-        check_engine(self.model, self.engine, self.precision)
+        check_engine(self.model, self.engine, self.precision, self.calibration)
 
     @property
     def form(self) -> InferenceForm:
         """The form in which the engine runs the model."""
-        return form_of(self.model, self.engine, self.precision)
+        refine = self._refiner is not None
+        return form_of(self.model, self.engine, self.precision, calibration=self.calibration, refine=refine)
 
     @property
     def device(self) -> torch.device:
