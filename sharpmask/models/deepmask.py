@@ -17,7 +17,7 @@ from sharpmask_kernels.windows import STRIDE
 
 from .config import ModelConfig, SearchConfig
 from .heads import MaskHead, ScoreHead
-from .inference import Heads, InferenceForm, PlainHeads, inference_trunk, is_plain
+from .inference import Heads, InferenceForm, PlainHeads, inference_trunk, is_plain, recompute_weights
 from .trunk import Trunk
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -98,6 +98,7 @@ class DeepMask(nn.Module):
 
     def for_inference(self) -> InferenceForm:
         """The form in which full images are searched. It is made anew when a parameter, buffer or hook has changed."""
+        recompute_weights(self)
         state = [*self.parameters(), *self.buffers()]
         # Changes by x.data, by NumPy and of tensors made in inference mode are not counted, but show in the sums.
         sums = torch.stack([x.detach().sum(dtype=torch.float32) for x in state]).tolist()

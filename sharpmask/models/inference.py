@@ -51,6 +51,15 @@ def is_plain(net: nn.Module) -> bool:
     return not hooks.anywhere() and not any(hooks.customized(m) or is_parametrized(m) for m in net.modules())
 
 
+def recompute_weights(net: nn.Module) -> None:
+    """Recompute weights that hooks of pruning or weight normalisation recompute in calls: ops read them without one."""
+    for module in net.modules():
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils."):
+                with torch.inference_mode(False):  # training goes on with these tensors
+                    hook(module, ())
+
+
 def inference_trunk(trunk: Trunk, mean: Tensor, std: Tensor) -> InferenceTrunk:
     """The fast form of ``trunk``, which takes images normalised by ``mean`` and ``std`` (3, 1, 1)."""
     if not is_plain(trunk):

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,10 @@ from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
 
 from sharpmask.geometry import GREY
-from sharpmask.models import DeepMask, SharpMask, build_model
+from sharpmask.models import DeepMask, SearchConfig, SharpMask, build_model
 from sharpmask.models.inference import EdgePadded
 from sharpmask.models.trunk import InvertedResidual
+from sharpmask.search import ProposalGenerator
 from sharpmask_kernels import Windows, topk_windows
 
 MODELS = {
@@ -148,6 +150,27 @@ def test_no_change_is_missed(name: str, change: Callable[[nn.Module], object]) -
             fast, plain = model.for_inference()(picture), model.dense(padded(model, picture))
         assert_close(fast.taps[0], plain.taps[0])
         assert_close(fast.score, plain.score)
+
+
+@pytest.mark.parametrize(
+    "place", ["reduce", "encode", "score.1", "refinements.1.merge", "refinements.0.skip.0", "head"]
+)
+def test_weights_loaded_into_a_pruned_model_are_read(place: str) -> None:
+    pruned, model = build("mobile"), build("mobile")
+    with torch.no_grad():
+        pruned.get_submodule(place).weight.normal_()  # type: ignore[operator]
+    prune.l1_unstructured(pruned.get_submodule(place), "weight", 0.5)
+    prune.identity(model.get_submodule(place), "weight")
+    photo = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    search = SearchConfig(scales=(1.0,))
+    ProposalGenerator(model, 20, search=search).generate(photo)
+    model.load_state_dict(pruned.state_dict())
+    found = ProposalGenerator(model, 20, search=search).generate(photo)
+    prune.remove(pruned.get_submodule(place), "weight")
+    expected = ProposalGenerator(pruned, 20, search=search).generate(photo)
+    assert found.rles == expected.rles
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert not model.get_submodule(place).weight.is_inference()  # type: ignore[operator]
 
 
 def test_a_copy_of_a_model_does_not_share_it() -> None:
