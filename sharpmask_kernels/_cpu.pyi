@@ -66,7 +66,31 @@ def horizontal(
     zeros: bool,
     needed: TensorView | None,
     tile: int,
+    relu: bool,
     out: TensorView,
+    threads: int,
+) -> None: ...
+def wide_forward(
+    *,
+    input: TensorView,
+    weight: TensorView,
+    bias: TensorView | None,
+    zeros: bool,
+    relu: bool,
+    top: int,
+    left: int,
+    out: TensorView,
+    threads: int,
+) -> None: ...
+def wide_gradient(
+    *,
+    grad: TensorView,
+    input: TensorView,
+    zeros: bool,
+    top: int,
+    left: int,
+    weight: TensorView | None,
+    bias: TensorView | None,
     threads: int,
 ) -> None: ...
 def inverted_residual(

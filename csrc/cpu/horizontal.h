@@ -18,7 +18,31 @@ struct Horizontal {
     bool zeros;  // the padding is not "replicate"
     std::optional<TensorView> needed;
     std::int64_t tile;
+    bool relu;  // after the last convolution too
     TypedMap out;
+    int threads;
+};
+
+// A part of a convolution of many inputs and outputs, and ReLU. `out` is the part that begins at cell
+// (top, left) of the input, which may lie beyond it.
+struct WideForward {
+    TypedMap input;  // in fp32 or fp64, with the channels of a cell side by side
+    TensorView weight;
+    std::optional<TensorView> bias;
+    bool zeros, relu;
+    std::int64_t top, left;
+    TypedMap out;
+    int threads;
+};
+
+// The gradients of its weight and bias, dense and in the input's dtype. Either may be null.
+struct WideGradient {
+    TypedMap grad;   // of the part that begins at cell (top, left), like the input in dtype and order
+    TypedMap input;  // as in WideForward
+    bool zeros;
+    std::int64_t top, left;
+    void* weight;
+    void* bias;
     int threads;
 };
 

@@ -26,6 +26,8 @@ struct Kernels {
     void (*feature_gradient)(const FeatureGradient&);
     void (*refine_windows)(const RefineWindows&);
     void (*horizontal)(const Horizontal&);
+    void (*wide_forward)(const WideForward&);
+    void (*wide_gradient)(const WideGradient&);
     void (*inverted_residual)(const InvertedResidual&);
     std::unique_ptr<ColumnSampler> (*column_sampler)(const TypedMap& logits, double limit);
 };

@@ -105,10 +105,23 @@ void call_refine_windows(const TensorView& encoding, const TensorViews& horizont
 // horizontal
 
 void call_horizontal(const TensorView& feature, TensorViews weights, std::vector<OptionalTensorView> biases,
-                     bool zeros, const OptionalTensorView& needed, int64_t tile, const TensorView& out,
-                     int threads) {
+                     bool zeros, const OptionalTensorView& needed, int64_t tile, bool relu,
+                     const TensorView& out, int threads) {
     kernels(out.dtype).horizontal({typed_map(feature), std::move(weights), std::move(biases), zeros, needed,
-                                   tile, typed_map(out), threads});
+                                   tile, relu, typed_map(out), threads});
+}
+
+void wide_forward(const TensorView& input, const TensorView& weight, const OptionalTensorView& bias,
+                  bool zeros, bool relu, int64_t top, int64_t left, const TensorView& out, int threads) {
+    kernels(input.dtype)
+        .wide_forward({typed_map(input), weight, bias, zeros, relu, top, left, typed_map(out), threads});
+}
+
+void wide_gradient(const TensorView& grad, const TensorView& input, bool zeros, int64_t top, int64_t left,
+                   const OptionalTensorView& weight, const OptionalTensorView& bias, int threads) {
+    kernels(input.dtype)
+        .wide_gradient({typed_map(grad), typed_map(input), zeros, top, left, data_or_null<void>(weight),
+                        data_or_null<void>(bias), threads});
 }
 
 // inverted_residual
@@ -189,7 +202,11 @@ PYBIND11_MODULE(_cpu, m) {
           "windows"_a, "weights"_a, "biases"_a, "convs"_a, "nearest"_a, "zeros"_a, "limit"_a, "out"_a,
           "threads"_a);
     m.def("horizontal", call_horizontal, release_gil(), named, "feature"_a, "weights"_a, "biases"_a,
-          "zeros"_a, "needed"_a, "tile"_a, "out"_a, "threads"_a);
+          "zeros"_a, "needed"_a, "tile"_a, "relu"_a, "out"_a, "threads"_a);
+    m.def("wide_forward", wide_forward, release_gil(), named, "input"_a, "weight"_a, "bias"_a, "zeros"_a,
+          "relu"_a, "top"_a, "left"_a, "out"_a, "threads"_a);
+    m.def("wide_gradient", wide_gradient, release_gil(), named, "grad"_a, "input"_a, "zeros"_a, "top"_a,
+          "left"_a, "weight"_a, "bias"_a, "threads"_a);
     m.def("inverted_residual", call_inverted_residual, release_gil(), named, "x"_a, "expand_weight"_a,
           "expand_bias"_a, "depthwise_weight"_a, "depthwise_bias"_a, "project_weight"_a, "project_bias"_a,
           "stride"_a, "residual"_a, "out"_a, "threads"_a);

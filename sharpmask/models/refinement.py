@@ -8,7 +8,7 @@ from typing import Final, TypeAlias, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpmask_kernels import add_upsample, refine
+from sharpmask_kernels import add_upsample, horizontal
 
 ConvParameters: TypeAlias = tuple[Tensor, Tensor | None]
 
@@ -38,13 +38,9 @@ class RefinementModule(nn.Module):
         """Weights and biases of the horizontal convolutions, ReLU between them."""
         raise NotImplementedError
 
-    def horizontal(self, feature: Tensor) -> Tensor:
-        """feature (B, Kf, H, W) -> (B, Ko, H, W)."""
-        first, *rest = self.horizontal_convs()
-        x = padded_conv(feature, *first)
-        for conv in rest:
-            x = padded_conv(F.relu(x), *conv)
-        return x
+    def horizontal(self, feature: Tensor, needed: Tensor | None = None, tile: int = 1) -> Tensor:
+        """feature (B, Kf, H, W) -> (B, Ko, H, W), 0 in tiles that are not ``needed``: see the op."""
+        return horizontal(feature, self.horizontal_convs(), needed=needed, tile=tile, padding_mode=PADDING)
 
     def vertical(self) -> list[ConvParameters]:
         """Weights and biases of the vertical convolutions, ReLU between them."""
@@ -91,21 +87,6 @@ class PaperRefinement(RefinementModule):
 
     def vertical(self) -> list[ConvParameters]:
         return [(self.merge.weight[:, self.skip_channels :], None)]
-
-    def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
-        for conv in self.skip[:-1]:
-            feature = F.relu(conv(feature))
-        skip, merge = cast(nn.Conv2d, self.skip[-1]), self.merge
-        return refine(
-            feature,
-            mask,
-            skip.weight,
-            skip.bias,
-            merge.weight,
-            merge.bias,
-            upsample=self.upsample,
-            padding_mode=PADDING,
-        )
 
 
 class ReleasedRefinement(RefinementModule):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpmask_kernels import Windows, gather_windows, horizontal, refine_windows
+from sharpmask_kernels import Windows, gather_windows, refine_windows
 
 from .deepmask import DeepMask
-from .refinement import PADDING, PaperRefinement, RefinementModule, ReleasedRefinement, conv3x3, padded_conv
+from .refinement import PADDING, PaperRefinement, RefinementModule, ReleasedRefinement, conv3x3
 from .trunk import Trunk
 
 TILE = 4
 """Cells of stride 16 in a side of the tiles in which horizontal maps are computed; 64 pixels."""
-WIDE = 256
-"""Channels of a feature from which on PyTorch's convolution is faster than the op's."""
 
 
 class Refined(NamedTuple):
@@ -107,17 +106,9 @@ class SharpMask(DeepMask):
         covered = F.max_pool2d(F.pad(corners, (before, 0, before, 0)), self.cells, stride=1)
         needed = F.max_pool2d(covered, TILE, ceil_mode=True) > 0
         return [
-            self._horizontal_at(module, tap, needed, TILE << stage)
+            module.horizontal(tap, needed, TILE << stage)
             for stage, (module, tap) in enumerate(zip(self.refinement_modules(), taps, strict=True))
         ]
-
-    def _horizontal_at(self, module: RefinementModule, tap: Tensor, needed: Tensor, tile: int) -> Tensor:
-        first, *rest = module.horizontal_convs()
-        if tap.shape[1] < WIDE or needed.float().mean() < 0.3:
-            return horizontal(tap, [first, *rest], needed=needed, tile=tile, padding_mode=PADDING)
-        # PyTorch's convolution of many channels is faster than the op, by more than it computes in vain.
-        hidden = padded_conv(tap, *first).relu_()
-        return horizontal(hidden, rest, needed=needed, tile=tile, padding_mode=PADDING)
 
     def top_down(self, code: Tensor, horizontals: list[Tensor]) -> list[Tensor]:
         """All mask encodings M1 .. M5 of N windows, from their codes (N, code) and horizontal maps; differentiable."""
@@ -153,12 +144,20 @@ class SharpMask(DeepMask):
     def refine_patch(self, taps: list[Tensor], code: Tensor) -> Tensor:
         """Logits (B, S, S) of patches, from their trunk maps (with context) and codes (B, code); differentiable."""
         if not self.crop_first:
-            horizontals = [self.crop(h, stage) for stage, h in enumerate(self.horizontals(taps))]
-            return self.head(self.top_down(code, horizontals)[-1])[:, 0]
+            return self.head(self.top_down(code, self._patch_horizontals(taps))[-1])[:, 0]
         mask = self.mask_encoding(code)
         for stage, (module, tap) in enumerate(zip(self.refinement_modules(), taps, strict=True)):
             mask = module(self.crop(tap, stage), mask)
         return self.head(mask)[:, 0]
+
+    def _patch_horizontals(self, taps: list[Tensor]) -> list[Tensor]:
+        """The horizontal maps of patches' windows, computed nowhere else."""
+        needed = torch.zeros_like(taps[0][:, :1], dtype=torch.bool)
+        self.crop(needed, 0).fill_(True)
+        return [
+            self.crop(module.horizontal(tap, needed[:, 0], 1 << stage), stage)
+            for stage, (module, tap) in enumerate(zip(self.refinement_modules(), taps, strict=True))
+        ]
 
     def forward(self, patch: Tensor) -> Refined:  # type: ignore[override]
         """patch (B, 3, S + context, S + context) -> coarse and refined mask logits, score logits."""

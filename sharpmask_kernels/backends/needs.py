@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -62,3 +64,27 @@ class RefineNeeds(NamedTuple):
     def merge(self) -> MergeNeeds:
         """Of the merge: the gradient of the skip leads to all of its convolution."""
         return MergeNeeds(any(self.convolution), self.mask, self.merge_weight, self.merge_bias)
+
+
+class HorizontalNeeds(NamedTuple):
+    """Of ``horizontal``, a chain of convolutions."""
+
+    feature: bool
+    weights: Sequence[bool]
+    biases: Sequence[bool]
+
+    @classmethod
+    def of(cls, needs: Sequence[bool]) -> HorizontalNeeds:
+        count = len(needs) // 2
+        return cls(needs[0], needs[1 : 1 + count], needs[1 + count :])
+
+    @property
+    def first(self) -> int:
+        """The first convolution that a gradient has to reach."""
+        if self.feature:
+            return 0
+        return next(i for i, either in enumerate(map(operator.or_, self.weights, self.biases)) if either)
+
+    def input(self, conv: int) -> bool:
+        """Whether the gradient of the input of this convolution leads to one that is asked for."""
+        return self.feature if conv == 0 else conv > self.first

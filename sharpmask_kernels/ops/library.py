@@ -122,27 +122,30 @@ def differentiable(
     """Give ``op`` the gradient that ``backward`` computes.
 
     ``inputs`` are the arguments with a gradient, tensors or lists of them. ``results`` names the op's results: the
-    first has a gradient, the others are made for the backward. The arguments of ``backward`` are found by their names:
-    ``grad``, ``needs`` (whether the gradient of each input is asked for), arguments and results of the op, and what
-    ``derived`` makes of the op's arguments. It returns the gradients that ``needs`` asks for, in the order of
-    ``inputs``.
+    first has a gradient, the others, tensors or lists of them, are made for the backward. The arguments of
+    ``backward`` are found by their names: ``grad``, ``needs`` (whether the gradient of each input is asked for),
+    arguments and results of the op, and what ``derived`` makes of the op's arguments. It returns the gradients that
+    ``needs`` asks for, in the order of ``inputs``.
     """
     known = (*op.parameters, *results)
     kept = [name for name in backward.parameters if name in known]
     tensors = [name for name in kept if backward.parameters[name] is Tensor]
-    options = [name for name in kept if name not in tensors]
+    lists = [name for name in kept if backward.parameters[name] == Sequence[Tensor]]
+    options = [name for name in kept if name not in (*tensors, *lists)]
     others = [name for name in backward.parameters if name not in (*known, "grad", "needs")]
-    pick_tensors, pick_options = _picker(known, tensors), _picker(known, options)
-    pick_arguments = _picker(("grad", "needs", *tensors, *options, *others), list(backward.parameters))
+    pick_tensors, pick_lists, pick_options = (_picker(known, names) for names in (tensors, lists, options))
+    pick_arguments = _picker(("grad", "needs", *tensors, *lists, *options, *others), list(backward.parameters))
     places = [list(op.parameters).index(name) for name in inputs]
 
     # PyTorch passes the arguments by these names.
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = output if isinstance(output, tuple) else (output,)
-        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.mark_non_differentiable(*_flat(outputs[1:]))
         ctx.set_materialize_grads(False)  # no zeros as gradients of the results that are made for the backward
         values = (*inputs, *outputs)
-        ctx.save_for_backward(*pick_tensors(values))
+        saved_lists = pick_lists(values)
+        ctx.save_for_backward(*pick_tensors(values), *_flat(saved_lists))
+        ctx.lengths = [len(saved) for saved in saved_lists]
         ctx.options = pick_options(values)
         if others:
             made = derived(op.arguments(*inputs))
@@ -150,11 +153,14 @@ def differentiable(
 
     def run(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
         needs = [ctx.needs_input_grad[place] for place in places]
-        asked_for = [need for of_input in needs for need in (of_input if _is_list(of_input) else (of_input,))]
+        asked_for = _flat(needs)
         if grad is None:
             found: Iterator[Tensor | None] = itertools.repeat(None)
         else:
-            found = iter(backward(*pick_arguments((grad, asked_for, *ctx.saved_tensors, *ctx.options))))
+            saved = iter(ctx.saved_tensors)
+            alone = itertools.islice(saved, len(tensors))
+            listed = (list(itertools.islice(saved, length)) for length in ctx.lengths)
+            found = iter(backward(*pick_arguments((grad, asked_for, *alone, *listed, *ctx.options))))
         gradients: list[Any] = [None] * len(op.parameters)
         for place, need in zip(places, needs, strict=True):
             if _is_list(need):
@@ -168,8 +174,13 @@ def differentiable(
 
 
 def _is_list(need: Any) -> bool:
-    """Whether ``need`` stands for a list of tensors, not for one tensor."""
+    """Whether ``need`` is, or stands for, a list of tensors, not one tensor."""
     return isinstance(need, (tuple, list))
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    """The values, with those of lists among them one by one."""
+    return [x for value in values for x in (value if _is_list(value) else (value,))]
 
 
 def _picker(names: Sequence[str], wanted: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

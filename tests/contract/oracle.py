@@ -137,6 +137,13 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def plain_horizontal(feature: Tensor, convs: Sequence[tuple[Tensor, Tensor | None]], padding_mode: str) -> Tensor:
+    x = feature
+    for i, (weight, bias) in enumerate(convs):
+        x = plain_conv(F.relu(x) if i else x, weight, bias, padding_mode)
+    return x
+
+
 def plain_gather_windows(maps: Sequence[Tensor], windows: Windows, size: int, step: int) -> Tensor:
     """Every window cut out of its map, padded by enough zeros."""
     cut = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .inputs import Random, TopDownPass, arguments, without_biases
-from .oracle import PLAIN
+from .oracle import PLAIN, plain_horizontal
 from .subjects import REFINEMENT, Subject, each
 
 pytestmark = pytest.mark.grid
@@ -69,3 +69,19 @@ assert torch.ops.sharpmask.refine_backward in flop_registry
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@each("horizontal")
+@pytest.mark.parametrize("needs", ["all", "parameters", "none"])
+def test_flops_of_horizontal(subject: Subject, needs: str) -> None:
+    random = Random(torch.float32, device=subject.device)
+    feature, *parameters = (random(*shape) for shape in [(2, 3, 4, 5), (5, 3, 3, 3), (5,), (2, 5, 3, 3), (2,)])
+    feature.requires_grad_(needs == "all")
+    for x in parameters:
+        x.requires_grad_(needs != "none")
+
+    def run(op: Callable[..., Tensor]) -> tuple[int, int]:
+        pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
+        return forward_and_backward(lambda *_: op(feature, pairs, padding_mode="zeros"), [feature, *parameters])
+
+    assert run(subject.function) == run(plain_horizontal)

@@ -16,7 +16,7 @@ import sharpmask_kernels as kernels
 from sharpmask_kernels import Windows
 
 from .inputs import SCATTERED, Random, TopDownPass, arguments, channels_last, contiguous, windows_at
-from .oracle import PLAIN, plain_gather_windows
+from .oracle import PLAIN, plain_gather_windows, plain_horizontal
 from .subjects import REFINEMENT, Subject, each
 
 pytestmark = pytest.mark.grid
@@ -38,6 +38,12 @@ def doubled(inputs: Any) -> list[Tensor]:
 
 def squares(op: Function) -> Function:
     return lambda *inputs: op(*inputs).square().sum()
+
+
+def chain(op: Function, feature: Tensor, *parameters: Tensor) -> Any:
+    """``horizontal``, or its formula, with a feature and the parameters one by one."""
+    convs = list(zip(parameters[::2], parameters[1::2], strict=True))
+    return op(feature, convs, padding_mode="replicate")
 
 
 # Every way takes an op and its inputs.
@@ -141,12 +147,23 @@ def case(subject: Subject, layout: Function = contiguous) -> tuple[Function, Fun
             lambda *maps: plain_gather_windows(maps, places, 2, 1),
             maps,
         )
+    if subject.op == "horizontal":
+        shapes = [(2, 2, 3, 4), (3, 2, 3, 3), (3,), (2, 3, 3, 3), (2,)]
+        feature, *parameters = (random(*shape) for shape in shapes)
+        return (
+            functools.partial(chain, subject),
+            functools.partial(chain, plain_horizontal),
+            [
+                layout(feature),
+                *parameters,
+            ],
+        )
     a, b, *rest = arguments(subject.op, random, (2, 3, 4), (3, 2, 2), 3)
     op = functools.partial(subject.function, upsample="bilinear", padding_mode="replicate")
     return op, lambda *inputs: PLAIN[subject.op](*inputs, "bilinear", "replicate"), [layout(a), layout(b), *rest]
 
 
-@each(*REFINEMENT, "gather_windows")
+@each(*REFINEMENT, "gather_windows", "horizontal")
 @pytest.mark.parametrize(
     ("way", "layout"),
     [*((way, contiguous) for way in WAYS), *((way, channels_last) for way in (by_jvp, by_vmap, by_batched_gradients))],
@@ -162,7 +179,7 @@ def test_they_are_the_plain_form_s(subject: Subject, way: Function, layout: Func
     close(found, expected)
 
 
-@each("refine", "gather_windows")
+@each("refine", "gather_windows", "horizontal")
 @pytest.mark.parametrize("way", [by_jvp, by_dual_numbers, by_grad, *([] if OLD else [by_vmap])])
 def test_they_compile(subject: Subject, way: Function) -> None:
     if subject.interpreted:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sharpmask.models import SharpMask
 from sharpmask.models.refinement import PaperRefinement, RefinementModule, ReleasedRefinement
 from sharpmask.models.trunk import Trunk
-from sharpmask_kernels import Windows, refine, topk_windows
+from sharpmask_kernels import Windows, horizontal, topk_windows
 
 EXACT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12}  # fp64, sums in another order
 
@@ -93,38 +93,35 @@ def test_module_is_what_is_written_down(make: Any, size: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("make", MODULES)
-def test_refactored_form_is_the_plain_one(make: Any) -> None:
-    """The horizontal and the vertical half together equal the whole module, and so do all gradients."""
+def test_gradients_are_those_of_what_is_written_down(make: Any) -> None:
     torch.manual_seed(0)
     module = make().double()
     feature, mask = noise(2, 6, 5, 7).requires_grad_(), noise(2, 4, 5, 7, seed=1).requires_grad_()
-    whole = module(feature, mask)
-    split = module.add(module.horizontal(feature), mask)
-    torch.testing.assert_close(split, whole, **EXACT)
-    weight = noise(*whole.shape, seed=2)
+    out, expected = module(feature, mask), written_down(module, feature, mask)
+    weight = noise(*out.shape, seed=2)
     inputs = [feature, mask, *module.parameters()]
     for a, b in zip(
-        torch.autograd.grad((split * weight).sum(), inputs),
-        torch.autograd.grad((whole * weight).sum(), inputs),
+        torch.autograd.grad((out * weight).sum(), inputs),
+        torch.autograd.grad((expected * weight).sum(), inputs),
         strict=True,
     ):
         torch.testing.assert_close(a, b, **EXACT)
         assert a.abs().max() > 0
 
 
-@pytest.mark.parametrize("skip_hidden", [0, 7])
-def test_the_module_ends_with_the_op_refine(skip_hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The skip's last convolution and everything after it are one call of ``refine``."""
+@pytest.mark.parametrize("make", MODULES)
+def test_the_horizontal_half_is_one_op(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("sharpmask.models.refinement")
-    features = []
+    calls = []
 
-    def recorded(feature: Tensor, *others: Any, **options: Any) -> Tensor:
-        features.append(feature.shape[1])
-        return refine(feature, *others, **options)
+    def recorded(feature: Tensor, convs: Any, **options: Any) -> Tensor:
+        calls.append(len(convs))
+        return horizontal(feature, convs, **options)
 
-    monkeypatch.setattr(module, "refine", recorded)
-    PaperRefinement(6, 4, 3, 5, skip_hidden).double()(noise(1, 6, 3, 3), noise(1, 4, 3, 3))
-    assert features == [skip_hidden or 6]
+    monkeypatch.setattr(module, "horizontal", recorded)
+    made = make().double()
+    made(noise(1, 6, 3, 3), noise(1, 4, 3, 3))
+    assert calls == [len(made.horizontal_convs())]
 
 
 def test_released_width_of_few_channels() -> None:

@@ -102,7 +102,8 @@ class Chain {
         const Row<T> out{out_.get(), widest_};
         for (int64_t y = part.top; y < part.bottom; ++y) {
             make(depth() - 1, y + 2);
-            convolve(depth() - 1, y, part.left, part.right - part.left, Activation::none, out);
+            convolve(depth() - 1, y, part.left, part.right - part.left,
+                     a_.relu ? Activation::relu : Activation::none, out);
             write_groups(a_.out, image_, y, part.left, part.right - part.left, out);
         }
     }

@@ -14,6 +14,8 @@ extern const Kernels kernels{SHARPMASK_NAME(SHARPMASK_ISA),
                              feature_gradient,
                              refine_windows,
                              horizontal,
+                             wide_forward,
+                             wide_gradient,
                              inverted_residual,
                              column_sampler};
 

@@ -13,6 +13,8 @@ void feature_forward(const FeatureForward& arguments);
 void feature_gradient(const FeatureGradient& arguments);
 void refine_windows(const RefineWindows& arguments);
 void horizontal(const Horizontal& arguments);
+void wide_forward(const WideForward& arguments);
+void wide_gradient(const WideGradient& arguments);
 void inverted_residual(const InvertedResidual& arguments);
 std::unique_ptr<ColumnSampler> column_sampler(const TypedMap& logits, double limit);
 

@@ -26,7 +26,7 @@ class ParameterGradients(NamedTuple):
     bias: Tensor | None
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """What maps of this dtype are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -62,7 +62,7 @@ def convolve_upsample(
 def upsample_gradient(grad: Tensor, active: Tensor, upsample: str) -> Tensor:
     """The gradient before ReLU and upsampling, (batch, outputs, height, width)."""
     batch, outputs, height, width = grad.shape
-    out = grad.new_empty((batch, outputs, height // 2, width // 2), dtype=_wide(grad.dtype))
+    out = grad.new_empty((batch, outputs, height // 2, width // 2), dtype=wide_dtype(grad.dtype))
     active = active.contiguous()
     _cpu.upsample_gradient(
         grad=view(grad),
@@ -82,6 +82,13 @@ def input_gradient(
     ``relu``: that input, if a ReLU made it. The gradient is then the one before this ReLU.
     """
     out = layout.empty(like.shape, like, layout.chosen(channels_last))
+    input_gradient_into(grad, weight, padding_mode, out, relu)
+    return out
+
+
+def input_gradient_into(
+    grad: Tensor, weight: Tensor, padding_mode: str, out: Tensor, relu: Tensor | None = None
+) -> None:
     _cpu.input_gradient(
         grad=view(grad),
         weight=view(weight),
@@ -90,7 +97,6 @@ def input_gradient(
         out=view(out),
         threads=torch.get_num_threads(),
     )
-    return out
 
 
 def parameter_gradients(
@@ -101,8 +107,8 @@ def parameter_gradients(
         return ParameterGradients(None, None)
     outputs, dtype = grad.shape[1], inputs[0].dtype
     shape = (outputs, sum(x.shape[1] for x in inputs), 3, 3)
-    weight = grad.new_empty(shape, dtype=_wide(dtype)) if needs.weight else None
-    bias = grad.new_empty(outputs, dtype=_wide(dtype)) if needs.bias else None
+    weight = grad.new_empty(shape, dtype=wide_dtype(dtype)) if needs.weight else None
+    bias = grad.new_empty(outputs, dtype=wide_dtype(dtype)) if needs.bias else None
     _cpu.weight_gradient(
         grad=view(grad),
         inputs=[view(x) for x in inputs],
@@ -111,6 +117,10 @@ def parameter_gradients(
         bias=optional_view(bias),
         threads=torch.get_num_threads(),
     )
+    return _rounded(weight, bias, dtype, channels_last)
+
+
+def _rounded(weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype, channels_last: bool) -> ParameterGradients:
     return ParameterGradients(
         None if weight is None else weight.to(dtype).contiguous(memory_format=layout.chosen(channels_last)),
         None if bias is None else bias.to(dtype),
@@ -137,6 +147,11 @@ def feature_forward(
 def feature_gradient(grad: Tensor, weight: Tensor, like: Tensor, padding_mode: str, channels_last: bool) -> Tensor:
     """The gradient of the feature ``like`` from that of its convolution."""
     out = layout.empty(like.shape, like, layout.chosen(channels_last))
+    feature_gradient_into(grad, weight, padding_mode, out)
+    return out
+
+
+def feature_gradient_into(grad: Tensor, weight: Tensor, padding_mode: str, out: Tensor) -> None:
     _cpu.feature_gradient(
         grad=view(grad),
         weight=view(weight),
@@ -144,4 +159,83 @@ def feature_gradient(grad: Tensor, weight: Tensor, like: Tensor, padding_mode: s
         out=view(out),
         threads=torch.get_num_threads(),
     )
-    return out
+
+
+# Of many inputs and outputs, by tiles. They compute a part of a map, which may have other cells around.
+
+
+def is_wide(weight: Tensor) -> bool:
+    """Whether tiles pay for a convolution: fewer outputs would leave vectors empty."""
+    return weight.shape[0] >= 24
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """``x``, or a copy, as tiles are read: in fp32 or fp64, with the channels of a cell side by side."""
+    x = x.to(wide_dtype(x.dtype))
+    return x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
+
+
+def wide_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding_mode: str,
+    relu: bool,
+    corner: tuple[int, int],
+    out: Tensor,
+) -> None:
+    """Writes the part of a convolution that begins at cell ``corner`` of x to ``out``."""
+    x = _pixels(x)
+    _cpu.wide_forward(
+        input=view(x),
+        weight=view(weight),
+        bias=optional_view(bias),
+        zeros=padding_mode == "zeros",
+        relu=relu,
+        top=corner[0],
+        left=corner[1],
+        out=view(out),
+        threads=torch.get_num_threads(),
+    )
+
+
+def wide_parameter_gradients(
+    grad: Tensor, x: Tensor, padding_mode: str, corner: tuple[int, int], channels_last: bool, needs: ParameterNeeds
+) -> ParameterGradients:
+    """From the gradient of the part that begins at cell ``corner`` of x."""
+    if not any(needs):
+        return ParameterGradients(None, None)
+    dtype = x.dtype
+    grad, x = _pixels(grad), _pixels(x)
+    weight = grad.new_empty(grad.shape[1], x.shape[1], 3, 3) if needs.weight else None
+    bias = grad.new_empty(grad.shape[1]) if needs.bias else None
+    _cpu.wide_gradient(
+        grad=view(grad),
+        input=view(x),
+        zeros=padding_mode == "zeros",
+        top=corner[0],
+        left=corner[1],
+        weight=optional_view(weight),
+        bias=optional_view(bias),
+        threads=torch.get_num_threads(),
+    )
+    return _rounded(weight, bias, dtype, channels_last)
+
+
+Ends = tuple[bool, bool]
+"""Whether a part of a map reaches the map's first and last row or column."""
+
+
+def wide_feature_gradient_into(
+    grad: Tensor, weight: Tensor, padding_mode: str, borders: tuple[Ends, Ends], out: Tensor
+) -> None:
+    """From the gradient of a part of a map that of the input around it: a cell more where the map does not end."""
+    batch, _, height, width = grad.shape
+    full = grad.new_empty((batch, out.shape[1], height + 2, width + 2)).contiguous(memory_format=torch.channels_last)
+    wide_convolution(grad, weight.transpose(0, 1).flip(2, 3), None, "zeros", False, (-1, -1), full)
+    for dim, ends in zip((2, 3), borders, strict=True):
+        for end, beyond, last in zip(ends, (0, -1), (1, -2), strict=True):
+            if end and padding_mode == "replicate":
+                full.select(dim, last).add_(full.select(dim, beyond))
+        full = full.narrow(dim, int(ends[0]), full.shape[dim] - sum(ends))
+    out.copy_(full)
