@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 
 from sharpmask_kernels.verdicts import version
 
+from ... import models
 from ...files import atomic
 from ...models import DeepMask
 from ...models.inference import is_plain
@@ -56,11 +58,19 @@ def kept(model: DeepMask, name: str, make: Callable[[], openvino.Model]) -> open
 def key_of(model: DeepMask, name: str) -> str:
     """A hash of the model's layers and tensors, of the graph's name, and of the software that makes it."""
     versions = [f"{package} {version(package)}" for package in ("sharpmask", "openvino", "nncf", "torch")]
-    digest = hashlib.sha256("\n".join([name, *versions, repr(model)]).encode())
+    digest = hashlib.sha256("\n".join([name, *versions, sources(), repr(model)]).encode())
     for tensor in [*model.parameters(), *model.buffers()]:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+@functools.cache
+def sources() -> str:
+    """A hash of the modules that a graph is made by."""
+    places = (Path(__file__).parent, Path(models.__file__).parent)
+    paths = sorted(path for place in places for path in place.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _read(path: Path, key: str) -> openvino.Model | None:
