@@ -67,23 +67,29 @@ class Recorder:
             return
         workload, backend = comparison.workload, comparison.fastest
         for peer, ratios in comparison.ranked().items():
-            yield Row(
-                commit=self.commit,
-                date=self.date,
-                machine=self.machine,
-                isa=self.isa,
+            yield self.row(
                 threads=str(torch.get_num_threads()),
-                torch=self.torch,
                 op=workload.op,
                 shape=workload.shape,
                 mode=workload.mode,
-                dtype=self.options.dtype,
-                device=self.options.device,
                 backend=backend,
                 seconds=f"{np.median(comparison.times[backend]):.4g}",
                 peer=peer,
                 ratio=f"{np.median(ratios):.4g}",
             )
+
+    def row(self, **fields: str) -> Row:
+        """A row with these fields; the others are the same for the whole run."""
+        return Row(
+            commit=self.commit,
+            date=self.date,
+            machine=self.machine,
+            isa=self.isa,
+            torch=self.torch,
+            dtype=self.options.dtype,
+            device=self.options.device,
+            **fields,
+        )
 
 
 def read(path: Path) -> list[Row]:

@@ -1,0 +1,1 @@
+"""``python -m bench.photo``: the time and memory of a whole photo, beside peers and an earlier commit."""

@@ -1,0 +1,116 @@
+"""All contenders on one model and number of threads: made ready, checked, then timed in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import before, outcome
+from .contenders import BEFORE, CONTENDERS, EXPECTED, Contender
+from .outcome import REDUCED, ROUNDED, Outcome
+from .process import Failed, Process
+from .results import Measured, Results
+
+MODELS = {
+    "shipped": "shipped",
+    "ResNet-50": "sharpmask resnet50",
+    "original DeepMask": "deepmask-original vgg11",
+    "SAM": "",
+}
+"""What is loaded, by the name in tables. All but the shipped model have random weights."""
+
+READY = {True: ROUNDED, False: REDUCED}
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+class Ring:
+    """The contenders on one model, each in a process of its own, and what they have to find."""
+
+    def __init__(self, options: Namespace, results: Results, model: str, threads: int, folder: Path) -> None:
+        self.options, self.results, self.model, self.threads, self.folder = options, results, model, threads, folder
+        self.expected: dict[int, Outcome] = {}
+
+    def measure(self, contenders: list[Contender], counts: list[int], rounds: int) -> None:
+        """Adds everyone's times and memory to the results."""
+        with contextlib.ExitStack() as stack:
+            running = {}
+            for contender in contenders:
+                try:
+                    process = stack.enter_context(self.start(contender, counts))
+                    found = self.prepare(contender, process, counts)
+                except Failed as reason:
+                    if contender.group == "ours" and not contender.search.get("engine"):
+                        raise
+                    self.leave_out(contender.name, reason)
+                    continue
+                running[contender.name] = process, found
+            for turn in range(rounds):
+                say(f"{self.model}, {self.threads} threads: round {turn + 1} of {rounds}")
+                for count in counts:
+                    for process, found in running.values():
+                        found[count].seconds.append(process.ask(what="time", count=count)["seconds"])
+        self.results.measured += [own for _, found in running.values() for own in found.values()]
+
+    def start(self, contender: Contender, counts: list[int]) -> Process:
+        """The process of a contender. Raises :class:`Failed` if it cannot take part."""
+        checkout = None
+        if contender.name == BEFORE:
+            if self.options.before == "none":
+                raise Failed("not asked for")
+            checkout = str(before.checkout(self.options.before, self.options.cache))
+        search = dict(contender.search)
+        if search["kind"] in ("onnxruntime", "openvino"):
+            search["onnx"] = str(self.exported())
+        return Process(self.task(search, counts, checkout), self.folder / "log")
+
+    def task(self, search: dict[str, Any], counts: list[int], checkout: str | None = None) -> dict[str, Any]:
+        given = {"threads": self.threads, "size": self.options.size, "model": MODELS[self.model]}
+        return given | {"search": search, "counts": counts, "checkout": checkout}
+
+    def exported(self) -> Path:
+        """The dense pass as ONNX, made by a process that no one else has, whose memory would count otherwise."""
+        path = self.folder / f"{self.model}.onnx"
+        if not path.exists():
+            with Process(self.task({"kind": "export"}, []), self.folder / "log") as process:
+                process.ask(what="export", path=str(path))
+        return path
+
+    def prepare(self, contender: Contender, process: Process, counts: list[int]) -> dict[int, Measured]:
+        """Measures memory, which also warms up, and checks what is found."""
+        start, found = time.perf_counter(), {}
+        for count in counts:  # few windows first: memory that was used once may stay
+            peak = process.ask(what="memory", count=count)["peak"]
+            found[count] = Measured(self.model, self.threads, count, contender.name, contender.group, [], peak)
+        for count in counts if contender.group != "other" else []:
+            path = self.folder / "outcome.npz"
+            process.ask(what="outcome", count=count, path=str(path))
+            own = outcome.load(path)
+            if contender.name == EXPECTED:
+                self.expected[count] = own
+            # The best of many windows that a random model scores nearly alike are others in int8.
+            elif contender.exact or self.model == "shipped":
+                name = f"{contender.name} ({self.model}, {count} windows)"
+                outcome.check(name, own, self.expected[count], READY[contender.exact])
+        say(f"{self.model}, {self.threads} threads: {contender.name} is ready, {time.perf_counter() - start:.0f} s")
+        return found
+
+    def leave_out(self, name: str, reason: object) -> None:
+        note = f"{name} left out ({self.model}, {self.threads} threads): {reason}"
+        say(note)
+        self.results.notes.append(note)
+
+
+def contenders(options: Namespace) -> Iterator[Contender]:
+    """Plain PyTorch first: the others are compared with it."""
+    for name, contender in CONTENDERS.items():
+        if name == EXPECTED or name in options.contender:
+            yield contender
