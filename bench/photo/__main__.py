@@ -51,9 +51,8 @@ def measure(options: Namespace, results: Results) -> None:
         for model in options.models:
             for threads in options.threads:
                 rounds = options.rounds if threads == most else (options.rounds + 1) // 2
-                Ring(options, results, model, threads, folder).measure(
-                    list(contenders(options)), options.counts, rounds
-                )
+                ring = Ring(options, results, model, threads, folder)
+                ring.measure(list(contenders(options, threads)), options.counts, rounds)
                 if options.save:
                     results.write(options.save)  # what a stopped run has measured
         if options.deepmask:

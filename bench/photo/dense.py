@@ -110,7 +110,7 @@ def onnxruntime(model: SharpMask, onnx: str) -> Run:
     return lambda image: [torch.from_numpy(x) for x in session.run(None, {name: image.contiguous().numpy()})]
 
 
-def openvino(model: SharpMask, onnx: str, static: bool = True) -> Run:
+def openvino(model: SharpMask, onnx: str, static: bool = False) -> Run:
     """``static``: compiled for each size, otherwise once for all."""
     import openvino as ov
 

@@ -39,8 +39,8 @@ def sentence(results: Results) -> str:
     own = [m for m in results.measured if m.name == OURS and m.model == "shipped"]
     best = max(own, key=lambda m: (m.threads, -m.count))
     height, width = results.size
-    cores = f"{best.threads} core{'s' * (best.threads > 1)}"
-    return f"A photo of {height}x{width} takes {best.median:.2f} s on {cores} of {results.head['CPU']}."
+    cores = f"{best.threads} core{'s' * (best.threads > 1)} of {results.head['CPU']}"
+    return f"A photo of {height}x{width} takes {best.median:.2f} s on {cores} ([how](docs/photo-speed.md))."
 
 
 def write(results: Results, root: Path = ROOT) -> None:

@@ -37,9 +37,10 @@ def setting(results: Results, model: str, threads: int) -> Rows:
     rows = [["", *(f"N = {count}" for count in counts), f"times ours, N = {counts[-1]}", f"memory, N = {counts[-1]}"]]
     ours = by_name.get(OURS)
     for name, own in by_name.items():
-        last = own[counts[-1]]
-        times = cell(ratios(last, ours[counts[-1]])) if ours and name != OURS else ""
-        rows.append([name, *(f"{own[count].median:.3f} s" for count in counts), times, megabytes(last.peak)])
+        last = own.get(counts[-1])
+        times = cell(ratios(last, ours[counts[-1]])) if last and ours and name != OURS else ""
+        medians = (f"{own[count].median:.3f} s" if count in own else "-" for count in counts)
+        rows.append([name, *medians, times, megabytes(last.peak if last else None)])
     return rows
 
 
@@ -79,7 +80,7 @@ def summary(results: Results) -> Rows:
             rows.append([f"{title}: times as fast as the best peer ({peer.name})", *_as_fast(peer, ours)])
         if len(counts) > 1:
             few = {m.name: m for m in results.find(model, threads, counts[0])}
-            shares = (cell(ratios(few[m.name], m)) if m else "-" for m in ours)
+            shares = (cell(ratios(few[m.name], m)) if m and m.name in few else "-" for m in ours)
             rows.append([f"{model}: time of N = {counts[0]} as a share of N = {counts[-1]}", *shares])
         if INT8 in names and OPENVINO in names:
             rows.append([f"{title}: int8, times as fast as fp32", "-", cell(ratios(names[OPENVINO], names[INT8]))])

@@ -24,7 +24,8 @@ MODELS = {
 }
 """What is loaded, by the name in tables. All but the shipped model have random weights."""
 
-READY = {True: ROUNDED, False: REDUCED}
+TOLERANCE = {True: ROUNDED, False: REDUCED}
+"""By whether a contender is exact."""
 
 
 def say(text: str) -> None:
@@ -99,7 +100,7 @@ class Ring:
             # The best of many windows that a random model scores nearly alike are others in int8.
             elif contender.exact or self.model == "shipped":
                 name = f"{contender.name} ({self.model}, {count} windows)"
-                outcome.check(name, own, self.expected[count], READY[contender.exact])
+                outcome.check(name, own, self.expected[count], TOLERANCE[contender.exact])
         say(f"{self.model}, {self.threads} threads: {contender.name} is ready, {time.perf_counter() - start:.0f} s")
         return found
 
@@ -109,8 +110,9 @@ class Ring:
         self.results.notes.append(note)
 
 
-def contenders(options: Namespace) -> Iterator[Contender]:
+def contenders(options: Namespace, threads: int) -> Iterator[Contender]:
     """Plain PyTorch first: the others are compared with it."""
     for name, contender in CONTENDERS.items():
-        if name == EXPECTED or name in options.contender:
+        asked_for = name == EXPECTED or name in options.contender
+        if asked_for and (threads == max(options.threads) or not contender.slow_start):
             yield contender
