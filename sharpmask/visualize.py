@@ -28,6 +28,7 @@ FIRST_HUE = 0.86
 STYLES = ((0.95, 0.75), (0.85, 1.0), (0.55, 1.0))  # saturation, value
 FILL_OPACITY = 0.5
 EDGE_OPACITY = 0.55  # of the thin dark line around a contour
+BYTES = np.arange(256, dtype=np.float32)
 PICTURE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 PLOT_FORMATS = PICTURE_FORMATS | {".pdf": "pdf", ".svg": "svg"}
 LABEL_BACKGROUND = (20, 20, 24)
@@ -179,7 +180,9 @@ def save_picture(array: np.ndarray, path: Path | str) -> None:
     picture = Image.fromarray(np.ascontiguousarray(array))
     note = PngInfo()
     note.add_text("Software", DRAWN)
-    options: dict[str, Any] = {"pnginfo": note} if kind == "png" else {"comment": DRAWN, "quality": 90}
+    # PNG at its default level, 6, takes three times as long and makes files 5 % smaller.
+    png = {"pnginfo": note, "compress_level": 3}
+    options: dict[str, Any] = png if kind == "png" else {"comment": DRAWN, "quality": 90}
     with atomic(Path(path)) as part:
         picture.save(part, format=kind, **options)
 
@@ -249,19 +252,30 @@ def _draw_mask(
     top, left = max(0, y - pad), max(0, x - pad)
     area = (slice(top, y + h + pad), slice(left, x + w + pad))
     mask = coco_mask.decode(rle)[area].astype(bool)
-    photo, target = image[area].astype(np.float32), canvas[area]
     tint = colour.astype(np.float32)
-    painted = target.astype(np.float32)
-    painted[mask] = (photo + fill * (tint - photo))[mask]
+    blurred = _blur(mask, 0.75 * thickness)
     # The blurred mask is 1/2 on its border. The contour is there: light inside the mask, dark outside.
-    line = np.clip(2.4 * (1 - np.abs(2 * _blur(mask, 0.75 * thickness) - 1)), 0, 1)[..., None]
-    edge = np.where(mask[..., None], tint + 0.3 * (255 - tint), (1 - EDGE_OPACITY) * painted)
-    target[...] = np.round(painted + line * (edge - painted)).astype(np.uint8)
+    lines = np.clip(2.4 * (1 - np.abs(2 * (BYTES / 255) - 1)), 0, 1)
+    near = (lines > 0).take(blurred)
+    # Elsewhere a byte becomes a byte.
+    tables = np.round(_tinted(BYTES[:, None], tint, fill)).astype(np.uint8)
+    for channel in range(3):
+        tinted = tables[:, channel].take(image[area][..., channel])
+        np.copyto(canvas[area][..., channel], tinted, where=mask & ~near)
+    inside, line = mask[near][:, None], lines[blurred[near]][:, None]
+    painted = np.where(inside, _tinted(image[area][near].astype(np.float32), tint, fill), canvas[area][near])
+    edge = np.where(inside, tint + 0.3 * (255 - tint), (1 - EDGE_OPACITY) * painted)
+    canvas[area][near] = np.round(painted + line * (edge - painted)).astype(np.uint8)
+
+
+def _tinted(values: np.ndarray, tint: np.ndarray, fill: float) -> np.ndarray:
+    return values + fill * (tint - values)
 
 
 def _blur(mask: np.ndarray, radius: float) -> np.ndarray:
+    """The mask (h, w), 0 or 255, blurred: uint8."""
     picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)))
 
 
 def _draw_box(picture: Image.Image, box: Sequence[float], colour: tuple[int, ...], thickness: int) -> None:
@@ -280,7 +294,7 @@ def _draw_scores(picture: Image.Image, items: Sequence[tuple[dict[str, Any], flo
         text = f"{score:.2f}"
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         half_w, half_h = (right - left) / 2 + 3, (bottom - top) / 2 + 3
-        x, y = _label_point(coco_mask.decode(rle))
+        x, y = _label_point(rle)
         if 4 * half_w * half_h > coco_mask.area(rle) / 3:  # it would hide the object, so write it above
             y = float(coco_mask.toBbox(rle)[1]) - half_h - 2
         x = min(max(x, half_w), max(half_w, picture.width - half_w))
@@ -293,11 +307,18 @@ def _draw_scores(picture: Image.Image, items: Sequence[tuple[dict[str, Any], flo
         draw.text((x, y), text, fill=(255, 255, 255), font=font, anchor="mm")
 
 
-def _label_point(mask: np.ndarray) -> tuple[float, float]:
+def _label_point(rle: dict[str, Any]) -> tuple[float, float]:
     """(x, y) of the mask's pixel nearest to its centre of mass, which need not be on the mask itself (a ring)."""
-    ys, xs = np.nonzero(mask)
-    nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
-    return float(xs[nearest]), float(ys[nearest])
+    x, y, w, h = (int(v) for v in coco_mask.toBbox(rle))
+    mask = coco_mask.decode(rle)[y : y + h, x : x + w]
+    count = mask.sum(dtype=np.int64)
+    row, col = (float(mask.sum(axis, dtype=np.int64) @ np.arange(n)) / count for axis, n in ((1, h), (0, w)))
+    nearest = math.ceil(row - 0.5), math.ceil(col - 0.5)  # the upper left one of equally near pixels
+    if not mask[nearest]:
+        ys, xs = np.nonzero(mask)
+        best = np.argmin((ys - row) ** 2 + (xs - col) ** 2)
+        nearest = int(ys[best]), int(xs[best])
+    return float(x + nearest[1]), float(y + nearest[0])
 
 
 def _unit_range(grid: np.ndarray) -> np.ndarray:

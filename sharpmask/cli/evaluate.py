@@ -17,8 +17,9 @@ from ..files import output_folder, write_text
 from ..models import DeepMask, SharpMask
 from .options import Eval
 from .output import ERR, say, show
+from .overlap import Steps
 from .parts import Entries, Parts
-from .searching import search_all
+from .searching import is_large, search_all
 from .shared import check_device, make_generator, settings_of
 
 Results = Sequence[Mapping[str, Any]]
@@ -136,8 +137,12 @@ def search_folder(model: DeepMask, folder: CocoFolder, options: Eval, path: Path
     )
     bad: set[int] = set()
 
-    def generate(target: Target) -> Entries:
-        return generator.generate(target.photo.load()).to_coco(target.photo.id)
+    steps = Steps[Target, Entries](
+        read=lambda target: generator.see(target.photo.load()),
+        search=lambda _, picture: generator.generate(picture),
+        finish=lambda target, found: found.to_coco(target.photo.id),
+        is_large=lambda target: is_large(target.path),
+    )
 
     def refuse(target: Target, error: DataError) -> None:
         if not folder.skip_bad:
@@ -148,7 +153,7 @@ def search_folder(model: DeepMask, folder: CocoFolder, options: Eval, path: Path
 
     targets = [Target(photo) for photo in folder.photos]
     parts = Parts(path.with_suffix(""), settings_of(generator, options.checkpoint))
-    search_all(targets, parts, generate, refuse, merged=path, resume=options.resume)
+    search_all(targets, parts, steps, refuse, merged=path, resume=options.resume)
     return bad
 
 

@@ -6,11 +6,14 @@ from ..checkpoint import load_model
 from ..data.photos import Found
 from ..errors import DataError
 from ..files import output_folder
+from ..search import Proposals
+from ..search.pictures import Picture
 from .options import Propose
 from .output import ERR, say
+from .overlap import Steps
 from .parts import Entries, Parts
 from .photo_ids import SearchedPhoto, numbered
-from .searching import search_all
+from .searching import is_large, search_all
 from .shared import check_device, make_generator, print_timing, settings_of
 
 
@@ -23,11 +26,14 @@ def propose(options: Propose, given: Found) -> int:
     timings: list[dict[str, float]] = []
     failed: list[SearchedPhoto] = []
 
-    def search(photo: SearchedPhoto) -> Entries:
-        found = generator.generate(photo.path)
+    def search(photo: SearchedPhoto, picture: Picture) -> Proposals:
+        found = generator.generate(picture)
+        timings.append(found.timing)
+        return found
+
+    def finish(photo: SearchedPhoto, found: Proposals) -> Entries:
         if options.overlay:
             found.save_overlay((options.out / photo.part).with_suffix(".png"))
-        timings.append(found.timing)
         own = {"file_name": photo.name, "exif": found.exif}
         return [entry | own for entry in found.to_coco(photo.id)]
 
@@ -42,7 +48,8 @@ def propose(options: Propose, given: Found) -> int:
         )
         parts = Parts(options.out, settings_of(generator, options.checkpoint))
         merged = options.out / "proposals.json"
-        done = search_all(photos, parts, search, refuse, merged=merged, resume=options.resume)
+        steps = Steps(lambda photo: generator.see(photo.path), search, finish, lambda photo: is_large(photo.path))
+        done = search_all(photos, parts, steps, refuse, merged=merged, resume=options.resume)
     if options.timing and timings:
         mean = {stage: sum(timing[stage] for timing in timings) / len(timings) for stage in timings[0]}
         print_timing(mean, f"time per photo, mean of {len(timings)}")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
-from rich.progress import track
+from rich.progress import Progress
 
+from ..data.images import PLAIN_PIXELS, read_header
 from ..errors import DataError
+from .memory import keep_memory
 from .output import ERR, is_out_of_memory, say
-from .parts import Entries, Parts, Searched, content_of
+from .overlap import Steps, overlapped
+from .parts import Content, Entries, Parts, Searched, content_of
 
 P = TypeVar("P", bound=Searched)
+R = TypeVar("R")
 
 ATTEMPTS = 3
 """How often photos are searched whose results vanish while the command runs."""
@@ -21,7 +26,7 @@ ATTEMPTS = 3
 def search_all(
     photos: Sequence[P],
     parts: Parts,
-    search: Callable[[P], Entries],
+    steps: Steps[P, Entries],
     refuse: Callable[[P, DataError], None],
     *,
     merged: Path,
@@ -32,21 +37,15 @@ def search_all(
     ``refuse`` is told of each photo that cannot be searched, and may raise its error to stop. Returns the photos
     whose results are in ``merged``.
     """
+    keep_memory()
     done = parts.finished(photos) if resume else [False] * len(photos)
     if resume:
         say(f"{sum(done)} of {len(photos)} photos have results in {parts.folder}", ERR)
     left = [photo for photo, there in zip(photos, done, strict=True) if not there]
     good = list(photos)
     for _ in range(ATTEMPTS):
-        for photo in track(left, "Proposals", console=ERR, disable=len(left) <= 1):
-            try:
-                content = content_of(photo.path)
-                entries = _search(photo, search)
-            except DataError as error:
-                refuse(photo, error)
-                good.remove(photo)
-            else:
-                parts.write(photo, content, entries)
+        for photo in _search(left, parts, steps, refuse):
+            good.remove(photo)
         there = parts.merge(good, merged)
         left = [photo for photo, found in zip(good, there, strict=True) if not found]
         if not left:
@@ -57,11 +56,52 @@ def search_all(
     return [photo for photo in good if photo not in left]
 
 
-def _search(photo: P, search: Callable[[P], Entries]) -> Entries:
+def _search(
+    photos: Sequence[P], parts: Parts, steps: Steps[P, Entries], refuse: Callable[[P, DataError], None]
+) -> list[P]:
+    """Search the photos and write the results of each. Returns those that cannot be searched."""
+    refused = []
+
+    def done(photo: P, outcome: Future[tuple[Content, Entries]]) -> None:
+        try:
+            content, entries = _result(photo, outcome)
+        except DataError as error:
+            refuse(photo, error)
+            refused.append(photo)
+        else:
+            parts.write(photo, content, entries)
+        progress.advance(task)
+
+    with Progress(console=ERR, disable=len(photos) <= 1) as progress:
+        task = progress.add_task("Proposals", total=len(photos))
+        overlapped(photos, _with_content(steps), done)
+    return refused
+
+
+def _with_content(steps: Steps[P, Entries]) -> Steps[P, tuple[Content, Entries]]:
+    """Steps that also tell what the photo's file held before it was read."""
+    return Steps(
+        lambda photo: (content_of(photo.path), steps.read(photo)),
+        lambda photo, read: (read[0], steps.search(photo, read[1])),
+        lambda photo, found: (found[0], steps.finish(photo, found[1])),
+        steps.is_large,
+    )
+
+
+def _result(photo: P, outcome: Future[R]) -> R:
     """A photo's results. Raises ``DataError`` where the memory does not suffice."""
     try:
-        return search(photo)
+        return outcome.result()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
     raise DataError(f"{photo.path}: out of memory while it was searched; a smaller --max-side takes less")
+
+
+def is_large(path: Path) -> bool:
+    """Whether a photo may take so much memory that nothing should be done beside it."""
+    try:
+        header = read_header(path)
+    except DataError:  # Told when it is its turn.
+        return False
+    return header.height * header.width > PLAIN_PIXELS

@@ -160,13 +160,38 @@ class ImageCache:
         self.__init__(**state)  # type: ignore[misc]
 
 
+class _NoWarnings:
+    """No warnings inside the block. Threads may be in it at once: the first sets the filter, the last resets it."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+_no_warnings = _NoWarnings()
+
+
 @contextmanager
 def _opened(source: Source, max_pixels: int) -> Iterator[tuple[Image.Image, Header]]:
     """The opened image and its header. All that is raised inside the block becomes a DataError of one line."""
     name = name_of(source)
     try:
-        with warnings.catch_warnings(), _file(source) as file:
-            warnings.simplefilter("ignore")  # of limits, which are checked below, and of damaged metadata
+        # Pillow warns of limits, which are checked below, and of damaged metadata.
+        with _no_warnings, _file(source) as file:
             parts = parts_of(file)
             formats = readable_formats(file)
             with Image.open(parts.joined(file) if parts else without_exif(file), formats=formats) as image:

@@ -82,8 +82,10 @@ class ProposalGenerator(Settings):
         return self.model.mean.device
 
     @torch.inference_mode()
-    def generate(self, image: ImageLike) -> Proposals:
+    def generate(self, image: ImageLike | Picture) -> Proposals:
         """The best proposals of a photo: a path, a file's content, an open file, a PIL image or uint8 (h, w, 3) RGB.
+
+        It may have been read before, by ``see``, for instance in another thread.
 
         Raises ``DataError`` for an unusable file, ``ValueError`` for what is no photo.
         """

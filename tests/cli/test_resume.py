@@ -318,7 +318,9 @@ import json, os, resource, sys, time
 from pathlib import Path
 from sharpmask import files
 from sharpmask.cli import main
+from sharpmask.cli import overlap
 from sharpmask.cli import parts as parts_module
+from sharpmask.cli.overlap import Steps
 from sharpmask.cli.parts import Parts
 from sharpmask.cli.photo_ids import numbered
 from sharpmask.cli.searching import search_all
@@ -333,8 +335,14 @@ def here(what):
         print("here", flush=True)
         time.sleep(60)
 
-def search(photo):
+def read(photo):
+    here("read")
+
+def search(photo, read):
     here("search")
+
+def finish(photo, found):
+    here("finish")
     return [{"image_id": photo.id, "score": 1 / n, "file_name": photo.name} for n in range(1, 400)]
 
 def propose():
@@ -342,7 +350,8 @@ def propose():
     def refuse(photo, error):
         raise error
     with files.output_folder(out):
-        search_all(photos, Parts(out, {"top_n": 5}), search, refuse, merged=out / "proposals.json", resume=resume)
+        parts, steps = Parts(out, {"top_n": 5}), Steps(read, search, finish)
+        search_all(photos, parts, steps, refuse, merged=out / "proposals.json", resume=resume)
     return 0
 
 real_replace, real_dumps = os.replace, json.dumps
@@ -353,6 +362,7 @@ def dumps(value):
     here("entry" if "score" in value else "record")
     return real_dumps(value)
 files.os.replace, parts_module.json.dumps = replace, dumps
+overlap.PATIENCE = 0.2
 if stop.startswith("full "):
     limit = int(stop.removeprefix("full "))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -368,9 +378,14 @@ def child(*arguments: object) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("stop", ["search 2", "replace 1", "replace 3", "entry 500", "replace 4"])
+@pytest.mark.parametrize(
+    "stop", ["read 1", "read 3", "search 2", "finish 2", "replace 1", "replace 3", "entry 500", "replace 4"]
+)
 def test_a_killed_run_goes_on(stop: str, number: signal.Signals, tmp_path: Path) -> None:
-    """Killed at a photo, in the write of a photo's results, and in the write of all results; then taken up again."""
+    """Killed at a photo, in the write of a photo's results, and in the write of all results; then taken up again.
+
+    A thread may hang then in the reading or drawing of a photo.
+    """
     folder, whole, out = tmp_path / "photos", tmp_path / "whole", tmp_path / "out"
     folder.mkdir()
     for name in ("a.jpg", "b.jpg", "3.jpg"):
