@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +24,7 @@ INSTALL: Final = "pip install 'sharpmask[openvino]'"
 HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """The precision of what is not quantized. Without a hint, OpenVINO takes bf16 where the CPU has it."""
 
-_Key = tuple[Precision, Path | None, bool, int]
+_Key = tuple[Precision, Path | None, graph.Contents, int]
 _forms: WeakKeyDictionary[InferenceForm, dict[_Key, OpenVinoForm]] = WeakKeyDictionary()
 _compiling = threading.Lock()
 
@@ -62,8 +62,9 @@ def has_vnni() -> bool:
 class OpenVinoForm(InferenceForm):
     """A form whose maps OpenVINO computes. One picture at a time: other threads wait."""
 
-    def __init__(self, form: InferenceForm, compiled: openvino.CompiledModel) -> None:
+    def __init__(self, form: InferenceForm, compiled: openvino.CompiledModel, contents: graph.Contents) -> None:
         super().__init__(form.trunk, form.pad, form.heads)
+        self.contents = contents
         self.request = compiled.create_infer_request()
         self.outputs = len(compiled.outputs)
         self.lock = threading.Lock()
@@ -77,7 +78,10 @@ class OpenVinoForm(InferenceForm):
             made = self._new_outputs()
             self.request.infer()
             self._new_outputs()  # so that the request does not hold the maps
-        score, codes, *taps = (torch.from_numpy(out.data).permute(0, 3, 1, 2) for out in made)
+        maps = [torch.from_numpy(out.data).permute(0, 3, 1, 2) for out in made]
+        if not self.contents.heads:
+            return InferenceMaps(maps, *self.heads(maps))
+        codes, score, *taps = maps
         return InferenceMaps(taps, codes, score)
 
     def _new_outputs(self) -> list[openvino.Tensor]:
@@ -92,16 +96,16 @@ class OpenVinoForm(InferenceForm):
 
 def form_of(model: DeepMask, precision: Precision, photos: Path | None, refine: bool) -> OpenVinoForm:
     """The model's form, compiled once for each number of threads that PyTorch has."""
-    plain = model.for_inference()
-    key = (precision, photos, refine, torch.get_num_threads())
+    plain, contents = model.for_inference(), graph.Contents(heads=precision != "fp32", refine=refine)
+    key = (precision, photos, contents, torch.get_num_threads())
     with _compiling:
         known = _forms.setdefault(plain, {})
         if key not in known:
-            known[key] = OpenVinoForm(plain, _compile(model, precision, photos, refine))
+            known[key] = OpenVinoForm(plain, _compiled(_graph(model, precision, photos, contents), precision), contents)
         return known[key]
 
 
-def _compile(model: DeepMask, precision: Precision, photos: Path | None, refine: bool) -> Any:
+def _compiled(made: openvino.Model, precision: Precision) -> openvino.CompiledModel:
     import openvino
 
     options = {
@@ -110,13 +114,13 @@ def _compile(model: DeepMask, precision: Precision, photos: Path | None, refine:
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
     }
-    return openvino.Core().compile_model(_graph(model, precision, photos, refine), "CPU", options)
+    return openvino.Core().compile_model(made, "CPU", options)
 
 
-def _graph(model: DeepMask, precision: Precision, photos: Path | None, refine: bool) -> openvino.Model:
-    """The graph in its precision, kept on disk."""
+def _graph(model: DeepMask, precision: Precision, photos: Path | None, contents: graph.Contents) -> openvino.Model:
+    """The graph before it is compiled, kept on disk."""
     if precision != "int8":
-        return cache.kept(model, f"taps {refine}", lambda: graph.converted(model, taps=refine))
+        return cache.kept(model, str(contents), lambda: graph.converted(model, contents))
     paths = calibration.photos_in(photos)
-    name = f"taps {refine}, int8 by {calibration.digest(paths)}"
-    return cache.kept(model, name, lambda: calibration.quantized(graph.converted(model, taps=refine), model, paths))
+    name = f"{contents}, int8 by {calibration.digest(paths)}"
+    return cache.kept(model, name, lambda: calibration.quantized(graph.converted(model, contents), model, paths))
