@@ -110,11 +110,17 @@ class DeepMask(nn.Module):
                 self._inference = key, self._inference_form()
         return self._inference[1]
 
-    def _inference_form(self) -> InferenceForm:
-        trunk = inference_trunk(self.trunk, self.mean, self.std)
+    def for_export(self) -> InferenceForm:
+        """That form, made anew, of public operations of PyTorch alone, for sizes of all kinds."""
+        recompute_weights(self)
+        with torch.no_grad():
+            return self._inference_form(public=True)
+
+    def _inference_form(self, *, public: bool = False) -> InferenceForm:
+        trunk = inference_trunk(self.trunk, self.mean, self.std, public=public)
         heads: Heads | PlainHeads = PlainHeads(self.dense_heads)
         if all(map(is_plain, (self.reduce, self.encode, self.score))):
-            heads = Heads(self.reduce, self.encode, self.score, self.cells)
+            heads = Heads(self.reduce, self.encode, self.score, self.cells, public=public)
         return InferenceForm(trunk, self.window // 2, heads)
 
     def window_codes(self, taps: list[Tensor], windows: Windows) -> Tensor:
@@ -190,8 +196,8 @@ class OriginalDeepMask(DeepMask):
         # The score branch ignores the last cell of a window with an odd number of cells, so its map may be larger.
         return code, score[:, :, : code.shape[2], : code.shape[3]]
 
-    def _inference_form(self) -> InferenceForm:
-        trunk = inference_trunk(self.trunk, self.mean, self.std)
+    def _inference_form(self, *, public: bool = False) -> InferenceForm:
+        trunk = inference_trunk(self.trunk, self.mean, self.std, public=public)
         return InferenceForm(trunk, self.window // 2, PlainHeads(self.dense_heads))
 
     def forward(self, patch: Tensor) -> tuple[Tensor, Tensor]:

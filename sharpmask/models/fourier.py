@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sharpmask_kernels.ops.calling import exporting
-
 TILES = 64
 """Tiles that are computed at once: their transforms take the memory."""
 PER_BYTE = 5
@@ -27,13 +25,13 @@ LARGEST = 32
 """Cells in a tile's side at most: the transforms are matrices of its fourth power."""
 
 
-def convolution(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+def convolution(weight: Tensor, bias: Tensor, *, public: bool = False) -> Callable[[Tensor], Tensor]:
     """``F.conv2d(x, weight, bias)``, by Fourier transforms where that is faster; for inference.
 
-    weight (O, C, k, k), bias (O): their tensors are copied or kept.
+    weight (O, C, k, k), bias (O): their tensors are copied or kept. ``public``: by PyTorch's, which exporters know.
     """
     sides = range(weight.shape[2] + weight.shape[2] % 2 + 2, LARGEST + 1, 2)
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and sides:
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and sides and not public:
         side = min(sides, key=lambda side: cost(weight, *TYPICAL, side))
         if cost(weight, *TYPICAL, side) < direct_cost(weight, *TYPICAL):
             return FourierConvolution(weight, bias, side)
@@ -65,7 +63,7 @@ class FourierConvolution:
     """``F.conv2d(x, weight, bias)`` of maps x (B, C, H, W) by tiles of ``side`` cells; on the CPU, in fp32.
 
     weight (O, C, k, k), bias (O). PyTorch's convolution runs for small maps, where it is faster, for maps with a cell
-    that is not finite, which would spread over a tile, under autocast, and for compilers.
+    that is not finite, which would spread over a tile, and under autocast.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, side: int) -> None:
@@ -85,12 +83,9 @@ class FourierConvolution:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        if exporting():  # A graph takes maps of all sizes.
-            return F.conv2d(x, self.weight, self.bias)
         rows, cols = (length - self.kernel + 1 for length in x.shape[2:])
         slow = cost(self.weight, rows, cols, self.side) >= direct_cost(self.weight, rows, cols)
-        foreign = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
-        if slow or foreign or not x.sum().isfinite():
+        if slow or torch.is_autocast_enabled(x.device.type) or not x.sum().isfinite():
             return F.conv2d(x, self.weight, self.bias)
         down, across = -(-rows // self.step), -(-cols // self.step)
         beyond = (down * self.step - rows, across * self.step - cols)

@@ -1,7 +1,7 @@
 """The form in which a model searches full images: the same maps, by fewer and faster operations.
 
 Frozen normalisation, the photo's too, is folded into convolutions. Weights lie as PyTorch's convolutions are fastest.
-A picture gets its whole border at once, so no map is copied to be padded, and blocks of mobile trunks are one op each.
+Convolutions, sums and ReLUs of ResNets run in one pass over memory; blocks of mobile trunks are one op each.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
 from sharpmask_kernels import Windows, gather_windows, hooks, inverted_residual
-from sharpmask_kernels.ops.calling import exporting
 
 from ..geometry import GREY
 from .fourier import convolution
+from .packed import PackedConvolution
 from .trunk import EfficientNetLite0Trunk, InvertedResidual, ResNetTrunk, Trunk
 
 Border = tuple[int, int]
@@ -61,14 +61,17 @@ def recompute_weights(net: nn.Module) -> None:
                     hook(module, ())
 
 
-def inference_trunk(trunk: Trunk, mean: Tensor, std: Tensor) -> InferenceTrunk:
-    """The fast form of ``trunk``, which takes images normalised by ``mean`` and ``std`` (3, 1, 1)."""
+def inference_trunk(trunk: Trunk, mean: Tensor, std: Tensor, *, public: bool = False) -> InferenceTrunk:
+    """The fast form of ``trunk``, which takes images normalised by ``mean`` and ``std`` (3, 1, 1).
+
+    ``public``: by public ops of PyTorch alone.
+    """
     if not is_plain(trunk):
         return InferenceTrunk((0, 0), mean, lambda image: trunk((image - mean) / std))
     if isinstance(trunk, EfficientNetLite0Trunk):
         return _mobile(trunk, mean, std)
     if isinstance(trunk, ResNetTrunk):
-        return _residual(trunk, mean, std)
+        return _residual(trunk, mean, std, public)
     plain = copy.deepcopy(trunk).to(memory_format=torch.channels_last)
     return InferenceTrunk((0, 0), mean, lambda image: plain((image - mean) / std))
 
@@ -106,58 +109,42 @@ def _mobile_block(block: InvertedResidual) -> Callable[[Tensor], Tensor]:
     return lambda x: inverted_residual(x, expand, depthwise, project, stride=stride, residual=block.residual)
 
 
-class EdgePadded(nn.Module):
-    """A 3x3 convolution whose padding repeats cells of the map, "replicate" or "reflect", without a padded copy.
-
-    Padded with zeros, only the outermost outputs differ. They get what their taps beyond the map would add.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias = channels_last(conv.weight), conv.bias
-        self.stride, self.mode = conv.stride[0], conv.padding_mode
-        self.inside = int(self.mode == "reflect")
-        """How far from the edge the cell lies that is repeated first."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if exporting():  # A graph takes pictures of all sizes.
-            return F.conv2d(F.pad(x, (1,) * 4, mode=self.mode), self.weight, self.bias, self.stride)
-        out = F.conv2d(x, self.weight, self.bias, self.stride, padding=1)
-        height, width = x.shape[2:]
-        for tap, row, at in self._beyond(height, out.shape[2]):
-            cells = x[:, :, row : row + 1]
-            out[:, :, at] += F.conv2d(cells, self.weight[:, :, tap : tap + 1], None, self.stride, (0, 1))[:, :, 0]
-        for tap, col, at in self._beyond(width, out.shape[3]):
-            cells = F.pad(x[:, :, :, col : col + 1], (0, 0, 1, 1), mode=self.mode)
-            added = F.conv2d(cells, self.weight[:, :, :, tap : tap + 1], None, self.stride)
-            out[:, :, :, at] += added[:, :, :, 0]
-        return out
-
-    def _beyond(self, length: int, outputs: int) -> list[tuple[int, int, int]]:
-        """Taps that lie beyond an axis: the tap, the cell that it repeats, the output that it belongs to."""
-        first = (0, self.inside, 0)
-        last = (2, length - 1 - self.inside, outputs - 1)
-        return [first, last] if (outputs - 1) * self.stride + 1 == length else [first]
-
-
-def _residual(trunk: ResNetTrunk, mean: Tensor, std: Tensor) -> InferenceTrunk:
+def _residual(trunk: ResNetTrunk, mean: Tensor, std: Tensor, public: bool) -> InferenceTrunk:
     net = copy.deepcopy(trunk).eval().requires_grad_(False)
     fold_batch_norms(net)
-    for module in [m for m in net.modules() if not isinstance(m, nn.Conv2d)]:
-        for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d) and child.padding_mode != "zeros":
-                setattr(module, name, EdgePadded(child))
     weight, bias = _normalised(net.conv1.weight, cast(Tensor, net.conv1.bias), mean, std)
-    net = net.to(memory_format=torch.channels_last)
+    net.conv1.weight, net.conv1.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+    stem, pool = PackedConvolution(net.conv1, public=public), net.maxpool
+    layers = [[_residual_block(block, public) for block in layer] for layer in (net.layer1, net.layer2, net.layer3)]
 
     def taps(image: Tensor) -> list[Tensor]:
-        half = F.relu(F.conv2d(image, weight, bias, 2), inplace=True)
-        quarter = net.layer1(net.maxpool(half))
-        eighth = net.layer2(quarter)
-        return [net.layer3(eighth), eighth, quarter, half]
+        half = stem(image, relu=True)
+        x, maps = pool(half), [half]
+        for layer in layers:
+            for block in layer:
+                x = block(x)
+            maps.append(x)
+        return maps[::-1]
 
     # A border of grey that is mirrored is a wider border of grey.
     return InferenceTrunk((3, 3), torch.full_like(mean, GREY), taps)
+
+
+def _residual_block(block: nn.Module, public: bool) -> Callable[[Tensor], Tensor]:
+    """A block of a ResNet, which may write its output over its input."""
+    children = dict(block.named_children())
+    convs = [cast(nn.Conv2d, children[name]) for name in ("conv1", "conv2", "conv3") if name in children]
+    *first, last = (PackedConvolution(conv, public=public) for conv in convs)
+    down = cast(nn.Sequential | None, block.downsample)
+    short = None if down is None else PackedConvolution(cast(nn.Conv2d, down[0]), public=public)
+
+    def run(x: Tensor) -> Tensor:
+        total = x if short is None else short(x, relu=False)
+        for conv in first:
+            x = conv(x, relu=True)
+        return last.add_relu(x, total)
+
+    return run
 
 
 def fold_batch_norms(net: nn.Module) -> None:
@@ -190,9 +177,11 @@ class Heads:
     the code, only the best windows' codes are computed, from ``features``.
     """
 
-    def __init__(self, reduce: nn.Conv2d, encode: nn.Linear, score: nn.Sequential, cells: int) -> None:
+    def __init__(
+        self, reduce: nn.Conv2d, encode: nn.Linear, score: nn.Sequential, cells: int, *, public: bool = False
+    ) -> None:
         self.cells = cells
-        self.reduce = channels_last(reduce.weight), reduce.bias
+        self.reduce = PackedConvolution(reduce, public=public)
         self.encode = encode.weight.detach(), encode.bias.detach()
         hidden, last = (layer for layer in score if isinstance(layer, nn.Linear))
         self.last = last.weight.detach()[:, :, None, None], last.bias.detach()
@@ -204,10 +193,10 @@ class Heads:
             bias = bias.detach().to(weight.dtype)
         else:
             self.hidden = hidden.weight.detach()[:, :, None, None], hidden.bias.detach()
-        self.window = convolution(weight.unflatten(1, (-1, cells, cells)), bias)
+        self.window = convolution(weight.unflatten(1, (-1, cells, cells)), bias, public=public)
 
     def __call__(self, taps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        features = F.relu(F.conv2d(taps[0], *self.reduce), inplace=True)
+        features = self.reduce(taps[0], relu=True)
         x = self.window(features)
         hidden = F.relu(x) if self.composed else F.relu(F.conv2d(x, *self.hidden), inplace=True)
         return features if self.composed else x, F.conv2d(hidden, *self.last)

@@ -17,7 +17,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from sharpmask.geometry import GREY
 from sharpmask.models import DeepMask, SearchConfig, SharpMask, build_model
-from sharpmask.models.inference import EdgePadded
 from sharpmask.models.trunk import InvertedResidual
 from sharpmask.search import ProposalGenerator
 from sharpmask_kernels import Windows, topk_windows
@@ -76,15 +75,6 @@ def test_maps_are_those_of_the_plain_model(model: DeepMask, size: tuple[int, int
     windows = topk_windows([plain.score], 20)
     codes = model.for_inference().codes([fast.codes], windows)
     assert_close(codes, plain.code[0, :, windows.row, windows.col].T)
-
-
-@pytest.mark.parametrize("mode", ["replicate", "reflect"])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(5, 8), (6, 7), (2, 2)])
-def test_edges_are_padded_without_a_copy(mode: str, stride: int, size: tuple[int, int]) -> None:
-    conv = nn.Conv2d(3, 4, 3, stride, 1, padding_mode=mode)
-    x = torch.randn(2, 3, *size)
-    torch.testing.assert_close(EdgePadded(conv)(x), conv(x))
 
 
 @torch.inference_mode()

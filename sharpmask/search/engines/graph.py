@@ -32,7 +32,7 @@ class BottomUp(nn.Module):
     def __init__(self, model: DeepMask, contents: Contents) -> None:
         super().__init__()
         self.model = model  # whose parameters the graph may hold
-        self.form = model.for_inference()
+        self.form = model.for_export()
         self.contents = contents
 
     def forward(self, framed: Tensor) -> tuple[Tensor, ...]:
