@@ -57,6 +57,9 @@ def test_what_does_not_work_is_not_used(name: str, change: object, monkeypatch: 
         assert not PackedConvolution(nn.Conv2d(3, 4, 1)).packed
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.trace. is deprecated:FutureWarning", "ignore:.torch.jit.trace. is deprecated:DeprecationWarning"
+)
 def test_exporters_see_public_ops() -> None:
     conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode="replicate").requires_grad_(False)
     compute = PackedConvolution(conv, public=True)
