@@ -141,12 +141,12 @@ class FakeProcess:
         if self.name == "compiled":
             raise Failed("no compiler")
 
-    def ask(self, what: str, count: int, path: str = "") -> dict[str, Any]:
+    def ask(self, what: str, count: int = 0, path: str = "") -> dict[str, Any]:
         self.asked.append((self.name, what, count))
-        if what == "outcome":
+        if what == "look":
             found = an_outcome()
             outcome.save(louder(found) if self.name == self.wrong else found, Path(path))
-        return {"time": {"seconds": 0.5}, "memory": {"peak": 1000}}.get(what, {})
+        return {"seconds": {"eager": 1.0, "openvino": 0.1}.get(self.name, 0.5), "peak": 1000 + 500 * (what == "peak")}
 
     def __enter__(self) -> FakeProcess:
         return self
@@ -169,13 +169,16 @@ def chosen(*names: str) -> list[contenders.Contender]:
 
 def test_all_are_ready_and_checked_before_turns_begin(ring: turns.Ring) -> None:
     ring.measure(chosen("eager", "ours", "before", "compile"), [5, 10], 2)
-    ready = [
-        (name, what, count) for name in ("eager", "generator") for what in ("memory", "outcome") for count in (5, 10)
-    ]
-    turn = [(name, "time", count) for count in (5, 10) for name in ("eager", "generator")]
-    assert FakeProcess.asked == [*ready, *turn, *turn, ("generator", "close", 0), ("eager", "close", 0)]
+    both = "eager", "generator"
+    ready = [(name, "look", count) for name in both for count in (5, 10)]
+    turn = [(name, "time", count) for count in (5, 10) for name in both]
+    before_and_after = [[(name, what, 0) for name in both] for what in ("forget", "peak")]
+    closed = [("generator", "close", 0), ("eager", "close", 0)]
+    assert FakeProcess.asked == [*ready, *before_and_after[0], *turn, *turn, *before_and_after[1], *closed]
     assert [(m.name, m.count, m.seconds, m.peak) for m in ring.results.measured] == [
-        (name, count, [0.5, 0.5], 1000) for name in ("eager", "ours") for count in (5, 10)
+        (name, count, [time] * 2, peak)
+        for name, time in (("eager", 1.0), ("ours", 0.5))
+        for count, peak in ((5, 1000), (10, 1500))
     ]
     assert ring.results.notes == [
         "before left out (shipped, 2 threads): not asked for",
@@ -189,6 +192,14 @@ def test_a_wrong_result_stops_the_run(ring: turns.Ring, monkeypatch: pytest.Monk
         ring.measure(chosen("eager", "ours"), [5], 1)
     assert not [what for _, what, _ in FakeProcess.asked if what == "time"]
     assert ("eager", "close", 0) in FakeProcess.asked
+
+
+def test_a_peer_far_behind_is_timed_once(ring: turns.Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring, "exported", lambda: Path("model.onnx"))
+    ring.measure(chosen("eager", "ours", "openvino"), [5], 3)
+    assert [m.seconds for m in ring.results.measured] == [[1.0], [0.5] * 3, [0.1] * 3]
+    eager, ours, _ = ring.results.measured
+    assert list(tables.ratios(eager, ours)) == [2.0]
 
 
 @pytest.fixture
@@ -275,6 +286,10 @@ def test_results_are_kept(tmp_path: Path) -> None:
     results.write(tmp_path / "runs.json")
     assert json.loads((tmp_path / "runs.json").read_text())["size"] == [480, 640]
     assert Results.read(tmp_path / "runs.json") == results
+    file = str(tmp_path / "runs.json")
+    assert photo.main(["--load", file, file, f"--save={file}"]) == 0
+    both = Results.read(tmp_path / "runs.json")
+    assert both.measured == 2 * results.measured and both.many == 2 * results.many
 
 
 def test_the_same_photos_in_every_run(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments, __doc__ or "")
     try:
         if options.load:
-            results = Results.read(options.load)
+            results, *others = map(Results.read, options.load)
+            for other in others:
+                results.add(other)
         else:
             results = Results(describe(), options.size)
             say(report.head(results))
@@ -57,10 +59,10 @@ def measure(options: Namespace, results: Results) -> None:
                     results.write(options.save)  # what a stopped run has measured
         if options.deepmask:
             count = options.counts[-1:]
-            Ring(options, results, "original DeepMask", most, folder).measure([DEEPMASK], count, 1)
+            Ring(options, results, "original DeepMask", most, folder).measure([DEEPMASK], count, 0)
         for side in options.sam:
             say(f"Segment Anything with {side}x{side} points: some minutes on few cores")
-            Ring(options, results, "SAM", most, folder).measure([sam(side)], [side * side], 1)
+            Ring(options, results, "SAM", most, folder).measure([sam(side)], [side * side], 0)
     if options.many or options.photos:
         many.measure(options, results)
 

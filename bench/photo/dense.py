@@ -72,9 +72,9 @@ def maker(model: DeepMask, photo: Any, kind: str, **options: Any) -> Callable[[i
     def make(count: int) -> ProposalGenerator:
         generator = Generator(model, top_n=count)
         generator.dense = form
-        generator.generate(photo)  # compiles for the sizes of this photo
         return generator
 
+    make(1).generate(photo)  # compiles for the sizes of this photo
     return make
 
 

@@ -25,9 +25,8 @@ def parse(arguments: Sequence[str] | None, description: str) -> Namespace:
     if options.small:
         options.size, options.counts, options.rounds = (96, 128), [5, 10], 1
         options.models, options.threads = ["shipped"], [1]
-    if options.docs:
-        options.sam, options.deepmask = options.sam or [16, 32], True
-        options.many = options.many or 100
+    if options.all:
+        options.sam, options.deepmask, options.many = [16, 32], True, 100
     for name in ("counts", "threads"):
         setattr(options, name, sorted(getattr(options, name)))
     options.size, options.contender = tuple(options.size), options.contender or list(DEFAULT)
@@ -40,7 +39,7 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     add("--counts", nargs="+", type=int, default=[100, 1000], metavar="N", help="windows to refine")
     add("--threads", nargs="+", type=int, default=[1, 2], help="CPU threads")
     add("--size", nargs=2, type=int, default=[480, 640], metavar=("H", "W"), help="of the photo")
-    add("--rounds", type=int, default=5, help="turns of each with the most threads; with fewer threads: half as many")
+    add("--rounds", type=int, default=4, help="turns of each with the most threads; with fewer, half as many")
     add("--contender", choices=list(CONTENDERS), action="append", help="only these; may be repeated")
     add("--before", default=COMMIT, metavar="COMMIT", help="an earlier commit to compare with, or none")
     add("--cache", type=Path, default=default_cache(), help="folder for the earlier commit's compiled kernels")
@@ -51,6 +50,7 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     add(
         "--photos", type=Path, metavar="FOLDER", help="the photos for --many; without it, variants of the package's own"
     )
+    add("--all", action="store_true", help="the same as --sam 16 32 --deepmask --many 100")
     add("--small", action="store_true", help="a tiny photo, one round, one thread: to try the bench")
 
 
@@ -58,7 +58,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--markdown", action="store_true", help="print Markdown tables")
     add("--save", type=Path, metavar="JSON", help="keep the results in this file")
-    add("--load", type=Path, metavar="JSON", help="measure nothing: take the results from this file")
+    add("--load", type=Path, nargs="+", metavar="JSON", help="measure nothing: take the results from these files")
     add("--plot", type=Path, metavar="FILE", help="draw the times; needs matplotlib")
-    add("--docs", action="store_true", help="measure everything and write it into docs/photo-speed.md and README.md")
+    add("--docs", action="store_true", help="write the results into docs/photo-speed.md and README.md")
     add("--record", type=Path, nargs="?", const=HISTORY, metavar="CSV", help="append to the history, or to this file")

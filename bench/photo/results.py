@@ -11,6 +11,10 @@ import numpy as np
 from sharpmask.files import write_text
 
 
+def threads_of(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
+
+
 @dataclass
 class Measured:
     """One contender on one model, with some threads and windows."""
@@ -62,6 +66,12 @@ class Results:
 
     def write(self, path: Path) -> None:
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    def add(self, other: Results) -> None:
+        """Takes over what another run has measured."""
+        self.notes += other.notes
+        self.measured += other.measured
+        self.many += other.many
 
     @classmethod
     def read(cls, path: Path) -> Results:

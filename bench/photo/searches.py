@@ -51,18 +51,28 @@ class Searches:
         """Seconds of one photo."""
         return {"seconds": seconds(self.find[count])}
 
-    def memory(self, count: int, photos: int = 2) -> dict[str, Any]:
-        """The most bytes that some photos take beyond the loaded model, None where the system does not tell."""
-        reset_peak()
-        for _ in range(photos):
-            self.find[count]()
-        peak = resident("VmHWM")
-        return {"peak": None if peak is None or self.loaded is None else peak - self.loaded}
+    def look(self, count: int, path: str) -> dict[str, Any]:
+        """Seconds and memory of a photo; writes what is found to ``path`` unless it is masks of another system."""
+        own = self.generators.get(count)
+        found: list[Outcome] = []
+        self.forget()
+        taken = seconds(self.find[count] if own is None else lambda: found.append(outcome(own, self.photo)))
+        peak = self.peak()
+        if found:
+            save(found[0], Path(path))
+        return peak | {"seconds": taken}
 
-    def outcome(self, count: int, path: str) -> dict[str, Any]:
-        """Writes to ``path`` what is found."""
-        save(outcome(self.generators[count], self.photo), Path(path))
+    def forget(self) -> dict[str, Any]:
+        """Makes the system forget the process's peak of memory so far."""
+        gc.collect()
+        if STATUS.exists():
+            Path("/proc/self/clear_refs").write_text("5")
         return {}
+
+    def peak(self) -> dict[str, Any]:
+        """The most bytes beyond the loaded model since ``forget``, None where the system does not tell."""
+        most = resident("VmHWM")
+        return {"peak": None if most is None or self.loaded is None else most - self.loaded}
 
     def export(self, path: str) -> dict[str, Any]:
         """Writes the dense pass as ONNX to ``path``."""
@@ -121,13 +131,6 @@ def outcome(generator: ProposalGenerator, photo: Any) -> Outcome:
 
 def array(x: torch.Tensor) -> npt.NDArray[Any]:
     return x.detach().cpu().numpy()
-
-
-def reset_peak() -> None:
-    """Makes the system forget the process's peak of memory so far."""
-    gc.collect()
-    if STATUS.exists():
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident(field: str) -> int | None:

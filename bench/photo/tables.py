@@ -8,14 +8,18 @@ import numpy as np
 
 from ..timing import cell
 from .contenders import BEFORE, INT8, OPENVINO, OURS
-from .results import Measured, Results
+from .results import Measured, Results, threads_of
 
 Rows = list[list[str]]
 
 
 def ratios(slower: Measured, faster: Measured) -> np.ndarray:
-    """The time of the one divided by the other's, round by round."""
-    return np.array(slower.seconds) / np.array(faster.seconds)
+    """The time of the one divided by the other's, round by round.
+
+    One that was not timed in all rounds is compared with the median of the other's times.
+    """
+    own = faster.seconds if len(slower.seconds) == len(faster.seconds) else [faster.median]
+    return np.array(slower.seconds) / np.array(own)
 
 
 def best_peer(found: Iterable[Measured]) -> Measured | None:
@@ -100,7 +104,7 @@ def _as_fast(slower: Measured, ours: Iterable[Measured | None]) -> list[str]:
 def sections(results: Results) -> dict[str, Rows]:
     """All tables, by their titles."""
     found = {
-        f"{model}, {threads} thread{'s' * (threads > 1)}": setting(results, model, threads)
+        f"{model}, {threads_of(threads)}": setting(results, model, threads)
         for model, threads in results.settings()
         if any(m.group != "other" for m in results.measured if (m.model, m.threads) == (model, threads))
     }

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..headline import HOPELESS
 from . import before, outcome
 from .contenders import BEFORE, CONTENDERS, EXPECTED, Contender
 from .outcome import REDUCED, ROUNDED, Outcome
 from .process import Failed, Process
-from .results import Measured, Results
+from .results import Measured, Results, threads_of
 
 MODELS = {
     "shipped": "shipped",
@@ -43,23 +44,36 @@ class Ring:
     def measure(self, contenders: list[Contender], counts: list[int], rounds: int) -> None:
         """Adds everyone's times and memory to the results."""
         with contextlib.ExitStack() as stack:
-            running = {}
+            running: list[tuple[Process, dict[int, Measured]]] = []
             for contender in contenders:
                 try:
                     process = stack.enter_context(self.start(contender, counts))
-                    found = self.prepare(contender, process, counts)
+                    running.append((process, self.prepare(contender, process, counts)))
                 except Failed as reason:
                     if contender.group == "ours" and not contender.search.get("engine"):
                         raise
                     self.leave_out(contender.name, reason)
-                    continue
-                running[contender.name] = process, found
-            for turn in range(rounds):
-                say(f"{self.model}, {self.threads} threads: round {turn + 1} of {rounds}")
-                for count in counts:
-                    for process, found in running.values():
-                        found[count].seconds.append(process.ask(what="time", count=count)["seconds"])
-        self.results.measured += [own for _, found in running.values() for own in found.values()]
+            self.take_turns(running, counts, rounds)
+        self.results.measured += [own for _, found in running for own in found.values()]
+
+    def take_turns(self, running: list[tuple[Process, dict[int, Measured]]], counts: list[int], rounds: int) -> None:
+        """Times all contenders but peers that are far behind the best one: of these, one photo is enough."""
+        best = min((found[counts[-1]].median for _, found in running if found[counts[-1]].group == "peer"), default=0)
+        close = []
+        for process, found in running:
+            if found[counts[-1]].group != "peer" or found[counts[-1]].median <= HOPELESS * best:
+                close.append((process, found))
+                process.ask(what="forget")
+        for turn in range(rounds):
+            say(f"{self.model}, {threads_of(self.threads)}: round {turn + 1} of {rounds}")
+            for count in counts:
+                for process, found in close:
+                    taken = process.ask(what="time", count=count)["seconds"]
+                    found[count].seconds = [*(found[count].seconds if turn else []), taken]
+        for process, found in close if rounds else []:
+            most, peak = found[counts[-1]], process.ask(what="peak")["peak"]
+            if most.peak is not None:
+                most.peak = max(most.peak, peak)
 
     def start(self, contender: Contender, counts: list[int]) -> Process:
         """The process of a contender. Raises :class:`Failed` if it cannot take part."""
@@ -86,26 +100,28 @@ class Ring:
         return path
 
     def prepare(self, contender: Contender, process: Process, counts: list[int]) -> dict[int, Measured]:
-        """Measures memory, which also warms up, and checks what is found."""
-        start, found = time.perf_counter(), {}
+        """Searches one photo with each number of windows, which also warms up, and checks what is found."""
+        start, found, path = time.perf_counter(), {}, self.folder / "outcome.npz"
         for count in counts:  # few windows first: memory that was used once may stay
-            peak = process.ask(what="memory", count=count)["peak"]
-            found[count] = Measured(self.model, self.threads, count, contender.name, contender.group, [], peak)
-        for count in counts if contender.group != "other" else []:
-            path = self.folder / "outcome.npz"
-            process.ask(what="outcome", count=count, path=str(path))
-            own = outcome.load(path)
-            if contender.name == EXPECTED:
-                self.expected[count] = own
-            # The best of many windows that a random model scores nearly alike are others in int8.
-            elif contender.exact or self.model == "shipped":
-                name = f"{contender.name} ({self.model}, {count} windows)"
-                outcome.check(name, own, self.expected[count], TOLERANCE[contender.exact])
-        say(f"{self.model}, {self.threads} threads: {contender.name} is ready, {time.perf_counter() - start:.0f} s")
+            own = Measured(self.model, self.threads, count, contender.name, contender.group)
+            seen = process.ask(what="look", count=count, path=str(path))
+            own.seconds, own.peak = [seen["seconds"]], seen["peak"]
+            found[count] = own
+            if contender.group != "other":
+                self.check(contender, count, outcome.load(path))
+        say(f"{self.model}, {threads_of(self.threads)}: {contender.name}, {time.perf_counter() - start:.0f} s")
         return found
 
+    def check(self, contender: Contender, count: int, found: Outcome) -> None:
+        if contender.name == EXPECTED:
+            self.expected[count] = found
+        # The best of many windows that a random model scores nearly alike are others in int8.
+        elif contender.exact or self.model == "shipped":
+            name = f"{contender.name} ({self.model}, {count} windows)"
+            outcome.check(name, found, self.expected[count], TOLERANCE[contender.exact])
+
     def leave_out(self, name: str, reason: object) -> None:
-        note = f"{name} left out ({self.model}, {self.threads} threads): {reason}"
+        note = f"{name} left out ({self.model}, {threads_of(self.threads)}): {reason}"
         say(note)
         self.results.notes.append(note)
 
