@@ -97,7 +97,7 @@ class Graph:
         objects = self._bindings(bindings, [*openmp, *known])
         objects += self._cxx([s for s in sources if s not in bindings + simd], [*openmp, *known])
         for isa, extra in isas.items():
-            fp64 = ["-DSHARPMASK_FP64"] if isa == "baseline" else []
+            fp64 = ["-DSHARPMASK_FP64"] if isa == next(iter(isas)) else []
             objects += self._cxx(simd, [*openmp, *extra, *fp64, f"-DSHARPMASK_ISA={isa}"], isa)
         self.writer.build(target, "link", objects, variables={"flags": escape(shlex.join(flags))})
         return ", ".join(isas)

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 # The instruction sets that csrc/cpu/simd is compiled for, if the compiler knows them. One is chosen at run time.
+# The first is what every processor of its kind can run.
 ISAS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
 }
+ARM_ISAS: dict[str, list[str]] = {"neon": []}
 # The compute capabilities of GPUs from Turing (2018) on.
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 # Without a GPU, what most servers have; the driver translates PTX for all others. More would take minutes.
@@ -116,8 +118,9 @@ def find_openmp(compiler: list[str]) -> list[str]:
 
 def find_isas(compiler: list[str]) -> dict[str, list[str]]:
     """The instruction sets that the compiler can compile for, each with its flags."""
+    target = subprocess.run([*compiler, "-dumpmachine"], stdout=subprocess.PIPE, text=True).stdout
     found = {}
-    for isa, flags in ISAS.items():
+    for isa, flags in (ARM_ISAS if target.startswith(("aarch64", "arm64")) else ISAS).items():
         try:
             check_program([*compiler, *flags], "int main() {}\n")
         except BuildError as error:

@@ -6,9 +6,18 @@
 
 namespace sharpmask {
 
+// What every processor of its kind can run.
+#ifdef SHARPMASK_NEON
+namespace neon {
+extern const Kernels kernels;
+}
+namespace least = neon;
+#else
 namespace baseline {
 extern const Kernels kernels;
 }
+namespace least = baseline;
+#endif
 #ifdef SHARPMASK_AVX2
 namespace avx2 {
 extern const Kernels kernels;
@@ -23,7 +32,7 @@ extern const Kernels kernels;
 namespace {
 
 std::vector<const Kernels*> usable() {
-    std::vector<const Kernels*> found{&baseline::kernels};
+    std::vector<const Kernels*> found{&least::kernels};
 #ifdef SHARPMASK_AVX2
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::kernels);
 #endif
@@ -55,7 +64,7 @@ const Kernels& kernels() {
     return chosen;
 }
 
-const Kernels& kernels(DType dtype) { return dtype == DType::float64 ? baseline::kernels : kernels(); }
+const Kernels& kernels(DType dtype) { return dtype == DType::float64 ? least::kernels : kernels(); }
 
 std::string usable_isas() {
     std::string names;

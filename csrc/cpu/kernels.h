@@ -37,7 +37,7 @@ struct Kernels {
 // and that runs here.
 const Kernels& kernels();
 
-// The same for maps of a dtype. fp64 serves checks, not speed: only the baseline is compiled for it, with
+// The same for maps of a dtype. fp64 serves checks, not speed: only the least set is compiled for it, with
 // SHARPMASK_FP64, for it would nearly double the time that every other set takes to compile.
 const Kernels& kernels(DType dtype);
 

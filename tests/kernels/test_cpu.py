@@ -291,9 +291,10 @@ def test_the_best_instruction_set_runs_unless_one_is_named() -> None:
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:
+    first_isa = device.module().build_info()["isas"].split(", ")[0]
     done = isa_of("mmx")
     assert done.returncode != 0
-    assert "SHARPMASK_CPU_ISA must be one of those that run here (baseline" in done.stderr
+    assert f"SHARPMASK_CPU_ISA must be one of those that run here ({first_isa}" in done.stderr
     assert "got 'mmx'" in done.stderr
 
 
@@ -304,4 +305,4 @@ def test_no_inline_function_is_shared_by_instruction_sets() -> None:
     names = [line.split(maxsplit=2)[2] for line in listed.splitlines() if " W " in line]
     # Of the standard library and the shared headers, the files compiled once have copies of their own.
     suspects = [name for name in names if name.startswith("sharpmask::") or "void sharpmask::" in name]
-    assert all(re.search(r"sharpmask::(baseline|avx2|avx512)::", name) for name in suspects), suspects
+    assert all(re.search(r"sharpmask::(baseline|avx2|avx512|neon)::", name) for name in suspects), suspects
