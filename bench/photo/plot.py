@@ -40,6 +40,7 @@ def draw(results: Results, path: Path) -> None:
         ax.set_yticks(range(len(found)), [m.name for m in found], fontsize=8)
         ax.invert_yaxis()
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.set_title(title, loc="left", fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
     least, most = (f(m.median for _, found in groups for m in found) for f in (min, max))
