@@ -39,7 +39,8 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert photo.main([*given, f"--save={saved}", f"--record={history}"]) == 0
     out = capsys.readouterr().out
     assert {"CPU", "instruction set", "torch", "commit", "date"} <= set(re.findall(r"(?m)^([\w ]+): ", out))
-    one, ratios, photos = cells(out)
+    one, ratios, stages, photos = cells(out)
+    assert {"trunk and heads", "refine", "encode", "suppress"} < {row[0] for row in stages}
     assert one[0] == ["", "N = 5", "N = 10", "times ours, N = 10", "memory, N = 10"]
     assert [row[0] for row in one[2:]] == names
     assert all(re.fullmatch(r"\d\.\d{3} s", cell) for row in one[2:] for cell in row[1:3])
@@ -54,7 +55,7 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         for peer in ("eager", "onnxruntime")
     }
     assert photo.main([f"--load={saved}", "--markdown", f"--plot={picture}"]) == 0
-    assert cells(capsys.readouterr().out) == [one, ratios, photos]
+    assert cells(capsys.readouterr().out) == [one, ratios, stages, photos]
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -146,7 +147,8 @@ class FakeProcess:
         if what == "look":
             found = an_outcome()
             outcome.save(louder(found) if self.name == self.wrong else found, Path(path))
-        return {"seconds": {"eager": 1.0, "openvino": 0.1}.get(self.name, 0.5), "peak": 1000 + 500 * (what == "peak")}
+        taken = {"eager": 1.0, "openvino": 0.1}.get(self.name, 0.5)
+        return {"seconds": taken, "stages": {"refine": 0.1}, "peak": 1000 + 500 * (what == "peak")}
 
     def __enter__(self) -> FakeProcess:
         return self

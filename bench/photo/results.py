@@ -30,6 +30,9 @@ class Measured:
     peak: int | None = None
     """Bytes beyond the loaded model at the peak; None where the system does not tell."""
 
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage of a search, in the last round."""
+
     @property
     def median(self) -> float:
         return float(np.median(self.seconds))

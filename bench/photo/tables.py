@@ -57,6 +57,17 @@ def orientation(results: Results) -> Rows:
     return rows
 
 
+def stages(results: Results) -> Rows:
+    """Where our time goes, with the most threads and windows, in milliseconds."""
+    own = [m for m in results.measured if m.name == OURS]
+    most = max(((m.threads, m.count) for m in own), default=None)
+    own = [m for m in own if (m.threads, m.count) == most]
+    rows = [["", *(f"{m.model}, {threads_of(m.threads)}, N = {m.count}" for m in own)]]
+    for stage in dict.fromkeys(stage for m in own for stage in m.stages):
+        rows.append([stage, *(f"{1e3 * m.stages[stage]:.0f} ms" if stage in m.stages else "-" for m in own)])
+    return rows
+
+
 def many(results: Results) -> Rows:
     """Photos a second."""
     rows = [["", "photos a second", "times the loop"]]
@@ -109,6 +120,7 @@ def sections(results: Results) -> dict[str, Rows]:
         if any(m.group != "other" for m in results.measured if (m.model, m.threads) == (model, threads))
     }
     found["Ratios"] = summary(results)
+    found["Where the time of ours goes, in one of the rounds"] = stages(results)
     if any(m.group == "other" for m in results.measured):
         found["For orientation"] = orientation(results)
     if results.many:

@@ -68,8 +68,9 @@ class Ring:
             say(f"{self.model}, {threads_of(self.threads)}: round {turn + 1} of {rounds}")
             for count in counts:
                 for process, found in close:
-                    taken = process.ask(what="time", count=count)["seconds"]
-                    found[count].seconds = [*(found[count].seconds if turn else []), taken]
+                    own, answer = found[count], process.ask(what="time", count=count)
+                    own.seconds = [*(own.seconds if turn else []), answer["seconds"]]
+                    own.stages = answer["stages"]
         for process, found in close if rounds else []:
             most, peak = found[counts[-1]], process.ask(what="peak")["peak"]
             if most.peak is not None:
