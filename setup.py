@@ -54,6 +54,7 @@ CXXFLAGS = [
 # What reads the arguments of calls gains nothing from -O3, which takes a third longer.
 BINDINGS = ["-O1"]
 NVCCFLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads=0"]
+UNITS = 4  # of each instruction set: enough to use several cores
 SHARED = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 
 
@@ -98,7 +99,9 @@ class Graph:
         objects += self._cxx([s for s in sources if s not in bindings + simd], [*openmp, *known])
         for isa, extra in isas.items():
             fp64 = ["-DSHARPMASK_FP64"] if isa == next(iter(isas)) else []
-            objects += self._cxx(simd, [*openmp, *extra, *fp64, f"-DSHARPMASK_ISA={isa}"], isa)
+            for first, *rest in units(simd):
+                together = [f"-include{source}" for source in rest]
+                objects += self._cxx([first], [*openmp, *extra, *fp64, f"-DSHARPMASK_ISA={isa}", *together], isa)
         self.writer.build(target, "link", objects, variables={"flags": escape(shlex.join(flags))})
         return ", ".join(isas)
 
@@ -129,6 +132,17 @@ class Graph:
             # Which failed, and why, shows only when they are built one at a time.
             return {target: reason for target in targets for reason in self.build([target]).values()}
         return {}
+
+
+def units(sources: list[str]) -> list[list[str]]:
+    """Which sources are compiled together: what all of them include takes about as long to read as they to compile."""
+    found: list[list[str]] = [[] for _ in range(UNITS)]
+    lengths = [0] * UNITS
+    for source in sorted(sources, key=lambda source: -Path(source).stat().st_size):
+        shortest = lengths.index(min(lengths))
+        found[shortest].append(source)
+        lengths[shortest] += Path(source).stat().st_size
+    return [unit for unit in found if unit]
 
 
 def in_folder(name: str, sources: list[str]) -> list[str]:

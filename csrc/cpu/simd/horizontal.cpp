@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t held_bytes = 192 << 10;  // of the rows held by a task: they stay in the second cache
 
 // A rectangle of the result.
-struct Part {
+struct Area {
     int64_t image, top, bottom, left, right;
 };
 
@@ -91,7 +91,7 @@ class Chain {
         for (int64_t i = 0; i < depth(); ++i) rows_.emplace_back(convs[i].inputs, widest + 2 * (depth() - i));
     }
 
-    void run(const Part& part) {
+    void run(const Area& part) {
         const int64_t height = a_.feature.height, width = a_.feature.width;
         image_ = part.image;
         for (int64_t i = 0; i < depth(); ++i) {
@@ -147,15 +147,15 @@ class Chain {
 
 // The parts of the result that are needed, none wider than `widest` or higher than `highest`: runs of needed
 // tiles of a row, with those above them that are alike.
-std::vector<Part> parts_of(const Horizontal& a, int64_t widest, int64_t highest) {
+std::vector<Area> parts_of(const Horizontal& a, int64_t widest, int64_t highest) {
     const TypedMap& out = a.out;
-    std::vector<Part> parts;
+    std::vector<Area> parts;
     const auto add = [&](int64_t image, int64_t top, int64_t bottom, int64_t left, int64_t right) {
         const int64_t pieces = (right - left + widest - 1) / widest;
         for (int64_t i = 0; i < pieces; ++i) {
-            const Part part{image, top, bottom, left + (right - left) * i / pieces,
+            const Area part{image, top, bottom, left + (right - left) * i / pieces,
                             left + (right - left) * (i + 1) / pieces};
-            const auto above = std::find_if(parts.rbegin(), parts.rend(), [&](const Part& p) {
+            const auto above = std::find_if(parts.rbegin(), parts.rend(), [&](const Area& p) {
                 return p.image == image && p.bottom == top && p.left == part.left && p.right == part.right &&
                        bottom - p.top <= highest;
             });
@@ -205,7 +205,7 @@ void run_chain(const Horizontal& a) {
     const int64_t widest = std::max<int64_t>(fitting - 2 * a.weights.size(), 16);
     // Rows at a part's border are computed twice.
     const int64_t share = (a.out.batch * a.out.height + 4 * a.threads - 1) / (4 * a.threads);
-    const std::vector<Part> parts = parts_of(a, widest, std::max<int64_t>(share, 16));
+    const std::vector<Area> parts = parts_of(a, widest, std::max<int64_t>(share, 16));
     parallel_for(
         parts.size(), a.threads, [&] { return Chain<T>(a, convs, widest); },
         [&](Chain<T>& chain, int64_t begin, int64_t end) {

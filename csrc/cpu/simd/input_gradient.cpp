@@ -8,7 +8,7 @@
 namespace sharpmask::SHARPMASK_ISA {
 namespace {
 
-constexpr int64_t band_rows = 32;  // as in convolve.cpp
+constexpr int64_t rows_of_band = 32;  // as in convolve.cpp
 
 // For replicate padding. The convolution of the gradient is a cell larger on every side than the input, and
 // what the cells of the padding receive is added to the border cells that they are copies of.
@@ -96,7 +96,7 @@ template <class T>
 void replicate_gradient(const InputGradient& a, const Dense<T>& weight) {
     const Conv3x3<T> conv(weight.get(), nullptr, a.grad.channels, a.out.channels, a.out.height + 2,
                           a.out.width + 2);
-    const Bands bands = bands_of_rows(a.out.batch, a.out.height, band_rows);
+    const Bands bands = bands_of_rows(a.out.batch, a.out.height, rows_of_band);
     const int threads = threads_for(a.threads, a.out, conv.inputs + conv.outputs);
     parallel_for(bands.count(), threads, [&](int64_t begin, int64_t end) {
         ReplicateGradient<T> gradient(a, conv);
