@@ -32,7 +32,7 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 def integer(name: str, value: Any, least: int | None, most: int | None = MOST) -> int:
     """``value`` as an integer from ``least`` to ``most``; by default, 64 bits hold it."""
-    if type(value) is int and least is not None and most is not None and least <= value <= most:
+    if type(value) is int and (least is None or least <= value) and (most is None or value <= most):
         return value  # the quick way
     if not isinstance(value, (int, torch.SymInt)):
         value = _index(name, value)

@@ -68,11 +68,10 @@ def _checked_shape(logits: Tensor) -> torch.Size:
 
 
 def _checked_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    height, width = (
-        checks.integer(f"image_size[{i}]", side, least=None, most=None)
-        for i, side in enumerate(checks.pair("image_size", image_size, "a pair (height, width)"))
-    )
-    if min(height, width) < 1:
+    height, width = checks.pair("image_size", image_size, "a pair (height, width)")
+    height = checks.integer("image_size[0]", height, least=None, most=None)
+    width = checks.integer("image_size[1]", width, least=None, most=None)
+    if height < 1 or width < 1:
         raise checks.refusal("image_size", "at least 1x1", (height, width))
     if height * width >= 1 << 32:  # COCO counts in 32 bits
         raise checks.refusal("image_size", "of fewer than 2^32 pixels", (height, width))
@@ -80,10 +79,13 @@ def _checked_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _checked_scales(scales: Sequence[float], image_size: tuple[int, int]) -> list[float]:
-    found = [checks.number(f"scales[{i}]", scale) for i, scale in enumerate(checks.listed("scales", scales))]
-    if not all(0 < scale < float("inf") for scale in found):
+    found = checks.listed("scales", scales)
+    for i, scale in enumerate(found):
+        if type(scale) is not float:
+            found[i] = checks.number(f"scales[{i}]", scale)
+    if not all(0 < scale < math.inf for scale in found):
         raise checks.refusal("scales", "positive", found)
-    if any(math.isinf(scale * max(image_size)) for scale in found):
+    if found and math.isinf(max(found) * max(image_size)):
         raise checks.refusal("scales", "small enough for scaled sides that a float can hold", found)
     return found
 
