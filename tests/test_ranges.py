@@ -18,6 +18,7 @@ from sharpmask.convert.layers import Layer
 from sharpmask.data.tile_config import TileConfig
 from sharpmask.errors import DataError
 from sharpmask.models import ModelConfig, SearchConfig
+from sharpmask.plain import from_plain, read_yaml
 from sharpmask.ranges import Length, Range, Settings, field_types
 from sharpmask.training import TrainConfig
 
@@ -135,3 +136,16 @@ def test_values_take_the_fields_own_type() -> None:
     assert config.dataset == Path("a") and config.lr == 1e-3 and config.milestones == (3, 5)
     assert config.factors == (1.0, 2.0) and type(config.clip) is float
     assert {type(getattr(config, f.name)) for f in fields(config) if f.name in ("steps", "seed")} == {int}
+
+
+@pytest.mark.parametrize("text", ["1000", "1e3", "1.0e+3", "1000.0"])
+def test_whole_numbers_may_be_written_with_an_exponent(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"dataset: a\nout: b\nsteps: {text}\n")
+    config = from_plain(TrainConfig, read_yaml(tmp_path / "a.yaml"), "a.yaml")
+    assert config.steps == 1000 and type(config.steps) is int
+
+
+@pytest.mark.parametrize("value", ["1e-3", 10.5, "1e400", "nan"])
+def test_other_numbers_are_no_whole_ones(value: object) -> None:
+    with pytest.raises(DataError, match="steps must be a whole number from 1"):
+        TrainConfig(Path("a"), Path("b"), steps=value)  # type: ignore[arg-type]

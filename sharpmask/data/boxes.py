@@ -57,7 +57,8 @@ class BoxAudit:
 
     def __init__(self) -> None:
         self.boxes = self.areas = self.off_areas = 0
-        self._first_area = ""
+        self.unreadable = 0
+        self._first_area = self._first_unreadable = ""
         self._ids: list[int] = []
         self._rows = array("d")  # of each box that differs: as annotated, drawn x0 y0 x1 y1, width and height of photo
 
@@ -77,6 +78,11 @@ class BoxAudit:
                 self._first_area = self._first_area or f"annotation {key}: area {area:g} of {shape.area} pixels"
                 self.off_areas += 1
 
+    def add_unreadable(self, key: int, problem: Exception) -> None:
+        """Count annotation `key`, of whose box and area one cannot be read."""
+        self.unreadable += 1
+        self._first_unreadable = self._first_unreadable or f"annotation {key}: {problem}"
+
     def notes(self, file: Path) -> list[str]:
         """Lines about boxes and areas that differ. Raises DataError if most boxes have another meaning."""
         rows = np.frombuffer(self._rows).reshape(-1, 10)
@@ -91,6 +97,11 @@ class BoxAudit:
             notes.append(
                 f"{file}: areas that differ from their masks', which count: {self.off_areas} of {self.areas}; "
                 f"first: {self._first_area}"
+            )
+        if self.unreadable:
+            notes.append(
+                f"{file}: annotations with an unreadable box or area beside their mask, which counts: "
+                f"{self.unreadable}; first: {self._first_unreadable}"
             )
         return notes
 

@@ -196,8 +196,10 @@ class ObjectReader:
         crowd = entry.get("iscrowd")
         if crowd not in (0, 1, None):
             raise BadEntry(f"iscrowd must be 0 or 1, got {show(crowd)}")
-        box, area = read_box(entry.get("bbox")), read_area(entry.get("area"))
         raw = entry.get("segmentation")
+        box, area, unreadable = _box_and_area(entry)
+        if unreadable is not None and _is_empty(raw):
+            raise unreadable
         # Two objects of COCO itself are lines without an area, and their entries say so.
         flat = box is None or min(box[2:]) == 0
         empty = flat and (area == 0 or (area is None and box is not None and any(box)))
@@ -219,6 +221,8 @@ class ObjectReader:
         for line in left_out or ():
             self._reject(f"{self.file}: annotation {key}: {line}")
         self._audit.add(key, box, area, shape, height, width)
+        if unreadable is not None:
+            self._audit.add_unreadable(key, unreadable)
         self._drawn += 1
         if crowd:
             self._crowds.ids.append(key)
@@ -227,6 +231,14 @@ class ObjectReader:
 
 def _instance(key: int, category: int, shape: Shape, crowd: bool, height: int, width: int) -> Instance:
     return Instance(key, category, shape.box, float(shape.area), crowd, height, width, shape.segmentation)
+
+
+def _box_and_area(entry: dict[str, Any]) -> tuple[Box | None, float | None, BadEntry | None]:
+    """The annotated box and area, and why one cannot be read: then neither tells anything."""
+    try:
+        return read_box(entry.get("bbox")), read_area(entry.get("area")), None
+    except BadEntry as error:
+        return None, None, error
 
 
 def _reference(entry: dict[str, Any], field: str, known: Mapping[int, Any]) -> int:

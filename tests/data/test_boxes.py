@@ -156,6 +156,25 @@ def test_area_is_the_masks(tmp_path: Path, area: float | None) -> None:
         assert folder.notes[0].endswith(f"area {area:g} of 240 pixels")
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"area": "240"}, "area must be a number of pixels, got '240'"),
+        ({"area": float("nan")}, "area must be a number of pixels, got nan"),
+        ({"bbox": "none"}, "bbox must be [x, y, width, height], got 'none'"),
+        ({"bbox": [1, 2, 3]}, "bbox must be [x, y, width, height], got [1, 2, 3]"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "bbox must be [x, y, width, height], got [1, 2, nan, 4]"),
+    ],
+)
+def test_what_cannot_be_read_beside_a_mask_is_only_said(tmp_path: Path, fields: dict[str, Any], told: str) -> None:
+    entries = [entry(4, rectangle(5, 8, 20, 12), **fields), entry(5, rectangle(5, 8, 20, 12), **fields)]
+    folder = CocoFolder(write(tmp_path, *entries))
+    assert boxes(folder) == [(5, 8, 20, 12)] * 2
+    assert [instance.area for instance in folder.photos[0].instances] == [240, 240]
+    (note,) = folder.notes
+    assert f"box or area beside their mask, which counts: 2; first: annotation 4: {told}" in note
+
+
 def test_training_sees_the_same_whatever_the_boxes(tmp_path: Path, synth: Path) -> None:
     """The folder of the fixture, with boxes of its masks and with placeholders."""
     shutil.copytree(synth, tmp_path / "set")
