@@ -39,7 +39,7 @@ fi
 # The module in a copy of the sources, under the name that Python on Arm looks for.
 if [[ ! -d $folder/host ]]; then
     "$python" -m venv "$folder/host"
-    "$folder/host/bin/pip" install --quiet setuptools pybind11 ninja
+    "$folder/host/bin/pip" install --quiet 'setuptools>=77' pybind11 ninja
 fi
 rm -rf "$folder/tree"
 git clone --quiet "$repo" "$folder/tree"
