@@ -62,7 +62,7 @@ def tile(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
 
     from sharpmask_kernels.backends.triton.kernels import conv3x3, upsample
 
-    for kernel in (conv3x3.conv_relu, conv3x3.input_gradient):
+    for kernel in (conv3x3.forward, conv3x3.input_gradient):
         monkeypatch.setattr(kernel, "configs", [triton.Config({"PIXELS": pixels})])
     # At least three rows of 17 activations: two of corners.
     monkeypatch.setattr(upsample.forward, "configs", [triton.Config({"PIXELS": max(pixels, 64)})])

@@ -91,7 +91,7 @@ def precision(kernel: Any) -> str | None:
 
 
 PIXEL = {
-    "a": ("A", "CHANNELS"),  # conv_relu gives its one map as a
+    "a": ("A", "CHANNELS"),  # conv3x3.forward gives its one map as a
     "b": ("B",),
     "addend": ("OUT",),
     "source": ("C",),

@@ -30,8 +30,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
+from bench.workloads.horizontal import HIDDEN
 from bench.workloads.shapes import Level
-from sharpmask_kernels.backends.triton import gather_windows, refinement
+from sharpmask_kernels.backends.triton import gather_windows, horizontal, refinement
 
 from . import machine_code
 from .roofline import LEVELS
@@ -83,6 +84,16 @@ def compile_refinement(level: Level, dtype: torch.dtype, upsample: str, padding_
     refinement.add_upsample(horizontal, mask, half, bias, *modes, True)
     refinement.refine_backward(out, active, skip, feature, mask, skip_weight, weight, *modes, True, [True] * 6)
     refinement.add_upsample_backward(out, active, mask, half, *modes, True, [True] * 4)
+
+
+def compile_horizontal(level: Level, dtype: torch.dtype, padding_mode: str) -> None:
+    """All launches of a refinement module's horizontal half, forward and backward."""
+    widths = (level.feature, HIDDEN, level.skip, level.out)
+    feature, *hidden, out = maps(level, dtype, *widths)
+    weights = [_meta(dtype, b, a, 3, 3) for a, b in itertools.pairwise(widths)]
+    biases = [_meta(dtype, b) for b in widths[1:]]
+    horizontal.horizontal(feature, weights, biases, padding_mode, None, 1, True)
+    horizontal.horizontal_backward(out, hidden, feature, weights, padding_mode, None, 1, True, [True] * 7)
 
 
 def compile_gathering(level: Level, dtype: torch.dtype) -> None:
@@ -152,7 +163,7 @@ class Compiled:
 
 
 def _multiplies(kernel: str) -> bool:
-    return kernel in ("conv3x3.conv_relu", "conv3x3.input_gradient", "conv3x3.weight_gradient", "upsample.forward")
+    return kernel in ("conv3x3.forward", "conv3x3.input_gradient", "conv3x3.weight_gradient", "upsample.forward")
 
 
 class _Driver:
@@ -195,6 +206,7 @@ def compile_case(case: Case) -> list[Compiled]:
         mock.patch.object(torch.version, "hip", hip),
     ):
         compile_refinement(LEVELS[level], DTYPES[dtype], upsample, padding_mode)
+        compile_horizontal(LEVELS[level], DTYPES[dtype], padding_mode)
         compile_gathering(LEVELS[level], DTYPES[dtype])
     return list(found.values())
 

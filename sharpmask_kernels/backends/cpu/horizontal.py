@@ -15,6 +15,7 @@ from torch import Tensor
 from ... import _cpu, layout
 from ..native import optional_view, view
 from ..needs import HorizontalNeeds, ParameterNeeds
+from ..tiles import cells
 from .convolutions import (
     feature_gradient_into,
     input_gradient_into,
@@ -70,11 +71,6 @@ def _areas(convs: int, needed: Tensor | None, tile: int, size: Sequence[int]) ->
     return [area.grown(convs - 1 - i, size) for i in range(convs)]
 
 
-def _not_needed(needed: Tensor, tile: int, size: Sequence[int]) -> Tensor:
-    cells = needed.logical_not().repeat_interleave(tile, 1).repeat_interleave(tile, 2)
-    return cells[:, None, : size[0], : size[1]]
-
-
 def _chain(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -126,7 +122,7 @@ def horizontal(
         for i, (weight, bias, area) in enumerate(zip(weights, biases, areas, strict=True)):
             _convolve(maps[i], weight, bias, padding_mode, area, maps[i + 1], relu=i + 1 < len(weights))
         if needed is not None:
-            out.masked_fill_(_not_needed(needed, tile, size), 0)
+            out.masked_fill_(~cells(needed, tile, size), 0)
         return out, maps[1:-1]
     if needed is not None:
         out.zero_()
@@ -157,7 +153,7 @@ def horizontal_backward(
     size = feature.shape[2:]
     areas = _areas(len(weights), needed, tile, size)
     if needed is not None:
-        grad = grad.masked_fill(_not_needed(needed, tile, size), 0)
+        grad = grad.masked_fill(~cells(needed, tile, size), 0)
     grad = grad.to(wide_dtype(grad.dtype))
     d_feature: Tensor | None = None
     parameters: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(weights)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import layout
 from ..needs import ConvNeeds, HorizontalNeeds
+from ..tiles import cells
 from .refinement import asked, conv3x3, conv3x3_backward
 
 
@@ -36,8 +37,7 @@ def where_needed(x: Tensor, needed: Tensor | None, tile: int) -> Tensor:
     """``x``, and 0 in tiles that are not needed."""
     if needed is None:
         return x
-    cells = needed.repeat_interleave(tile, 1).repeat_interleave(tile, 2)
-    return torch.where(cells[:, None, : x.shape[2], : x.shape[3]], x, 0)
+    return torch.where(cells(needed, tile, x.shape[2:]), x, 0)
 
 
 def horizontal_backward(

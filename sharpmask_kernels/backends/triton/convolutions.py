@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import checks, layout
+from ..needs import ConvNeeds
 from .device import INTERPRETED
 from .launch import FUSED, as_map, as_pixels, power_of_2, tiles
 
@@ -112,17 +113,17 @@ def formatted(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     return x if x.stride() == out.stride() else out.copy_(x)
 
 
-def conv_relu(x: Tensor, convolution: Convolution) -> Tensor:
-    """ReLU(conv(x)), in channels_last."""
+def conv(x: Tensor, convolution: Convolution, memory_format: torch.memory_format, relu: bool) -> Tensor:
+    """conv(x), or ReLU(conv(x))."""
     from .kernels import conv3x3 as kernels
 
     pixels, outputs = _pixels(x), convolution.outputs
     batch, channels, height, width = x.shape
-    out = layout.empty((batch, outputs, height, width), x, torch.channels_last)
+    out = layout.empty((batch, outputs, height, width), x, memory_format)
     if pixels == 0:
         return out
     columns = _columns(outputs, MOST_CHANNELS)
-    kernels.conv_relu[lambda meta: (tiles(pixels, meta["PIXELS"]), tiles(outputs, columns))](
+    kernels.forward[lambda meta: (tiles(pixels, meta["PIXELS"]), tiles(outputs, columns))](
         as_pixels(x),
         *convolution.pointers(),
         as_map(out),
@@ -131,6 +132,7 @@ def conv_relu(x: Tensor, convolution: Convolution) -> Tensor:
         width,
         CHANNELS=channels,
         OUT=outputs,
+        RELU=relu,
         REPLICATE=convolution.replicate,
         N=columns,
         **_contraction(channels, x.dtype, 128).constants(),
@@ -315,3 +317,18 @@ def weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, cha
 
 def bias_gradient(grad: Tensor) -> Tensor:
     return grad.permute(0, 2, 3, 1).flatten(0, 2).sum(0, dtype=torch.float32).to(grad.dtype)
+
+
+def convolution_gradients(
+    grad: Tensor, x: Tensor, convolution: Convolution, channels_last: bool, needs: ConvNeeds, relu: bool = False
+) -> list[Tensor | None]:
+    """Gradients of x, weight and bias from that of a convolution of x, in channels_last.
+
+    ``relu``: a ReLU made x, and its gradient is the one before this ReLU.
+    """
+    activation = x if relu else None
+    return [
+        *input_gradients(grad, convolution, (x.shape[1],), channels_last, (needs.input,), activation),
+        weight_gradient(grad, (x,), convolution.padding_mode, channels_last) if needs.weight else None,
+        bias_gradient(grad) if needs.bias else None,
+    ]

@@ -31,7 +31,7 @@ def unavailable() -> str | None:
 
 BACKEND = Backend(
     "triton",
-    ops=("merge_upsample", "refine", "add_upsample", "gather_windows"),
+    ops=("merge_upsample", "refine", "add_upsample", "gather_windows", "horizontal"),
     devices=("cuda",),  # of PyTorch for ROCm, too
     dtypes=(torch.float32, torch.float16, torch.bfloat16),
     self_checked=True,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ... import layout
-from ..needs import AddNeeds, ConvNeeds, MergeNeeds, RefineNeeds
+from ..needs import AddNeeds, MergeNeeds, RefineNeeds
 from .convolutions import (
     Convolution,
     before_relu,
     bias_gradient,
-    conv_relu,
+    conv,
     conv_relu_upsample,
+    convolution_gradients,
     formatted,
     input_gradients,
     weight_gradient,
@@ -64,17 +66,6 @@ def _merge_gradients(
     ]
 
 
-def _convolution_gradients(
-    grad: Tensor, x: Tensor, convolution: Convolution, channels_last: bool, needs: ConvNeeds
-) -> list[Tensor | None]:
-    """Gradients of x, weight and bias from that of a convolution of x."""
-    return [
-        *input_gradients(grad, convolution, (x.shape[1],), channels_last, (needs.input,)),
-        weight_gradient(grad, (x,), convolution.padding_mode, channels_last) if needs.weight else None,
-        bias_gradient(grad) if needs.bias else None,
-    ]
-
-
 def _made(gradients: Sequence[Tensor | None]) -> list[Tensor]:
     return [gradient for gradient in gradients if gradient is not None]
 
@@ -104,7 +95,7 @@ def add_upsample_backward(
     return _made(
         [
             formatted(grad, layout.chosen(channels_last)) if wanted.horizontal else None,
-            *_convolution_gradients(grad, mask, convolution, channels_last, wanted.convolution),
+            *convolution_gradients(grad, mask, convolution, channels_last, wanted.convolution),
         ]
     )
 
@@ -123,7 +114,7 @@ def refine(
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Two launches. The backward needs the skip anyway, and reading back its few channels costs little beside reading
     # the feature's, the more so as they are still in the L2 cache.
-    skip = conv_relu(feature, Convolution(skip_weight, skip_bias, padding_mode))
+    skip = conv(feature, Convolution(skip_weight, skip_bias, padding_mode), torch.channels_last, relu=True)
     merge = Convolution(merge_weight, merge_bias, padding_mode)
     memory_format = layout.memory_format(feature, mask)
     out, active = conv_relu_upsample((skip, mask), None, merge, upsample, save, memory_format)
@@ -153,7 +144,7 @@ def refine_backward(
     d_feature = d_skip_weight = d_skip_bias = None
     if d_skip is not None:
         convolution = Convolution(skip_weight, None, padding_mode)
-        d_feature, d_skip_weight, d_skip_bias = _convolution_gradients(
+        d_feature, d_skip_weight, d_skip_bias = convolution_gradients(
             contiguous_pixels(d_skip), feature, convolution, channels_last, wanted.convolution
         )
     return _made([d_feature, d_mask, d_skip_weight, d_skip_bias, d_merge_weight, d_merge_bias])

@@ -87,7 +87,7 @@ def convolve(
         col = x[:, None] + (tap % 3 - 1)[None, :]
         inside = real[None, :]
         if K <= PADDED:
-            # Always true. Without it LLVM would unroll the whole loop where a step lies within one tap, and conv_relu
+            # Always true. Without it LLVM would unroll the whole loop where a step lies within one tap, and forward
             # would take 72 registers instead of 48 (sm_90, 64 channels).
             inside = inside & (row >= -1) & (row <= height) & (col >= -1) & (col <= width)
         values = joined_channels(a, b, image, row, col, channel, inside, height, width, A=A, REPLICATE=REPLICATE)
@@ -106,10 +106,10 @@ def relu(x: tl.tensor) -> tl.tensor:
 
 @triton.autotune(
     candidates((64, 4, 3), (64, 4, 4), (128, 8, 3), interpreted=64),
-    key=["CHANNELS", "OUT", "REPLICATE"],
+    key=["CHANNELS", "OUT", "RELU", "REPLICATE"],
 )
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
-def conv_relu(
+def forward(
     x: Map,
     weight_ptr: tl.tensor,  # (OUT, 3, 3, CHANNELS)
     bias_ptr: tl.tensor | None,
@@ -119,6 +119,7 @@ def conv_relu(
     width: tl.tensor,
     CHANNELS: tl.constexpr,
     OUT: tl.constexpr,
+    RELU: tl.constexpr,
     REPLICATE: tl.constexpr,
     PADDED: tl.constexpr,
     K: tl.constexpr,
@@ -126,7 +127,7 @@ def conv_relu(
     N: tl.constexpr,
     PIXELS: tl.constexpr,
 ) -> None:
-    """ReLU of a convolution of one map."""
+    """A convolution of one map, and ReLU of it if asked."""
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     n = tl.program_id(1) * N + tl.arange(0, N)
     image, row, col = locate(tl.minimum(p, pixels - 1), height, width)
@@ -150,8 +151,11 @@ def conv_relu(
         PRECISION=PRECISION,
     )
     target = offset(out, image, row, col)[:, None] + n.to(tl.int64)[None, :] * out.channel
-    values = relu(acc).to(out.pointer.dtype.element_ty)
-    tl.store(out.pointer + target, values, mask=(p < pixels)[:, None] & (n < OUT)[None, :])
+    if RELU:
+        acc = relu(acc)
+    tl.store(
+        out.pointer + target, acc.to(out.pointer.dtype.element_ty), mask=(p < pixels)[:, None] & (n < OUT)[None, :]
+    )
 
 
 @triton.jit
