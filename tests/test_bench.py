@@ -53,7 +53,7 @@ def test_compare(bench: Callable[[str], ModuleType], tmp_path: Path, capsys: pyt
             assert len(cells) == len(rows[0]) - 1
             assert re.fullmatch(r"[\d.]+ ms", cells[0])
             assert all(re.fullmatch(r"\d+\.\d\d ± 0.00", cell) for cell in cells[1:])
-        trained = sum(name.endswith(" training") for name, *_ in rows)
+        trained = sum(name.endswith((" training", " training-frozen")) for name, *_ in rows)
         has_gradient = hasattr(registry.room("reference", registry.ROOMS[op]), f"{op}_backward")
         assert trained == (len(rows) // 2 if has_gradient else 0)
 

@@ -16,10 +16,13 @@ DIFFERENTIABLE = ("merge_upsample", "refine", "add_upsample", "gather_windows")
 
 def workloads(sizes: Sizes) -> Iterator[Workload]:
     """Op by op. Each shape comes forward only and, where the op has gradients, with them."""
+    patches = (horizontal.training(level, sizes.batch) for level in range(len(LEVELS)))
     for workload in forward(sizes):
         yield workload
         if workload.op in DIFFERENTIABLE:
             yield workload._replace(training=True)
+        if workload.op == "horizontal":
+            yield next(patches)
 
 
 def forward(sizes: Sizes) -> list[Workload]:
