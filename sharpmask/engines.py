@@ -8,10 +8,10 @@ from typing import Final, Literal
 from .errors import DataError
 
 Engine = Literal["torch", "openvino"]
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 PRECISIONS: Final[dict[Engine, tuple[Precision, ...]]] = {
-    "torch": ("fp32",),
+    "torch": ("fp32", "bf16", "fp16"),
     "openvino": ("fp32", "bf16", "int8"),
 }
 """The precisions of each engine."""

@@ -52,7 +52,7 @@ class EngineOptions(Settings):
     engine: Engine = "torch"
     """What computes the maps that windows share; openvino needs sharpmask[openvino] and is faster on CPUs."""
     precision: Precision = "fp32"
-    """Precision of these maps: openvino also has bf16 and int8, for CPUs that are faster by it."""
+    """Precision of these maps: bf16 and fp16 on GPUs; with openvino bf16 and int8, on CPUs that are faster by it."""
     calibrate: Path | None = None
     """Photos, a folder or one, from which int8 takes its ranges. Without any: the photo that comes with the package."""
 

@@ -94,14 +94,16 @@ class SharpMask(DeepMask):
         """The horizontal map of every stage, stride 16 first. The windows of an image share them."""
         return [module.horizontal(tap) for module, tap in zip(self.refinement_modules(), taps, strict=True)]
 
-    def horizontals_at(self, taps: list[Tensor], rows: Tensor, cols: Tensor) -> list[Tensor]:
+    def horizontals_at(self, taps: list[Tensor], rows: Tensor, cols: Tensor, chosen: Tensor) -> list[Tensor]:
         """The horizontal maps of one image where some windows lie; elsewhere they may be 0. For inference only.
 
-        rows, cols (N): the windows' cells at stride 16.
+        rows, cols (N): the windows' cells at stride 16. chosen (N), bool: whether a window counts. Nothing waits for
+        the device.
         """
         height, width = taps[0].shape[2:]
-        corners = taps[0].new_zeros(1, height, width)
-        corners[0, rows.clamp(0, height - 1), cols.clamp(0, width - 1)] = 1
+        corners = taps[0].new_zeros(1, height, width, dtype=torch.float32)
+        places = torch.zeros_like(rows), rows.clamp(0, height - 1), cols.clamp(0, width - 1)
+        corners.index_put_(places, chosen.float(), accumulate=True)
         before = self.cells - 1
         covered = F.max_pool2d(F.pad(corners, (before, 0, before, 0)), self.cells, stride=1)
         needed = F.max_pool2d(covered, TILE, ceil_mode=True) > 0

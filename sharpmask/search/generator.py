@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from ..geometry import GREY
 from ..models import DeepMask, SearchConfig, SharpMask
 from ..models.inference import InferenceForm
 from ..ranges import Range, Settings, number, shown
-from .engines import check_engine, form_of
+from .engines import CAST, check_engine, form_of
 from .maps import Choice, Grid, ImageMaps, Stopwatch, as_tensor, grid_of
 from .pictures import ImageLike, Picture, see
 from .placement import PLACEMENTS, Placement
@@ -94,6 +95,10 @@ class ProposalGenerator(Settings):
         with watch("top-N"):
             windows = self._best(maps)
         logits = self.window_logits(maps, windows, watch)
+        # A score of -inf stands for NaN. To leave it out waits for a GPU, so it is done after all that is queued there.
+        known = windows.score.isfinite()
+        if not known.all():
+            windows, logits = windows.select(known), logits[known]
         rles = self.paste(maps, windows, logits, watch)
         with watch("suppress"):
             stay, scores = self._rank(windows, logits, rles)
@@ -168,11 +173,11 @@ class ProposalGenerator(Settings):
         count = sum(score.numel() for score in maps.score)
         index = number(int, index, "index", Range(0, count - 1))
         window = topk_windows(maps.score, index + 1).select(slice(index, index + 1))
-        code = self.form.codes(maps.codes, window)
         levels = zip(*maps.horizontals, strict=True)
-        horizontals = [gather_windows(maps, window, model.cells << j, step=1 << j) for j, maps in enumerate(levels)]
-        encodings = model.top_down(code, horizontals)
-        final = model.head(encodings[-1]).sigmoid().float()
+        horizontals = [gather_windows(level, window, model.cells << j, step=1 << j) for j, level in enumerate(levels)]
+        with self._casting:
+            encodings = model.top_down(maps.form.codes(maps.codes, window), horizontals)
+            final = model.head(encodings[-1]).sigmoid().float()
         stages = [best_channel(m.float(), final).cpu().numpy() for m in encodings[:-1]]
         return self._seen(maps, window), [*stages, final[0, 0].cpu().numpy()]
 
@@ -193,14 +198,13 @@ class ProposalGenerator(Settings):
         picture = image if isinstance(image, Picture) else self.see(image)
         scales = self._scales(*picture.size)
         pixels = as_tensor(picture.pixels, self.device)
-        maps = ImageMaps.of(picture, scales, self.device)
-        bottom_up = self.form
+        maps = ImageMaps.of(picture, scales, self.device, self.form)
         for scale in sorted(range(len(scales)), key=scales.__getitem__):
             with watch("resize"):
                 resized = self._placement.resize(pixels, scales[scale], picture.size)
-            with watch("trunk and heads"):
-                dense = bottom_up(resized)
-            maps.codes[scale], maps.score[scale] = dense.codes, dense.score
+            with watch("trunk and heads"), self._casting:
+                dense = maps.form(resized)
+            maps.codes[scale], maps.score[scale] = dense.codes, dense.score.float()
             maps.horizontals[scale] = self._horizontals(maps, scale, dense.taps, choose, watch)
             del dense
         return maps
@@ -213,12 +217,12 @@ class ProposalGenerator(Settings):
         if model is None:
             return []
         if choose is None:
-            return model.horizontals(taps)
+            with self._casting:
+                return model.horizontals(taps)
         with watch("top-N"):
             windows = choose(maps)
-            windows = windows.select(windows.scale == scale)
-        with watch("horizontal"):
-            return model.horizontals_at(taps, windows.row, windows.col)
+        with watch("horizontal"), self._casting:
+            return model.horizontals_at(taps, windows.row, windows.col, windows.scale == scale)
 
     def segment(self, maps: ImageMaps, windows: Windows, watch: Stopwatch) -> list[Rle]:
         """Masks of some windows as COCO RLE of the whole image."""
@@ -227,12 +231,12 @@ class ProposalGenerator(Settings):
     def window_logits(self, maps: ImageMaps, windows: Windows, watch: Stopwatch) -> Tensor:
         """Mask logits of some windows as ``paste`` takes them: refined (N, S, S), or the coarse ones."""
         model = self._refiner
-        with watch("codes"):
-            code = self.form.codes(maps.codes, windows)
+        with watch("codes"), self._casting:
+            code = maps.form.codes(maps.codes, windows)
         if model is None:
-            with watch("coarse masks"):
+            with watch("coarse masks"), self._casting:
                 return self._placement.enlarge(self.model.coarse(code))
-        with watch("refine"):
+        with watch("refine"), self._casting:
             return model.refine_codes(code, maps.horizontals, windows)
 
     def paste(self, maps: ImageMaps, windows: Windows, logits: Tensor, watch: Stopwatch) -> list[Rle]:
@@ -250,6 +254,12 @@ class ProposalGenerator(Settings):
         return PLACEMENTS[self._settings.geometry](self.model.window)
 
     @property
+    def _casting(self) -> AbstractContextManager[object]:
+        """Autocast to the precision in which PyTorch computes."""
+        dtype = CAST[self.precision] if self.engine == "torch" else None
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    @property
     def _refiner(self) -> SharpMask | None:
         """The model, if it refines masks here."""
         return self.model if self.refine and isinstance(self.model, SharpMask) else None
@@ -260,8 +270,6 @@ class ProposalGenerator(Settings):
     def _best(self, maps: ImageMaps) -> Windows:
         """The windows to read for the best-scoring ``top_n``."""
         windows = topk_windows(maps.score, self.top_n)
-        # A score of -inf stands for NaN.
-        windows = windows.select(windows.score.isfinite())
         return self._placement.shift(windows, [score.shape[3] for score in maps.score])
 
     def _scales(self, height: int, width: int) -> list[float]:

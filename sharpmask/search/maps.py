@@ -16,6 +16,7 @@ from sharpmask_kernels import Windows
 from sharpmask_kernels.windows import STRIDE, scaled_size
 
 from ..geometry import CANONICAL
+from ..models.inference import InferenceForm
 from .pictures import Picture
 
 
@@ -31,12 +32,14 @@ class ImageMaps(NamedTuple):
     """(1, 1, rows, cols); a single -inf as long as the scale has not been looked at."""
     horizontals: list[list[Tensor]]
     """By scale and stage; empty without refinement."""
+    form: InferenceForm
+    """What computes them, and the windows' codes of them."""
 
     @classmethod
-    def of(cls, picture: Picture, scales: list[float], device: torch.device) -> ImageMaps:
+    def of(cls, picture: Picture, scales: list[float], device: torch.device, form: InferenceForm) -> ImageMaps:
         """Those of a picture that has not been looked at."""
         nothing = [torch.full((1, 1, 1, 1), -torch.inf, device=device)] * len(scales)
-        return cls(picture, scales, nothing, [*nothing], [[] for _ in scales])
+        return cls(picture, scales, nothing, [*nothing], [[] for _ in scales], form)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,18 +72,36 @@ class Grid(NamedTuple):
 
 
 class Stopwatch:
-    """Seconds by stage; on a GPU each stage waits for its own work."""
+    """Seconds by stage. On a GPU they are taken there, so no stage waits for the one before."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, dict[str, float]()
+        self.device = device
+        self._stages: list[tuple[str, float | tuple[torch.cuda.Event, torch.cuda.Event]]] = []
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            with torch.cuda.device(self.device):
+                start.record()
+                yield
+                end.record()
+            self._stages.append((stage, (start, end)))
+        else:
+            begun = time.perf_counter()
+            yield
+            self._stages.append((stage, time.perf_counter() - begun))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of all stages so far, in order; waits for a GPU."""
+        total: dict[str, float] = {}
+        for stage, taken in self._stages:
+            if not isinstance(taken, float):
+                taken[1].synchronize()
+                taken = taken[0].elapsed_time(taken[1]) / 1e3
+            total[stage] = total.get(stage, 0.0) + taken
+        return total
 
 
 def as_tensor(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:

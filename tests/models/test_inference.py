@@ -80,12 +80,15 @@ def test_maps_are_those_of_the_plain_model(model: DeepMask, size: tuple[int, int
 @torch.inference_mode()
 def test_horizontal_maps_are_those_of_the_plain_model_where_windows_lie(refiner: SharpMask) -> None:
     taps = refiner.taps(padded(refiner, torch.rand(1, 3, 200, 300)))
-    rows, cols = torch.tensor([0, 0, 5, 11]), torch.tensor([0, 3, 17, 17])
-    plain, fast = refiner.horizontals(taps), refiner.horizontals_at(taps, rows, cols)
+    rows, cols = torch.tensor([0, 0, 5, 11, 5]), torch.tensor([0, 3, 17, 17, 3])
+    chosen = torch.tensor([True, True, True, True, False])
+    plain, fast = refiner.horizontals(taps), refiner.horizontals_at(taps, rows, cols, chosen)
+    only = refiner.horizontals_at(taps, rows[:4], cols[:4], chosen[:4])
+    assert all(torch.equal(a, b) for a, b in zip(fast, only, strict=True))
     for stage, (a, b) in enumerate(zip(fast, plain, strict=True)):
         assert a.shape == b.shape
         side = refiner.cells << stage
-        for row, col in zip(rows.tolist(), cols.tolist(), strict=True):
+        for row, col in zip(rows[:4].tolist(), cols[:4].tolist(), strict=True):
             y, x = row << stage, col << stage
             assert_close(a[:, :, y : y + side, x : x + side], b[:, :, y : y + side, x : x + side])
         assert (a == 0).all(1).any()
@@ -95,10 +98,10 @@ def test_horizontal_maps_are_those_of_the_plain_model_where_windows_lie(refiner:
 def test_windows_beyond_the_maps_are_harmless(refiner: SharpMask) -> None:
     taps = refiner.taps(padded(refiner, torch.rand(1, 3, 64, 64)))
     for row in (-5, 500):
-        assert len(refiner.horizontals_at(taps, torch.tensor([row]), torch.tensor([row]))) == 4
-    assert not refiner.horizontals_at(taps, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))[
-        0
-    ].any()
+        place = torch.tensor([row])
+        assert len(refiner.horizontals_at(taps, place, place, torch.tensor([True]))) == 4
+    none = torch.zeros(0, dtype=torch.int64)
+    assert not refiner.horizontals_at(taps, none, none, none.bool())[0].any()
 
 
 def test_it_is_made_once_and_anew_when_the_model_changes() -> None:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
+
+import torch
 
 from ...engines import Engine, Precision, check_precision
+from ...errors import DataError
 from ...models import DeepMask
 from ...models.inference import InferenceForm
 from . import openvino
+
+CAST: Final[dict[Precision, torch.dtype | None]] = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": None,
+}
+"""What PyTorch casts to in a precision."""
 
 
 def check_engine(model: DeepMask, engine: Engine, precision: Precision, calibration: Path | None) -> None:
@@ -15,6 +27,11 @@ def check_engine(model: DeepMask, engine: Engine, precision: Precision, calibrat
     check_precision(engine, precision, calibration)
     if engine == "openvino":
         openvino.check(model, precision)
+    elif CAST[precision] is not None and model.mean.device.type != "cuda":
+        raise DataError(
+            f"precision must be fp32 with engine torch on {model.mean.device.type}, got {precision}, from which only "
+            "GPUs gain; take fp32, device cuda or engine openvino"
+        )
 
 
 def form_of(
