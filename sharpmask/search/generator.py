@@ -24,7 +24,7 @@ from ..engines import Engine, Precision
 from ..errors import DataError
 from ..geometry import GREY
 from ..models import DeepMask, SearchConfig, SharpMask
-from ..models.inference import InferenceForm
+from ..models.inference import InferenceForm, recompute_weights
 from ..ranges import Range, Settings, number, shown
 from .engines import CAST, check_engine, form_of
 from .maps import Choice, Grid, ImageMaps, Stopwatch, as_tensor, grid_of
@@ -207,6 +207,7 @@ class ProposalGenerator(Settings):
             maps.codes[scale], maps.score[scale] = dense.codes, dense.score.float()
             maps.horizontals[scale] = self._horizontals(maps, scale, dense.taps, choose, watch)
             del dense
+        recompute_weights(self.model)  # calls may have left some of inference mode
         return maps
 
     def _horizontals(
