@@ -72,7 +72,7 @@ def inference_trunk(trunk: Trunk, mean: Tensor, std: Tensor, *, public: bool = F
         return _mobile(trunk, mean, std)
     if isinstance(trunk, ResNetTrunk):
         return _residual(trunk, mean, std, public)
-    plain = copy.deepcopy(trunk).to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(trunk).requires_grad_(False).to(memory_format=torch.channels_last)
     return InferenceTrunk((0, 0), mean, lambda image: plain((image - mean) / std))
 
 
