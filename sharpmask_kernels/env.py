@@ -25,7 +25,7 @@ VARIABLES = {
     "SHARPMASK_NATIVE": "read at installation. auto: compile the C++ kernels if possible; 1: or fail; 0: do not",
     "SHARPMASK_CUDA": "the same for the CUDA kernels",
     "SHARPMASK_CUDA_ARCHS": "read at installation: the GPUs to compile for, as in 80;90, or native, or all",
-    "SHARPMASK_CPU_ISA": "baseline, avx2 or avx512, on Arm neon: the instruction set of the C++ kernels, by default the best",
+    "SHARPMASK_CPU_ISA": "baseline, avx2 or avx512, on Arm neon: the C++ kernels' instruction set, by default the best",
     "TRITON_INTERPRET": "1: Triton interprets its kernels, on the CPU",
     "OMP_NUM_THREADS": "threads on the CPU",
 }

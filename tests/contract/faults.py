@@ -1,4 +1,4 @@
-"""Can the contract suite fail? Ten faults, planted in the reference one at a time, must each be caught.
+"""Can the contract suite fail? Eleven faults, planted in the reference one at a time, must each be caught.
 
 ``python -m tests.contract.faults`` runs, for each fault, the test that is there to catch it, and prints whether it did.
 It exits with 1 if a fault went unnoticed. Tests run as they do by default, with a selection of their parameters'
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharpmask_kernels import layout
-from sharpmask_kernels.backends.reference import gather_windows, refine_windows, refinement
+from sharpmask_kernels.backends.reference import gather_windows, horizontal, refine_windows, refinement
 
 FOLDER = Path(__file__).parent
 
@@ -75,6 +75,16 @@ def missing_relu_mask(patch: pytest.MonkeyPatch) -> None:
     """Sends gradients back through activations that ReLU stopped."""
     original = refinement.unpack_bits
     patch.setattr(refinement, "unpack_bits", lambda packed, width: torch.ones_like(original(packed, width)))
+
+
+def gradient_of_what_is_not_needed(patch: pytest.MonkeyPatch) -> None:
+    """Sends gradients back from tiles that were not computed."""
+    original = horizontal.where_needed
+
+    def forgetful(x: Tensor, needed: Tensor | None, tile: int) -> Tensor:
+        return original(x, needed, tile) if sys._getframe(1).f_code.co_name == "horizontal" else x
+
+    patch.setattr(horizontal, "where_needed", forgetful)
 
 
 def wrong_strides(patch: pytest.MonkeyPatch) -> None:
@@ -133,6 +143,7 @@ FAULTS: dict[str, tuple[Plant, str]] = {
         (shifted_phase, "test_refinement.py::test_formula"),
         (off_by_one_window, "test_gather_windows.py::test_formula"),
         (missing_relu_mask, "test_gradients.py::test_gradients"),
+        (gradient_of_what_is_not_needed, "test_horizontal.py::test_gradients"),
         (wrong_strides, "test_gather_windows.py::test_formula"),
         (unwritten_output, "test_refine_windows.py::test_formula"),
         (nondeterministic_sum, "test_determinism.py::test_the_same_bits_again"),

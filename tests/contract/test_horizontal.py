@@ -81,16 +81,21 @@ def test_any_size(subject: Subject, size: tuple[int, int], padding_mode: str, wi
 @pytest.mark.parametrize("tile", [1, 3, 8, 100])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
-def test_tiles_that_are_not_needed_are_zero(subject: Subject, tile: int, share: float, padding_mode: str) -> None:
+@pytest.mark.parametrize("widths", [(3, 4, 5, 2), (70, 33, 5, 2)])
+def test_tiles_that_are_not_needed_are_zero(
+    subject: Subject, tile: int, share: float, padding_mode: str, widths: tuple[int, ...]
+) -> None:
+    if subject.interpreted and widths[0] > 3:
+        return
     random = Random(torch.float32, device=subject.device)
     height, width = 21, 30
-    feature, convs = random(2, 3, height, width), chain(random, 3, 4, 5, 2)
+    feature, convs = random(2, widths[0], height, width), chain(random, *widths)
     ranks = torch.randperm(2 * -(-height // tile) * -(-width // tile), generator=random.generator)
     needed = (ranks < share * len(ranks)).view(2, -(-height // tile), -(-width // tile)).to(subject.device)
     out = subject(feature, convs, needed=needed, tile=tile, padding_mode=padding_mode)
     cells = np.kron(needed.cpu().numpy(), np.ones((tile, tile), dtype=bool))[:, None, :height, :width]
     expected = np.where(cells, formula(feature, convs, padding_mode), 0)
-    assert_near(out, expected, torch.float32, SLACK)
+    assert_near(out, expected, torch.float32, 2 * SLACK)
 
 
 @each("horizontal")

@@ -27,9 +27,9 @@ from .convolutions import (
     wide_parameter_gradients,
 )
 
-MANY_CHANNELS = 256
-"""Of a feature: from so many on, computing its convolution whole is faster than row by row with the next ones."""
-MANY_TILES = 0.3
+MANY_CHANNELS = 64
+"""Of a feature: from so many on, its convolution by tiles, in whole, is faster than row by row with the next ones."""
+MANY_TILES = 0.4
 """Share of the tiles that must be needed for that."""
 
 
