@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILES = 64
+TILES = 32
 """Tiles that are computed at once: their transforms take the memory."""
 PER_BYTE = 5
 """Multiplications that take as long as reading a byte of the weights."""

@@ -35,21 +35,20 @@ class PackedConvolution:
             self.weight = weight.contiguous(memory_format=torch.channels_last)
 
     def __call__(self, x: Tensor, *, relu: bool) -> Tensor:
-        """The convolution of x, or its ReLU."""
-        x = self._padded(x)
+        """The convolution of x, which :meth:`padded` gave, or its ReLU."""
         if self.packed:
             return _pointwise(x, self.weight, self.bias, self.stride, "relu" if relu else "none")
         out = F.conv2d(x, self.weight, self.bias, self.stride)
         return out.relu_() if relu else out
 
     def add_relu(self, x: Tensor, total: Tensor) -> Tensor:
-        """ReLU(``total`` + the convolution of x), in the memory of ``total``."""
-        x = self._padded(x)
+        """ReLU(``total`` + the convolution of x, which :meth:`padded` gave), in the memory of ``total``."""
         if self.packed:
             return _pointwise_sum(x, self.weight, self.bias, self.stride, total)
         return total.add_(F.conv2d(x, self.weight, self.bias, self.stride)).relu_()
 
-    def _padded(self, x: Tensor) -> Tensor:
+    def padded(self, x: Tensor) -> Tensor:
+        """A map as the convolution takes it: a step of its own, so that the caller can drop the map."""
         return F.pad(x, self.pad, mode=self.mode) if any(self.pad) else x
 
 

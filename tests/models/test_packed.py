@@ -31,10 +31,10 @@ def test_outputs_are_those_of_the_module(case: str, bias: bool, public: bool) ->
         x = torch.randn(1, 5, *size).contiguous(memory_format=torch.channels_last)
         expected = conv(x)
         total = torch.randn_like(expected)
-        torch.testing.assert_close(compute(x, relu=False), expected)
-        torch.testing.assert_close(compute(x, relu=True), expected.relu())
+        torch.testing.assert_close(compute(compute.padded(x), relu=False), expected)
+        torch.testing.assert_close(compute(compute.padded(x), relu=True), expected.relu())
         both = (total + expected).relu()
-        out = compute.add_relu(x, total)
+        out = compute.add_relu(compute.padded(x), total)
         torch.testing.assert_close(out, both)
         assert out.data_ptr() == total.data_ptr()
 
@@ -63,6 +63,6 @@ def test_what_does_not_work_is_not_used(name: str, change: object, monkeypatch: 
 def test_exporters_see_public_ops() -> None:
     conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode="replicate").requires_grad_(False)
     compute = PackedConvolution(conv, public=True)
-    traced = torch.jit.trace(lambda x: compute(x, relu=True), torch.rand(1, 3, 8, 8), check_trace=False)
+    traced = torch.jit.trace(lambda x: compute(compute.padded(x), relu=True), torch.rand(1, 3, 8, 8), check_trace=False)
     x = torch.rand(1, 3, 20, 30)
     torch.testing.assert_close(traced(x), conv(x).relu())
