@@ -225,7 +225,7 @@ class PlainHeads:
         return gather_windows(codes, windows, 1).flatten(1)
 
 
-LARGE = 500_000
+LARGE = 250_000
 """Pixels of a picture from which on freed memory is given back before its maps, and between trunk and heads.
 
 They take hundreds of megabytes; what is left of smaller ones would take a quarter more.
