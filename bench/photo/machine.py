@@ -22,6 +22,8 @@ def describe() -> dict[str, str]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY:
         say(f"warning: the machine is busy (load {load:.1f}), so times and ratios say little")
+    if isa == "none":
+        say("warning: the C++ kernels are not compiled from these sources, so ours is plain PyTorch")
     packages = ("torch", "onnxruntime", "openvino", "segment-anything")
     return {
         "CPU": name,
