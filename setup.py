@@ -54,7 +54,7 @@ CXXFLAGS = [
 # What reads the arguments of calls gains nothing from -O3, which takes a third longer.
 BINDINGS = ["-O1"]
 NVCCFLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads=0"]
-UNITS = 4  # of each instruction set: enough to use several cores
+UNITS = 3  # of each instruction set: enough to use several cores
 SHARED = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 
 
