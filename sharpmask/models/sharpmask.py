@@ -98,7 +98,7 @@ class SharpMask(DeepMask):
         """The horizontal maps of one image where some windows lie; elsewhere they may be 0. For inference only.
 
         rows, cols (N): the windows' cells at stride 16. chosen (N), bool: whether a window counts. Nothing waits for
-        the device.
+        the device. ``taps`` is emptied, the largest map first, so that the memory is free for the others.
         """
         height, width = taps[0].shape[2:]
         corners = taps[0].new_zeros(1, height, width, dtype=torch.float32)
@@ -107,10 +107,9 @@ class SharpMask(DeepMask):
         before = self.cells - 1
         covered = F.max_pool2d(F.pad(corners, (before, 0, before, 0)), self.cells, stride=1)
         needed = F.max_pool2d(covered, TILE, ceil_mode=True) > 0
-        return [
-            module.horizontal(tap, needed, TILE << stage)
-            for stage, (module, tap) in enumerate(zip(self.refinement_modules(), taps, strict=True))
-        ]
+        modules = self.refinement_modules()
+        made = [modules[stage].horizontal(taps.pop(), needed, TILE << stage) for stage in reversed(range(len(modules)))]
+        return made[::-1]
 
     def top_down(self, code: Tensor, horizontals: list[Tensor]) -> list[Tensor]:
         """All mask encodings M1 .. M5 of N windows, from their codes (N, code) and horizontal maps; differentiable."""

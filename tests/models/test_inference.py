@@ -82,8 +82,8 @@ def test_horizontal_maps_are_those_of_the_plain_model_where_windows_lie(refiner:
     taps = refiner.taps(padded(refiner, torch.rand(1, 3, 200, 300)))
     rows, cols = torch.tensor([0, 0, 5, 11, 5]), torch.tensor([0, 3, 17, 17, 3])
     chosen = torch.tensor([True, True, True, True, False])
-    plain, fast = refiner.horizontals(taps), refiner.horizontals_at(taps, rows, cols, chosen)
-    only = refiner.horizontals_at(taps, rows[:4], cols[:4], chosen[:4])
+    plain, fast = refiner.horizontals(taps), refiner.horizontals_at([*taps], rows, cols, chosen)
+    only = refiner.horizontals_at([*taps], rows[:4], cols[:4], chosen[:4])
     assert all(torch.equal(a, b) for a, b in zip(fast, only, strict=True))
     for stage, (a, b) in enumerate(zip(fast, plain, strict=True)):
         assert a.shape == b.shape
@@ -99,9 +99,9 @@ def test_windows_beyond_the_maps_are_harmless(refiner: SharpMask) -> None:
     taps = refiner.taps(padded(refiner, torch.rand(1, 3, 64, 64)))
     for row in (-5, 500):
         place = torch.tensor([row])
-        assert len(refiner.horizontals_at(taps, place, place, torch.tensor([True]))) == 4
+        assert len(refiner.horizontals_at([*taps], place, place, torch.tensor([True]))) == 4
     none = torch.zeros(0, dtype=torch.int64)
-    assert not refiner.horizontals_at(taps, none, none, none.bool())[0].any()
+    assert not refiner.horizontals_at([*taps], none, none, none.bool())[0].any()
 
 
 def test_it_is_made_once_and_anew_when_the_model_changes() -> None:
