@@ -28,11 +28,15 @@ from sharpmask.search import ProposalGenerator
 
 photos, out, top_n = sorted(Path(sys.argv[1]).iterdir()), Path(sys.argv[2]), int(sys.argv[3])
 generator = ProposalGenerator(sharpmask.load_model(), top_n=top_n)
-found = [entry for i, photo in enumerate(photos) for entry in generator.generate(photo).to_coco(i)]
 out.mkdir()
-(out / "proposals.json").write_text(json.dumps(found))
+entries = []
+for i, photo in enumerate(photos):
+    found = generator.generate(photo)
+    found.save_overlay(out / f"{photo.stem}.png")
+    entries += found.to_coco(i)
+(out / "proposals.json").write_text(json.dumps(entries))
 """
-"""What one writes who does not know the command line."""
+"""What one writes who does not know the command line, with the same output."""
 
 
 def measure(options: Namespace, results: Results) -> None:
@@ -42,7 +46,7 @@ def measure(options: Namespace, results: Results) -> None:
         folder = options.photos or vary(Path(temporary) / "photos", options.many, options.size)
         count = sum(1 for _ in folder.iterdir())
         photos, top_n = str(folder), str(options.counts[0])
-        command = [sys.executable, "-m", "sharpmask.cli", "propose", photos, "--top-n", top_n, "--no-overlay", "--out"]
+        command = [sys.executable, "-m", "sharpmask.cli", "propose", photos, "--top-n", top_n, "--out"]
         ways = {"a loop over generate": [sys.executable, "-c", LOOP, photos], "sharpmask propose": command}
         rates: dict[str, list[float]] = {name: [] for name in ways}
         entries: dict[str, int] = {}

@@ -11,7 +11,6 @@ from rich.progress import Progress
 
 from ..data.images import PLAIN_PIXELS, read_header
 from ..errors import DataError
-from .memory import keep_memory
 from .output import ERR, is_out_of_memory, say
 from .overlap import Steps, overlapped
 from .parts import Content, Entries, Parts, Searched, content_of
@@ -37,7 +36,6 @@ def search_all(
     ``refuse`` is told of each photo that cannot be searched, and may raise its error to stop. Returns the photos
     whose results are in ``merged``.
     """
-    keep_memory()
     done = parts.finished(photos) if resume else [False] * len(photos)
     if resume:
         say(f"{sum(done)} of {len(photos)} photos have results in {parts.folder}", ERR)
