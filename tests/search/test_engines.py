@@ -251,6 +251,15 @@ def test_int8_by_own_photos(model: SharpMask, photo: Path, folder: Path, monkeyp
     form_of(copy.deepcopy(model), "openvino", "int8", calibration=photo.parent)
 
 
+def test_a_quantized_graph_of_other_maps_is_refused() -> None:
+    x = opset13.parameter([1, -1], np.float32)
+    plain, close, zeros = (OpenVinoModel([opset13.multiply(x, np.float32(f))], [x]) for f in (3, 2, 0))
+    ones = np.ones((1, 5), np.float32)
+    calibration.check_maps(plain, close, ones)
+    with pytest.raises(DataError, match="got int8, in which its maps are 100% off"):
+        calibration.check_maps(plain, zeros, ones)
+
+
 def test_photos_for_int8(synth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "MOST", 4)
     assert len(calibration.photos_in(synth / "images")) == 3  # of six, every other
