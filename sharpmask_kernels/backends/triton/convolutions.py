@@ -324,11 +324,11 @@ def convolution_gradients(
 ) -> list[Tensor | None]:
     """Gradients of x, weight and bias from that of a convolution of x, in channels_last.
 
-    ``relu``: a ReLU made x, and its gradient is the one before this ReLU.
+    ``relu``: a ReLU made x. Its gradient is then the one before this ReLU, and in channels_last.
     """
     activation = x if relu else None
     return [
-        *input_gradients(grad, convolution, (x.shape[1],), channels_last, (needs.input,), activation),
+        *input_gradients(grad, convolution, (x.shape[1],), channels_last or relu, (needs.input,), activation),
         weight_gradient(grad, (x,), convolution.padding_mode, channels_last) if needs.weight else None,
         bias_gradient(grad) if needs.bias else None,
     ]

@@ -65,7 +65,7 @@ def horizontal_backward(
             formatted(d_input, torch.channels_last),
             hidden[i - 1] if i else feature,
             Convolution(weights[i], None, padding_mode),
-            channels_last or i > 0,
+            channels_last,
             wanted,
             relu=i > 0,
         )
