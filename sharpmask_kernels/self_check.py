@@ -68,8 +68,8 @@ def _outcome(case: Case, backend: str, inputs: list[Tensor]) -> list[Tensor]:
     out = case.run(backend, *leaves)
     if not out.requires_grad:
         return [out]
-    # A gradient that differs from cell to cell.
-    weight = torch.linspace(-1, 1, max(out.numel(), 1), device=out.device, dtype=torch.float64)[: out.numel()]
+    # A gradient that differs from cell to cell, and whose sums, the biases' gradients, are not 0 but for rounding.
+    weight = torch.linspace(-0.5, 1, max(out.numel(), 1), device=out.device, dtype=torch.float64)[: out.numel()]
     return [out.detach(), *torch.autograd.grad(out, leaves, weight.view_as(out).to(out.dtype))]
 
 
