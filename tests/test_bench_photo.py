@@ -17,7 +17,7 @@ from pycocotools import mask as coco
 from bench import record
 from bench.measure import WrongResult
 from bench.photo import __main__ as photo
-from bench.photo import before, contenders, many, outcome, report, sam, tables, turns
+from bench.photo import before, contenders, many, outcome, report, sam, searches, tables, turns
 from bench.photo.process import Failed, Process
 from bench.photo.results import Many, Measured, Results
 
@@ -304,3 +304,7 @@ def test_sam_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "segment_anything", None)
     with pytest.raises(RuntimeError, match="not installed: pip install segment-anything"):
         sam.finder(np.zeros((4, 4, 3), dtype=np.uint8), side=16)
+
+
+def test_random_models_do_not_drop_out() -> None:
+    assert not any(module.training for module in searches.load("sharpmask resnet18").modules())

@@ -96,7 +96,7 @@ def load(name: str) -> DeepMask:
     if name == "shipped":
         return sharpmask.load_model()
     architecture, trunk = name.split()
-    return build_model(architecture, trunk=trunk)  # type: ignore[arg-type]
+    return build_model(architecture, trunk=trunk).eval()  # type: ignore[arg-type]
 
 
 def maker(model: DeepMask, photo: Any, kind: str, **options: Any) -> Callable[[int], ProposalGenerator]:
