@@ -36,6 +36,8 @@ class InferenceTrunk(NamedTuple):
     value: Tensor
     """(3, 1, 1)"""
     taps: Callable[[Tensor], list[Tensor]]
+    wide: bool = False
+    """Whether it has hundreds of channels at high resolution."""
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -129,7 +131,7 @@ def _residual(trunk: ResNetTrunk, mean: Tensor, std: Tensor, public: bool) -> In
         return maps[::-1]
 
     # A border of grey that is mirrored is a wider border of grey.
-    return InferenceTrunk((3, 3), torch.full_like(mean, GREY), taps)
+    return InferenceTrunk((3, 3), torch.full_like(mean, GREY), taps, wide=True)
 
 
 def _residual_block(block: nn.Module, public: bool) -> Callable[[Tensor], Tensor]:
@@ -226,9 +228,10 @@ class PlainHeads:
 
 
 LARGE = 250_000
-"""Pixels of a picture from which on freed memory is given back before its maps, and between trunk and heads.
+"""Pixels of a picture from which on freed memory is given back before a wide trunk's maps, and between trunk and heads.
 
-They take hundreds of megabytes; what is left of smaller ones would take a quarter more.
+They take hundreds of megabytes; what is left of smaller ones would take a quarter more. Elsewhere this would not pay:
+memory that the system must hand out again costs the shipped model a fifth of a photo's time.
 """
 
 
@@ -243,7 +246,7 @@ class InferenceForm:
 
     def __call__(self, picture: Tensor) -> InferenceMaps:
         """picture (1, 3, h, w) in [0, 1], not padded."""
-        large = picture.device.type == "cpu" and picture[0, 0].numel() >= LARGE
+        large = self.trunk.wide and picture.device.type == "cpu" and picture[0, 0].numel() >= LARGE
         if large:
             release_freed()
         taps = self.trunk.taps(self.framed(picture))

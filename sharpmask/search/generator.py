@@ -331,7 +331,9 @@ def stability(logits: Tensor) -> Tensor:
     This is the number of logits above 0 over the number above -2 (probabilities .5 and .12), as Segment Anything
     judges masks by how little they change with the threshold.
     """
-    sharp, blurred = ((logits > limit).flatten(1).sum(1) for limit in (0.0, -2.0))
+    # In parts that stay in cache: PyTorch widens what it counts to eight bytes.
+    parts = [torch.stack([(part > limit).flatten(1).sum(1) for limit in (0.0, -2.0)]) for part in logits.split(32)]
+    sharp, blurred = torch.cat(parts, 1)
     return sharp / blurred.clamp(min=1)
 
 

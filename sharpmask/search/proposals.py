@@ -121,40 +121,60 @@ def suppress(
     overlaps its own by an IoU above ``box_nms``; then the next best does the same. ``soft`` multiplies their scores
     by 1 - IoU instead of dropping them (linear Soft-NMS, Bodla et al., ICCV 2017). Equal scores keep their order.
     """
-    count = len(rles)
-    decay = np.ones((count, count), dtype=np.float32)
-    boxes = np.asarray(coco_mask.toBbox(rles)) if rles else np.zeros((0, 4))
-    for limit, iou in ((mask_nms, mask_overlaps), (box_nms, box_overlaps)):
-        if limit is not None and rles:
-            overlap = iou(rles, boxes, limit)
-            decay = np.minimum(decay, np.where(overlap > limit, (1 - overlap) * soft, 1), dtype=np.float32)
-    scores, left, order = scores.copy(), np.ones(count, dtype=bool), []
+    scores, left, order = scores.copy(), np.ones(len(rles), dtype=bool), []
+    limited: list[tuple[float, MaskOverlaps | BoxOverlaps]] = []
+    if mask_nms is not None and rles:
+        limited.append((mask_nms, MaskOverlaps(rles, mask_nms)))
+    if box_nms is not None and rles:
+        limited.append((box_nms, BoxOverlaps(rles)))
     while left.any():
         best = int(np.where(left, scores, -1).argmax())
         order.append(best)
         left[best] = False
-        scores[left] *= decay[best, left]
-        left &= decay[best] > 0
+        others = np.flatnonzero(left)
+        decay = np.ones(len(others), dtype=np.float32)
+        for limit, overlaps in limited:
+            overlap = overlaps.row(best, others)
+            decay = np.minimum(decay, np.where(overlap > limit, (1 - overlap) * soft, 1), dtype=np.float32)
+        scores[others] *= decay
+        left[others] = decay > 0
     return order, scores[order]
 
 
-def box_overlaps(rles: list[Rle], boxes: npt.NDArray[np.float64], limit: float) -> npt.NDArray[np.float64]:
-    """IoU (N, N) of boxes."""
-    return np.asarray(coco_mask.iou(boxes, boxes, [0] * len(boxes)))
+class BoxOverlaps:
+    """IoU of boxes."""
+
+    def __init__(self, rles: list[Rle]) -> None:
+        self.boxes = np.asarray(coco_mask.toBbox(rles))
+
+    def row(self, i: int, others: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+        """IoU (len(others),) of the i-th with others."""
+        boxes = self.boxes[others]
+        return np.asarray(coco_mask.iou(self.boxes[i : i + 1], boxes, [0] * len(boxes))).reshape(-1)
 
 
-def mask_overlaps(rles: list[Rle], boxes: npt.NDArray[np.float64], limit: float) -> npt.NDArray[np.float64]:
-    """IoU (N, N) of masks where it may exceed ``limit``, else 0.
+class MaskOverlaps:
+    """IoU of masks where it may exceed ``limit``, else 0.
 
     Two masks share at most what their boxes share, and at most the smaller one. Few pairs are left to be compared.
     """
-    # pycocotools' area fails on more than 255 masks with numpy 2.
-    area = np.concatenate([coco_mask.area(rles[i : i + 255]) for i in range(0, len(rles), 255)]).astype(np.float64)
-    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    overlaps = np.zeros((len(rles), len(rles)))
-    for i in range(len(rles)):
-        shared = (np.minimum(high[i], high[i:]) - np.maximum(low[i], low[i:])).clip(0).prod(1)
-        shared = np.minimum(shared, np.minimum(area[i], area[i:]))
-        near = i + np.flatnonzero(shared > limit * (area[i] + area[i:] - shared))
-        overlaps[i, near] = overlaps[near, i] = coco_mask.iou([rles[i]], [rles[j] for j in near], [0] * len(near))[0]
-    return overlaps
+
+    def __init__(self, rles: list[Rle], limit: float) -> None:
+        self.rles, self.limit = rles, limit
+        boxes = np.asarray(coco_mask.toBbox(rles))
+        self.low, self.high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        # pycocotools' area fails on more than 255 masks with numpy 2.
+        parts = [coco_mask.area(rles[i : i + 255]) for i in range(0, len(rles), 255)]
+        self.area = np.concatenate(parts).astype(np.float64)
+
+    def row(self, i: int, others: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+        """IoU (len(others),) of the i-th with others."""
+        area = self.area[others]
+        shared = (np.minimum(self.high[i], self.high[others]) - np.maximum(self.low[i], self.low[others])).clip(0)
+        most = np.minimum(shared.prod(1), np.minimum(self.area[i], area))
+        near = np.flatnonzero(most > self.limit * (self.area[i] + area - most))
+        overlaps = np.zeros(len(others))
+        if len(near):
+            masks = [self.rles[j] for j in others[near]]
+            overlaps[near] = coco_mask.iou([self.rles[i]], masks, [0] * len(masks))[0]
+        return overlaps

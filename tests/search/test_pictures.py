@@ -137,8 +137,8 @@ def test_a_large_photo_is_reduced_before_floats_are_made(
     sizes = []
     original = ProposalGenerator.look
 
-    def look(self: ProposalGenerator, picture: Any, watch: Any) -> Any:
-        maps = original(self, picture, watch)
+    def look(self: ProposalGenerator, picture: Any, watch: Any, choose: Any) -> Any:
+        maps = original(self, picture, watch, choose)
         sizes.append(maps.picture.pixels.shape)
         return maps
 
