@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
 def cells(needed: Tensor, tile: int, size: Sequence[int]) -> Tensor:
     """Tiles (B, rows, cols) as cells (B, 1, height, width) of maps of ``size``."""
-    return needed.repeat_interleave(tile, 1).repeat_interleave(tile, 2)[:, None, : size[0], : size[1]]
+    # Repeated tiles would take memory for cells beyond the map.
+    rows, cols = (torch.arange(length, device=needed.device) // tile for length in size)
+    return needed.index_select(1, rows).index_select(2, cols)[:, None]

@@ -108,6 +108,18 @@ def test_needed_may_be_a_view(subject: Subject) -> None:
 
 
 @each("horizontal")
+def test_tiles_may_be_larger_than_the_map(subject: Subject) -> None:
+    random = Random(torch.float32, device=subject.device)
+    given = leaves(random(2, 3, 4, 5), chain(random, 3, 2), torch.float32)
+    expected = leaves(*given, torch.float64)
+    needed = torch.tensor([True, False], device=subject.device).view(2, 1, 1)
+    found = gradients(subject(*given, needed=needed, tile=2**40), tensors(*given))
+    wanted = gradients(plain(*expected, "zeros", needed, 5), tensors(*expected))
+    for x, y in zip(found, wanted, strict=True):
+        assert_near(x, array(y), torch.float32, SLACK)
+
+
+@each("horizontal")
 def test_nan_does_not_leave_its_tiles(subject: Subject) -> None:
     random = Random(torch.float32, device=subject.device)
     feature, convs = random(1, 3, 8, 8), chain(random, 3, 2)

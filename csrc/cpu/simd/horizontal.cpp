@@ -150,19 +150,21 @@ class Chain {
 std::vector<Area> parts_of(const Horizontal& a, int64_t widest, int64_t highest) {
     const TypedMap& out = a.out;
     std::vector<Area> parts;
+    std::vector<std::size_t> above, current;  // parts in the last row of tiles and in this one
     const auto add = [&](int64_t image, int64_t top, int64_t bottom, int64_t left, int64_t right) {
         const int64_t pieces = (right - left + widest - 1) / widest;
         for (int64_t i = 0; i < pieces; ++i) {
             const Area part{image, top, bottom, left + (right - left) * i / pieces,
                             left + (right - left) * (i + 1) / pieces};
-            const auto above = std::find_if(parts.rbegin(), parts.rend(), [&](const Area& p) {
-                return p.image == image && p.bottom == top && p.left == part.left && p.right == part.right &&
-                       bottom - p.top <= highest;
-            });
-            if (above == parts.rend()) {
-                parts.push_back(part);
+            const auto at = std::lower_bound(above.begin(), above.end(), part.left,
+                                             [&](std::size_t p, int64_t x) { return parts[p].left < x; });
+            const bool alike = at != above.end() && parts[*at].left == part.left &&
+                               parts[*at].right == part.right && bottom - parts[*at].top <= highest;
+            current.push_back(alike ? *at : parts.size());
+            if (alike) {
+                parts[*at].bottom = bottom;
             } else {
-                above->bottom = bottom;
+                parts.push_back(part);
             }
         }
     };
@@ -173,6 +175,7 @@ std::vector<Area> parts_of(const Horizontal& a, int64_t widest, int64_t highest)
             continue;
         }
         const TensorView& n = *a.needed;
+        above.clear();
         for (int64_t row = 0; row < n.sizes[1]; ++row) {
             const auto needed = [&](int64_t col) {
                 return col < n.sizes[2] &&
@@ -187,6 +190,8 @@ std::vector<Area> parts_of(const Horizontal& a, int64_t widest, int64_t highest)
                         std::min(end * a.tile, out.width));
                 }
             }
+            above.swap(current);
+            current.clear();
         }
     }
     return parts;
