@@ -12,6 +12,7 @@ import pytest
 import torch
 from openvino import Core, opset13
 from openvino import Model as OpenVinoModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sharpmask.checkpoint import load_model
@@ -134,6 +135,13 @@ def test_a_changed_model_gets_another_form(model: SharpMask) -> None:
         assert not torch.allclose(before(picture).score, after(picture).score, atol=1e-3)
 
 
+def test_a_model_made_double_is_refused(model: SharpMask) -> None:
+    generator = ProposalGenerator(model, engine="openvino")
+    model.double()
+    with pytest.raises(DataError, match=r"dtype torch\.float32 for engine openvino, got torch\.float64"):
+        generator.generate(random_image((64, 80)))
+
+
 def test_threads_are_those_of_pytorch(model: SharpMask) -> None:
     before = torch.get_num_threads()
     try:
@@ -211,7 +219,19 @@ def test_a_folder_that_cannot_be_written_is_told(
     (tmp_path / "file").touch()
     monkeypatch.setenv("SHARPMASK_CACHE", str(tmp_path / "file" / "cache"))
     assert Graphs(model).get() == 3
-    assert "cannot be kept" in caplog.text
+    assert "cannot be kept" in caplog.text and "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [SafetensorError("I/O error"), RuntimeError("iostream error")])
+def test_a_full_disk_is_told(
+    model: SharpMask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cache, "save_file", fail)
+    assert Graphs(model).get() == 3
+    assert f"the graph cannot be kept: {error}" in caplog.text
 
 
 def test_what_hooks_compute_is_not_kept(model: SharpMask, folder: Path) -> None:
@@ -311,6 +331,10 @@ def test_the_command_line(
     a, b = ((tmp_path / name / "proposals.json").read_text().count("score") for name in "ab")
     assert a == b == 5
     capsys.readouterr()
+    monkeypatch.setattr(openvino, "has_vnni", lambda: True)
+    (tmp_path / "empty").mkdir()
+    assert propose("c", "--engine", "openvino", "--precision", "int8", "--calibrate", str(tmp_path / "empty")) == 2
+    assert capsys.readouterr().err == f"sharpmask: {tmp_path / 'empty'}: no image file in this folder\n"
     monkeypatch.setattr(openvino, "has_vnni", lambda: False)
     for status, options, said in (
         (2, ("--precision", "int8"), "with engine torch, got int8"),

@@ -50,8 +50,9 @@ def kept(model: DeepMask, name: str, make: Callable[[], openvino.Model]) -> open
         found = make()
         try:
             _write(path, key, found)
-        except OSError as error:
-            log.warning("%s: the graph cannot be kept: %s", path, error.strerror or error)
+        # On a full disk OpenVINO raises a RuntimeError and safetensors an error of its own.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            log.warning("%s: the graph cannot be kept: %s", path, getattr(error, "strerror", None) or error)
     return found
 
 
@@ -85,7 +86,7 @@ def _read(path: Path, key: str) -> openvino.Model | None:
             if (file.metadata() or {}).get("sha256") != _seal(key, graph, weights):
                 log.warning("%s: damaged, so the graph is made anew", path)
                 return None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, SafetensorError) as error:
         log.warning("%s: damaged, so the graph is made anew: %s", path, error)

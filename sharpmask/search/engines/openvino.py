@@ -34,14 +34,19 @@ def check(model: DeepMask, precision: Precision) -> None:
     for package in ("openvino", *(["nncf"] if precision == "int8" else [])):
         if find_spec(package) is None:
             raise DataError(f"engine openvino needs the package {package}, which is not installed: {INSTALL}")
-    if model.mean.device.type != "cpu":
-        raise DataError(f"device must be cpu for engine openvino, got {model.mean.device}")
-    if (dtype := next(model.parameters()).dtype) != torch.float32:
-        raise DataError(f"model must be of dtype torch.float32 for engine openvino, got {dtype}")
+    check_model(model)
     if precision == "bf16" and "BF16" not in capabilities():
         raise DataError("precision must be fp32 or int8 on this CPU, got bf16; it has neither AMX nor AVX512-BF16")
     if precision == "int8" and not has_vnni():
         raise DataError("precision must be fp32 on this CPU, got int8; it has no VNNI, so int8 would be no faster")
+
+
+def check_model(model: DeepMask) -> None:
+    """Raise ``DataError`` unless the model is one of the CPU, in fp32."""
+    if model.mean.device.type != "cpu":
+        raise DataError(f"device must be cpu for engine openvino, got {model.mean.device}")
+    if (dtype := next(model.parameters()).dtype) != torch.float32:
+        raise DataError(f"model must be of dtype torch.float32 for engine openvino, got {dtype}")
 
 
 def capabilities() -> list[str]:
@@ -96,6 +101,7 @@ class OpenVinoForm(InferenceForm):
 
 def form_of(model: DeepMask, precision: Precision, photos: Path | None, refine: bool) -> OpenVinoForm:
     """The model's form, compiled once for each number of threads that PyTorch has."""
+    check_model(model)  # it may have been moved since
     plain, contents = model.for_inference(), graph.Contents(heads=precision != "fp32", refine=refine)
     key = (precision, photos, contents, torch.get_num_threads())
     with _compiling:
