@@ -36,11 +36,17 @@ def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:
 def make_generator(
     model: DeepMask, options: SearchOptions, compute: EngineOptions, *, top_n: int, refine: bool, exif: Exif = "turned"
 ) -> ProposalGenerator:
-    """A generator with the model's search settings as changed on the command line."""
+    """A generator with the model's search settings as changed on the command line.
+
+    Raises ``DataError`` where its engine cannot be had, here and not at every photo.
+    """
     settings = search_settings(model, options)
     side = options.max_side or None
     engine = (compute.engine, compute.precision, compute.calibrate)
-    return ProposalGenerator(model, top_n, refine, settings, side, exif, *engine)
+    generator = ProposalGenerator(model, top_n, refine, settings, side, exif, *engine)
+    if compute.engine != "torch":
+        _ = generator.form  # kept
+    return generator
 
 
 def settings_of(generator: ProposalGenerator, checkpoint: Path | None) -> dict[str, Any]:
