@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from sharpmask_kernels import add_upsample, horizontal
 
+from .inference import is_plain
+
 ConvParameters: TypeAlias = tuple[Tensor, Tensor | None]
 
 PADDING: Final = "replicate"
@@ -39,8 +41,14 @@ class RefinementModule(nn.Module):
         raise NotImplementedError
 
     def horizontal(self, feature: Tensor, needed: Tensor | None = None, tile: int = 1) -> Tensor:
-        """feature (B, Kf, H, W) -> (B, Ko, H, W), 0 in tiles that are not ``needed``: see the op."""
+        """feature (B, Kf, H, W) -> (B, Ko, H, W), which may be 0 in tiles that are not ``needed``: see the op."""
+        if not all(map(is_plain, self.children())):  # hooks and wrappers, which calls run
+            return self.called(feature)
         return horizontal(feature, self.horizontal_convs(), needed=needed, tile=tile, padding_mode=PADDING)
+
+    def called(self, feature: Tensor) -> Tensor:
+        """The horizontal convolutions of a whole map by calls of the modules."""
+        raise NotImplementedError
 
     def vertical(self) -> list[ConvParameters]:
         """Weights and biases of the vertical convolutions, ReLU between them."""
@@ -85,6 +93,11 @@ class PaperRefinement(RefinementModule):
         skips = [(conv.weight, conv.bias) for conv in cast(list[nn.Conv2d], self.skip)]
         return [*skips, (self.merge.weight[:, : self.skip_channels], self.merge.bias)]
 
+    def called(self, feature: Tensor) -> Tensor:
+        for conv in self.skip:
+            feature = F.relu(conv(feature))
+        return padded_conv(feature, self.merge.weight[:, : self.skip_channels], self.merge.bias)
+
     def vertical(self) -> list[ConvParameters]:
         return [(self.merge.weight[:, self.skip_channels :], None)]
 
@@ -111,6 +124,9 @@ class ReleasedRefinement(RefinementModule):
 
     def horizontal_convs(self) -> list[ConvParameters]:
         return [(conv.weight, conv.bias) for conv in self.h if isinstance(conv, nn.Conv2d)]
+
+    def called(self, feature: Tensor) -> Tensor:
+        return self.h(feature)
 
     def vertical(self) -> list[ConvParameters]:
         return [(conv.weight, conv.bias) for conv in cast(list[nn.Conv2d], self.v)]

@@ -124,6 +124,20 @@ def test_the_horizontal_half_is_one_op(make: Any, monkeypatch: pytest.MonkeyPatc
     assert calls == [len(made.horizontal_convs())]
 
 
+@pytest.mark.parametrize("kind", [PaperRefinement, ReleasedRefinement])
+def test_hooks_of_horizontal_convolutions_run(kind: Any) -> None:
+    module, feature = kind(8, 4, 4, 4), torch.randn(1, 8, 6, 7)
+    last = module.skip[-1] if kind is PaperRefinement else module.h[0]
+    with torch.no_grad():
+        last.weight.mul_(2)
+        last.bias.mul_(2)
+        expected = module.horizontal(feature)
+        last.weight.div_(2)
+        last.bias.div_(2)
+        last.register_forward_hook(lambda conv, args, out: 2 * out)
+        torch.testing.assert_close(module.horizontal(feature), expected)
+
+
 def test_released_width_of_few_channels() -> None:
     """The first convolution has 64 output channels, or half as many as it reads."""
     assert [ReleasedRefinement(c, 4, 2, 4).h[0].out_channels for c in (1024, 128, 64, 16)] == [64, 64, 32, 8]
