@@ -97,13 +97,13 @@ class DeepMask(nn.Module):
         return {**self.__dict__, "_inference": None}
 
     def for_inference(self) -> InferenceForm:
-        """The form in which full images are searched. It is made anew when a parameter, buffer or hook has changed."""
+        """The form in which full images are searched, made anew when a child, parameter, buffer or hook has changed."""
         recompute_weights(self)
         state = [*self.parameters(), *self.buffers()]
         # Changes by x.data, by NumPy and of tensors made in inference mode are not counted, but show in the sums.
         sums = torch.stack([x.detach().sum(dtype=torch.float32) for x in state]).tolist()
         versions = [0 if x.is_inference() else x._version for x in state]
-        calls = [is_plain(module) for module in self.children()]
+        calls = [(id(module), is_plain(module)) for module in self.children()]
         key = [calls, sums, versions, [(x.data_ptr(), x.dtype, x.device) for x in state]]
         if self._inference is None or self._inference[0] != key:
             with torch.no_grad():

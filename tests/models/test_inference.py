@@ -225,3 +225,22 @@ def test_it_is_no_part_of_the_state(model: DeepMask) -> None:
     names = list(model.state_dict())
     model.for_inference()
     assert list(model.state_dict()) == names
+
+
+class Scaled(nn.Module):
+    def __init__(self, trunk: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.trunk, self.factor = trunk, factor
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [self.factor * x for x in self.trunk(image)]
+
+
+def test_another_wrapper_of_the_same_tensors_is_another_form(tiny_sharpmask: SharpMask) -> None:
+    trunk, picture = tiny_sharpmask.trunk, torch.rand(1, 3, 64, 80)
+    taps = []
+    for factor in (1.0, 2.0):
+        tiny_sharpmask.trunk = Scaled(trunk, factor)  # type: ignore[assignment]
+        with torch.inference_mode():
+            taps.append(tiny_sharpmask.for_inference()(picture).taps[0])
+    torch.testing.assert_close(taps[1], 2 * taps[0])
