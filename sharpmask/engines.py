@@ -27,3 +27,5 @@ def check_precision(engine: Engine, precision: Precision, calibration: Path | No
         )
     if calibration is not None and precision != "int8":
         raise DataError(f"calibration must be of precision int8, got {precision}; leave it out, or take int8")
+    if calibration is not None and not Path(calibration).exists():
+        raise DataError(f"calibration must be a photo or a folder of photos, got {calibration}, which does not exist")

@@ -308,3 +308,15 @@ def test_sam_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_random_models_do_not_drop_out() -> None:
     assert not any(module.training for module in searches.load("sharpmask resnet18").modules())
+
+
+@pytest.mark.parametrize("option", ["--threads=0", "--counts=0", "--rounds=0"])
+def test_numbers_below_one_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        photo.main([option])
+    assert "invalid positive value: '0'" in capsys.readouterr().err
+
+
+def test_results_that_are_not_there_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert photo.main([f"--load={tmp_path / 'missing.json'}"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 history.check(options.record)
             measure(options, results)
         show(options, results)
-    except (WrongResult, WrongHeader, Failed) as problem:
+    except (WrongResult, WrongHeader, Failed, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
     return 0

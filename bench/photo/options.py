@@ -13,6 +13,12 @@ from .contenders import CONTENDERS, DEFAULT
 HISTORY = Path(__file__).parents[1] / "history" / "photo.csv"
 
 
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
 def parse(arguments: Sequence[str] | None, description: str) -> Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.photo",
@@ -36,17 +42,17 @@ def parse(arguments: Sequence[str] | None, description: str) -> Namespace:
 def add_what(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--models", nargs="*", choices=["shipped", "ResNet-50"], default=["shipped", "ResNet-50"], help="models")
-    add("--counts", nargs="+", type=int, default=[100, 1000], metavar="N", help="windows to refine")
-    add("--threads", nargs="+", type=int, default=[1, 2], help="CPU threads")
-    add("--size", nargs=2, type=int, default=[480, 640], metavar=("H", "W"), help="of the photo")
-    add("--rounds", type=int, default=4, help="turns of each with the most threads; with fewer, half as many")
+    add("--counts", nargs="+", type=positive, default=[100, 1000], metavar="N", help="windows to refine")
+    add("--threads", nargs="+", type=positive, default=[1, 2], help="CPU threads")
+    add("--size", nargs=2, type=positive, default=[480, 640], metavar=("H", "W"), help="of the photo")
+    add("--rounds", type=positive, default=4, help="turns of each with the most threads; with fewer, half as many")
     add("--contender", choices=list(CONTENDERS), action="append", help="only these; may be repeated")
     add("--before", default=COMMIT, metavar="COMMIT", help="an earlier commit to compare with, or none")
     add("--cache", type=Path, default=default_cache(), help="folder for the earlier commit's compiled kernels")
     add("--sam", nargs="*", type=int, choices=[16, 32], default=[], help="also Segment Anything, points a side")
     add("--deepmask", action="store_true", help="also the original DeepMask")
     add("--many", type=int, default=0, metavar="COUNT", help="also propose on so many photos, against a plain loop")
-    add("--many-rounds", type=int, default=2, help="turns of each on many photos")
+    add("--many-rounds", type=positive, default=2, help="turns of each on many photos")
     add(
         "--photos", type=Path, metavar="FOLDER", help="the photos for --many; without it, variants of the package's own"
     )

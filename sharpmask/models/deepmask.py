@@ -101,7 +101,8 @@ class DeepMask(nn.Module):
         recompute_weights(self)
         state = [*self.parameters(), *self.buffers()]
         # Changes by x.data, by NumPy and of tensors made in inference mode are not counted, but show in the sums.
-        sums = torch.stack([x.detach().sum(dtype=torch.float32) for x in state]).tolist()
+        # As bits, of which those of NaN equal themselves.
+        sums = torch.stack([x.detach().sum(dtype=torch.float32) for x in state]).view(torch.int32).tolist()
         versions = [0 if x.is_inference() else x._version for x in state]
         calls = [(id(module), is_plain(module)) for module in self.children()]
         key = [calls, sums, versions, [(x.data_ptr(), x.dtype, x.device) for x in state]]

@@ -117,6 +117,9 @@ def test_it_is_made_once_and_anew_when_the_model_changes() -> None:
         assert_close(second(picture).score, model.dense(padded(model, picture)).score)
     model.load_state_dict(copy.deepcopy(model.state_dict()))
     assert model.for_inference() is not second
+    with torch.no_grad():
+        model.reduce.weight[0] = torch.nan
+    assert model.for_inference() is model.for_inference()
 
 
 @pytest.mark.parametrize(

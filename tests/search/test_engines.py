@@ -298,6 +298,7 @@ def test_refusals(model: SharpMask, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "with engine torch, got int8; int8 needs engine openvino" in refusal(model, precision="int8")
     assert "engine must be one of 'torch', 'openvino'" in refusal(model, engine="tensorrt")
     assert "calibration must" in refusal(model, engine="openvino", calibration="photos")
+    assert "which does not exist" in refusal(model, engine="openvino", precision="int8", calibration="missing")
     fast = {"engine": "openvino"}
     monkeypatch.setattr(openvino, "has_vnni", lambda: False)
     assert "no VNNI" in refusal(model, precision="int8", **fast)
