@@ -110,11 +110,11 @@ def convert(hint: Any, value: Any, name: str) -> Any:
 
 def number(kind: type[int] | type[float], value: Any, name: str, limit: Range | None) -> Any:
     """``value`` as an ``int`` or ``float`` inside ``limit``. Raises ``DataError`` that calls it ``name``."""
-    if isinstance(value, str):  # YAML reads 1e-3 as a text and only 1.0e-3 as a number.
+    # YAML reads 1e-3 as a text and only 1.0e-3 as a number.
+    if isinstance(value, str) and (kind is float or "e" in value.lower()):
         with suppress(ValueError):
-            value = float(value)
-    if kind is int and isinstance(value, float) and value.is_integer():  # 1.0e+3
-        value = int(value)
+            read = float(value)
+            value = int(read) if kind is int and read.is_integer() else read
     noun = "a number" if kind is float else "a whole number"
     if limit is not None and limit.multiple != 1:
         noun = f"a multiple of {limit.multiple}"

@@ -138,7 +138,7 @@ def test_values_take_the_fields_own_type() -> None:
     assert {type(getattr(config, f.name)) for f in fields(config) if f.name in ("steps", "seed")} == {int}
 
 
-@pytest.mark.parametrize("text", ["1000", "1e3", "1.0e+3", "1000.0"])
+@pytest.mark.parametrize("text", ["1000", "1e3", "1E3", "10e2"])
 def test_whole_numbers_may_be_written_with_an_exponent(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text(f"dataset: a\nout: b\nsteps: {text}\n")
     config = from_plain(TrainConfig, read_yaml(tmp_path / "a.yaml"), "a.yaml")

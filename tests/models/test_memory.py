@@ -12,8 +12,8 @@ from sharpmask.models import inference, memory
 from sharpmask.models.inference import InferenceForm, InferenceTrunk, PlainHeads
 
 
-def form() -> InferenceForm:
-    trunk = InferenceTrunk((0, 0), torch.zeros(3, 1, 1), lambda image: [image])
+def form(wide: bool = True) -> InferenceForm:
+    trunk = InferenceTrunk((0, 0), torch.zeros(3, 1, 1), lambda image: [image], wide)
     return InferenceForm(trunk, 0, PlainHeads(lambda taps: (taps[0], taps[0])))
 
 
@@ -21,6 +21,7 @@ def test_it_is_given_back_around_large_pictures_alone(monkeypatch: pytest.Monkey
     calls: list[None] = []
     monkeypatch.setattr(inference, "release_freed", lambda: calls.append(None))
     form()(torch.zeros(1, 3, 400, 600))
+    form(wide=False)(torch.zeros(1, 3, 500, 600))
     assert not calls
     form()(torch.zeros(1, 3, 500, 600))
     assert len(calls) == 2

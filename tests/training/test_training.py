@@ -611,7 +611,7 @@ def test_a_damaged_photo_gives_one_line_or_is_counted(
 def test_what_is_left_out_is_said_before_training_fails(settings: Factory, synth: Path, tmp_path: Path) -> None:
     document = json.loads((synth / "instances.json").read_text())
     for annotation in document["annotations"]:
-        annotation["area"] = "12"
+        annotation["iscrowd"] = "12"
     other, text = tmp_path / "other.json", io.StringIO()
     other.write_text(json.dumps(document))
     config = settings("left_out", "deepmask", annotations=other, skip_bad=True)
