@@ -107,7 +107,6 @@ BROKEN: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "text and a good one": (entry(1, GOOD, ["a"]), (5, 8, 20, 12)),
     "category": (entry(1, GOOD) | {"category_id": 5}, (5, 8, 20, 12)),
     "iscrowd": (entry(1, GOOD, iscrowd="x"), (5, 8, 20, 12)),
-    "box of text": (entry(1, GOOD, bbox=["5"]), (5, 8, 20, 12)),
     "id": (entry(1, GOOD) | {"id": "1"}, (5, 8, 20, 12)),
     "RLE": (entry(1, bbox=[30, 20, 10, 10]) | {"segmentation": {"size": [1, 1], "counts": "0"}}, (30, 20, 10, 10)),
     "far outside": (entry(1, [30, 20, 40, 20, 40, 30, 30, 1e9]), (30, 20, 10, 10)),
