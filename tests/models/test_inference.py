@@ -240,10 +240,10 @@ class Scaled(nn.Module):
 
 
 def test_another_wrapper_of_the_same_tensors_is_another_form(tiny_sharpmask: SharpMask) -> None:
-    trunk, picture = tiny_sharpmask.trunk, torch.rand(1, 3, 64, 80)
-    taps = []
+    model, picture = copy.deepcopy(tiny_sharpmask), torch.rand(1, 3, 64, 80)
+    trunk, taps = model.trunk, []
     for factor in (1.0, 2.0):
-        tiny_sharpmask.trunk = Scaled(trunk, factor)  # type: ignore[assignment]
+        model.trunk = Scaled(trunk, factor)  # type: ignore[assignment]
         with torch.inference_mode():
-            taps.append(tiny_sharpmask.for_inference()(picture).taps[0])
+            taps.append(model.for_inference()(picture).taps[0])
     torch.testing.assert_close(taps[1], 2 * taps[0])
