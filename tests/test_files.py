@@ -100,9 +100,9 @@ from sharpmask.files import atomic, output_folder
 with output_folder(Path(sys.argv[1]), "inner"), atomic(Path(sys.argv[1], "inner", "half")) as part:
     part.write_text("half of it")
     if os.fork() == 0:  # as a loader of batches, which may live longer than its parent
+        print("ready", flush=True)  # it has let go of the lock
         time.sleep(60)
         os._exit(0)
-    print("ready", flush=True)
     time.sleep(60)
 """
 
