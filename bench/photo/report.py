@@ -40,7 +40,10 @@ def sentence(results: Results) -> str:
     best = max(own, key=lambda m: (m.threads, -m.count))
     height, width = results.size
     cores = f"{best.threads} core{'s' * (best.threads > 1)} of {results.head['CPU']}"
-    return f"A photo of {height}x{width} takes {best.median:.2f} s on {cores} ([how](docs/photo-speed.md))."
+    return (
+        f"The best {best.count} masks of a photo of {height}x{width} take {best.median:.2f} s on {cores} "
+        "([how](docs/photo-speed.md))."
+    )
 
 
 def write(results: Results, root: Path = ROOT) -> None:
