@@ -278,7 +278,10 @@ def test_the_documents_are_filled(tmp_path: Path) -> None:
     page, readme = ((tmp_path / name).read_text() for name in ("docs/photo-speed.md", "README.md"))
     assert cells(report.text(results)) == cells(page)[-len(tables.sections(results)) :]
     assert page.count("tensorrt left out") == page.count("images/photo_speed.png") == 1
-    assert "\nThe best 100 masks of a photo of 480x640 take 0.50 s on 2 cores of Some CPU ([how](docs/photo-speed.md)).\n" in readme
+    assert (
+        "\nThe best 100 masks of a photo of 480x640 take 0.50 s on 2 cores of Some CPU ([how](docs/photo-speed.md)).\n"
+        in readme
+    )
     with pytest.raises(ValueError, match="must have <!-- photo:other -->"):
         report.fill(tmp_path / "README.md", "other", "")
 
