@@ -16,6 +16,8 @@ from .functional import (
     refine,
     refine_windows,
     topk_windows,
+    upsample_add,
+    upsample_merge,
 )
 from .fuse import FuseReport, fuse, register_adapter
 from .modules import Refinement
@@ -40,5 +42,7 @@ __all__ = [
     "refine_windows",
     "register_adapter",
     "topk_windows",
+    "upsample_add",
+    "upsample_merge",
     "use_backend",
 ]

@@ -28,7 +28,7 @@ def convolve_upsample(
     threads: int,
 ) -> None: ...
 def upsample_gradient(
-    *, grad: TensorView, active: TensorView, nearest: bool, out: TensorView, threads: int
+    *, grad: TensorView, active: TensorView | None, nearest: bool, out: TensorView, threads: int
 ) -> None: ...
 def input_gradient(
     *,
@@ -106,6 +106,12 @@ def inverted_residual(
     residual: bool,
     out: TensorView,
     threads: int,
+) -> None: ...
+def upsample_add(
+    *, mask: TensorView, lateral: TensorView, upsample: str, activation: str, out: TensorView, threads: int
+) -> None: ...
+def join_phases(
+    *, phases: TensorView, lateral: TensorView | None, activation: str, out: TensorView, threads: int
 ) -> None: ...
 def gather_windows(
     *, maps: Sequence[TensorView], windows: WindowsView, step: int, out: TensorView, threads: int

@@ -16,6 +16,8 @@ from .windows import Windows
 
 UPSAMPLES = ("bilinear", "nearest")
 PADDING_MODES = ("zeros", "replicate")
+DECODER_UPSAMPLES = (*UPSAMPLES, "bilinear_corners")
+ACTIVATIONS = ("relu", "elu", "leaky_relu", "silu", "none")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MOST = 2**63 - 1
 _STRIDED = torch.strided

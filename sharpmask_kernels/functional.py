@@ -11,12 +11,14 @@ code); ``padding_mode`` is "zeros" (as ``nn.Conv2d``) or "replicate" (what Sharp
 ``RuntimeError``.
 
 Under autocast, the convolutions' arguments are cast as those of a convolution are: :func:`merge_upsample`,
-:func:`refine` and :func:`refine_windows` compute in the autocast dtype, :func:`add_upsample` in what the sum of
-``horizontal`` and a convolution would have. fp64 is left alone. While a model is exported, plain PyTorch operations
-take the place of the ops, so that the exported graph needs nothing from here.
+:func:`refine`, :func:`refine_windows` and :func:`upsample_merge` compute in the autocast dtype, :func:`add_upsample` in
+what the sum of ``horizontal`` and a convolution would have, :func:`upsample_add` in the wider dtype of its maps. fp64 is
+left alone. While a model is exported, plain PyTorch operations take the place of the ops, so that the exported graph
+needs nothing from here.
 """
 
 from .ops.calling import ConvParameters
+from .ops.decoder import upsample_add, upsample_merge
 from .ops.encode_windows import encode_windows
 from .ops.gather_windows import gather_windows
 from .ops.horizontal import horizontal
@@ -36,4 +38,6 @@ __all__ = [
     "refine",
     "refine_windows",
     "topk_windows",
+    "upsample_add",
+    "upsample_merge",
 ]

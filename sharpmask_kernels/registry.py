@@ -21,6 +21,8 @@ ROOMS = {
     "merge_upsample": "refinement",
     "refine": "refinement",
     "add_upsample": "refinement",
+    "upsample_merge": "decoder",
+    "upsample_add": "decoder",
     "gather_windows": "gather_windows",
     "refine_windows": "refine_windows",
     "encode_windows": "encode_windows",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from . import encode_windows, gather_windows, horizontal, inverted_residual, refine_windows, refinement
+from . import decoder, encode_windows, gather_windows, horizontal, inverted_residual, refine_windows, refinement
 from .base import FULL, SMALL, Sizes, Workload
 from .shapes import LEVELS
 
 __all__ = ["FULL", "LEVELS", "SMALL", "Sizes", "Workload", "workloads"]
 
-DIFFERENTIABLE = ("merge_upsample", "refine", "add_upsample", "gather_windows")
+DIFFERENTIABLE = ("merge_upsample", "refine", "add_upsample", "gather_windows", "upsample_merge", "upsample_add")
 
 
 def workloads(sizes: Sizes) -> Iterator[Workload]:
@@ -27,8 +27,11 @@ def workloads(sizes: Sizes) -> Iterator[Workload]:
 
 def forward(sizes: Sizes) -> list[Workload]:
     refinements = itertools.product(("merge_upsample", "refine", "add_upsample"), range(len(LEVELS)))
+    small = sizes.photo < FULL.photo
     return [
         *(refinement.workload(op, level, sizes.batch) for op, level in refinements),
+        *decoder.merges(small),
+        *decoder.adds(small),
         *(gather_windows.workload(stage, count, sizes.photo) for stage in (0, 3) for count in sizes.windows),
         *(refine_windows.workload(count, sizes.photo) for count in sizes.windows),
         encode_windows.workload(sizes.windows[0], sizes.photo),

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "column_sampler.h"
+#include "decoder.h"
 #include "horizontal.h"
 #include "inverted_residual.h"
 #include "refine_windows.h"
@@ -29,6 +30,8 @@ struct Kernels {
     void (*wide_forward)(const WideForward&);
     void (*wide_gradient)(const WideGradient&);
     void (*inverted_residual)(const InvertedResidual&);
+    void (*upsample_add)(const UpsampleAdd&);
+    void (*join_phases)(const JoinPhases&);
     std::unique_ptr<ColumnSampler> (*column_sampler)(const TypedMap& logits, double limit);
 };
 

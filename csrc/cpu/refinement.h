@@ -26,10 +26,10 @@ struct ConvolveUpsample {
     int threads;
 };
 
-// out: the gradient before ReLU and upsampling, in fp32 or fp64.
+// out: the gradient before ReLU and upsampling.
 struct UpsampleGradient {
-    TypedMap grad;  // of the upsampled map
-    const std::uint8_t* active;
+    TypedMap grad;               // of the upsampled map
+    const std::uint8_t* active;  // as in ConvolveUpsample; null: there was no ReLU
     bool nearest;
     TypedMap out;
     int threads;

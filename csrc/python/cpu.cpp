@@ -4,9 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,11 +48,11 @@ void convolve_upsample(const TensorViews& inputs, const OptionalTensorView& adde
                                           threads});
 }
 
-void upsample_gradient(const TensorView& grad, const TensorView& active, bool nearest, const TensorView& out,
-                       int threads) {
+void upsample_gradient(const TensorView& grad, const OptionalTensorView& active, bool nearest,
+                       const TensorView& out, int threads) {
     kernels(grad.dtype)
-        .upsample_gradient({typed_map(grad), static_cast<const std::uint8_t*>(active.data), nearest,
-                            typed_map(out), threads});
+        .upsample_gradient(
+            {typed_map(grad), data_or_null<std::uint8_t>(active), nearest, typed_map(out), threads});
 }
 
 void input_gradient(const TensorView& grad, const TensorView& weight, bool zeros,
@@ -74,6 +76,36 @@ void feature_forward(const TensorView& feature, const TensorView& weight, const 
 void feature_gradient(const TensorView& grad, const TensorView& weight, bool zeros, const TensorView& out,
                       int threads) {
     kernels(out.dtype).feature_gradient({typed_map(grad), weight, zeros, typed_map(out), threads});
+}
+
+// upsample_add, upsample_merge
+
+// The place of a name among those that it must be one of, which is its enumerator's.
+template <class Enumeration>
+Enumeration named_one(const std::string& name, const std::vector<std::string>& names) {
+    const auto found = std::find(names.begin(), names.end(), name);
+    if (found == names.end()) throw std::invalid_argument("unknown name: " + name);
+    return static_cast<Enumeration>(found - names.begin());
+}
+
+Upsampling upsampling_of(const std::string& name) {
+    return named_one<Upsampling>(name, {"nearest", "bilinear", "bilinear_corners"});
+}
+
+Activation activation_of(const std::string& name) {
+    return named_one<Activation>(name, {"relu", "elu", "leaky_relu", "silu", "none"});
+}
+
+void call_upsample_add(const TensorView& mask, const TensorView& lateral, const std::string& upsample,
+                       const std::string& activation, const TensorView& out, int threads) {
+    kernels(out.dtype).upsample_add({typed_map(mask), typed_map(lateral), upsampling_of(upsample),
+                                     activation_of(activation), typed_map(out), threads});
+}
+
+void call_join_phases(const TensorView& phases, const OptionalTensorView& lateral,
+                      const std::string& activation, const TensorView& out, int threads) {
+    kernels(out.dtype).join_phases(
+        {typed_map(phases), map_or_none(lateral), activation_of(activation), typed_map(out), threads});
 }
 
 // gather_windows
@@ -193,6 +225,10 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("feature_forward", feature_forward, release_gil(), named, "feature"_a, "weight"_a, "bias"_a,
           "zeros"_a, "out"_a, "threads"_a);
     m.def("feature_gradient", feature_gradient, release_gil(), named, "grad"_a, "weight"_a, "zeros"_a,
+          "out"_a, "threads"_a);
+    m.def("upsample_add", call_upsample_add, release_gil(), named, "mask"_a, "lateral"_a, "upsample"_a,
+          "activation"_a, "out"_a, "threads"_a);
+    m.def("join_phases", call_join_phases, release_gil(), named, "phases"_a, "lateral"_a, "activation"_a,
           "out"_a, "threads"_a);
     m.def("gather_windows", gather, release_gil(), named, "maps"_a, "windows"_a, "step"_a, "out"_a,
           "threads"_a);

@@ -31,6 +31,27 @@ class MergeNeeds(NamedTuple):
     bias: bool
 
 
+class UpsampleMergeNeeds(NamedTuple):
+    """Of ``upsample_merge``."""
+
+    mask: bool
+    skip: bool
+    weight: bool
+    bias: bool
+
+    @property
+    def convolution(self) -> ConvNeeds:
+        """Of the convolution of both maps."""
+        return ConvNeeds(self.mask or self.skip, self.weight, self.bias)
+
+
+class UpsampleAddNeeds(NamedTuple):
+    """Of ``upsample_add``."""
+
+    mask: bool
+    lateral: bool
+
+
 class AddNeeds(NamedTuple):
     """Of ``add_upsample``."""
 

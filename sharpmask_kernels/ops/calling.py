@@ -1,12 +1,15 @@
-"""What the public functions of the ops share: autocast, export, and the type of a convolution's parameters."""
+"""What the ops share: autocast, export, the type of a convolution's parameters, and fake gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import layout
 
 ConvParameters = tuple[Tensor, Tensor | None]
 """Weight and bias of a convolution."""
@@ -40,3 +43,17 @@ def cast(dtype: torch.dtype | None, *inputs: Any) -> tuple[Any, ...]:
 def after_cast(like: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     """Turns autocast off, because the inputs have been cast to ``dtype`` already; None: autocast was off."""
     return nullcontext() if dtype is None else torch.autocast(like.device.type, enabled=False)
+
+
+def empty_gradients(inputs: Sequence[Tensor | None], channels_last: bool, needs: Sequence[bool]) -> list[Tensor]:
+    """Uninitialised gradients of the inputs that ``needs`` asks for."""
+    return [
+        layout.empty(x.shape, x, layout.chosen(channels_last and x.ndim == 4))
+        for x, need in zip(inputs, needs, strict=True)
+        if need and x is not None
+    ]
+
+
+def bias_of(weight: Tensor) -> Tensor:
+    """A tensor like the bias that belongs to ``weight``."""
+    return weight[:, 0, 0, 0]

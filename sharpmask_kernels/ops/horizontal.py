@@ -89,12 +89,8 @@ def _fake(a: Any) -> tuple[Tensor, list[Tensor]]:
 
 
 def _backward_fake(a: Any) -> list[Tensor]:
-    inputs = [a.feature, *a.weights, *(weight[:, 0, 0, 0] for weight in a.weights)]
-    return [
-        layout.empty(x.shape, x, layout.chosen(a.channels_last and x.ndim == 4))
-        for x, need in zip(inputs, a.needs, strict=True)
-        if need
-    ]
+    inputs = [a.feature, *a.weights, *map(calling.bias_of, a.weights)]
+    return calling.empty_gradients(inputs, a.channels_last, a.needs)
 
 
 _HORIZONTAL = define(reference.horizontal, _fake)

@@ -118,6 +118,8 @@ def differentiable(
     inputs: Sequence[str],
     results: Sequence[str],
     derived: Callable[[Any], dict[str, Any]] = lambda _: {},
+    reads_result: Callable[[Any], bool] = lambda _: True,
+    passed: Callable[[Any], Sequence[str]] = lambda _: (),
 ) -> None:
     """Give ``op`` the gradient that ``backward`` computes.
 
@@ -126,10 +128,14 @@ def differentiable(
     ``backward`` are found by their names: ``grad``, ``needs`` (whether the gradient of each input is asked for),
     arguments and results of the op, and what ``derived`` makes of the op's arguments. It returns the gradients that
     ``needs`` asks for, in the order of ``inputs``.
+
+    Two functions of the op's arguments: ``reads_result``, whether ``backward`` reads the first result (else it gets
+    None, and the result may be overwritten), and ``passed``, the inputs whose gradient is that of the first result, as
+    it is (``backward`` is not asked for them).
     """
     known = (*op.parameters, *results)
     kept = [name for name in backward.parameters if name in known]
-    tensors = [name for name in kept if backward.parameters[name] is Tensor]
+    tensors = [name for name in kept if backward.parameters[name] in (Tensor, Tensor | None)]
     lists = [name for name in kept if backward.parameters[name] == Sequence[Tensor]]
     options = [name for name in kept if name not in (*tensors, *lists)]
     others = [name for name in backward.parameters if name not in (*known, "grad", "needs")]
@@ -142,35 +148,36 @@ def differentiable(
         outputs = output if isinstance(output, tuple) else (output,)
         ctx.mark_non_differentiable(*_flat(outputs[1:]))
         ctx.set_materialize_grads(False)  # no zeros as gradients of the results that are made for the backward
-        values = (*inputs, *outputs)
+        given = op.arguments(*inputs)
+        values = (*inputs, outputs[0] if reads_result(given) else None, *outputs[1:])
         saved_lists = pick_lists(values)
         ctx.save_for_backward(*pick_tensors(values), *_flat(saved_lists))
         ctx.lengths = [len(saved) for saved in saved_lists]
-        ctx.options = pick_options(values)
-        if others:
-            made = derived(op.arguments(*inputs))
-            ctx.options += tuple(made[name] for name in others)
+        ctx.options = (*pick_options(values), *map(derived(given).__getitem__, others))
+        ctx.passed = [list(op.parameters).index(name) for name in passed(given)]
 
     def run(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
-        needs = [ctx.needs_input_grad[place] for place in places]
+        needs = [place not in ctx.passed and ctx.needs_input_grad[place] for place in places]
         asked_for = _flat(needs)
-        if grad is None:
-            found: Iterator[Tensor | None] = itertools.repeat(None)
-        else:
+        found: Iterator[Tensor | None] = itertools.repeat(None)
+        if grad is not None and any(asked_for):
             saved = iter(ctx.saved_tensors)
             alone = itertools.islice(saved, len(tensors))
             listed = (list(itertools.islice(saved, length)) for length in ctx.lengths)
             found = iter(backward(*pick_arguments((grad, asked_for, *alone, *listed, *ctx.options))))
-        gradients: list[Any] = [None] * len(op.parameters)
-        for place, need in zip(places, needs, strict=True):
-            if _is_list(need):
-                gradients[place] = [next(found) if one else None for one in need]
-            elif need:
-                gradients[place] = next(found)
-        return tuple(gradients)
+        gradients = {place: _next(found, need) for place, need in zip(places, needs, strict=True)}
+        gradients |= dict.fromkeys(ctx.passed, grad)
+        return tuple(gradients.get(place) for place in range(len(op.parameters)))
 
     torch.library.register_autograd(f"sharpmask::{op.name}", run, setup_context=setup_context, lib=_library)
     _refuse_backward(backward, f"{op.name} has no second derivative")
+
+
+def _next(found: Iterator[Tensor | None], need: Any) -> Any:
+    """The next of the gradients found, or as many as ``need`` asks for; None where it does not ask."""
+    if _is_list(need):
+        return [_next(found, one) for one in need]
+    return next(found) if need else None
 
 
 def _is_list(need: Any) -> bool:

@@ -52,19 +52,6 @@ def _empty_active(out_channels: int, like: Tensor, save: bool) -> Tensor:
     return like.new_empty(shape, dtype=torch.uint8)
 
 
-def _empty_gradients(inputs: Sequence[Tensor], channels_last: bool, needs: Sequence[bool]) -> list[Tensor]:
-    return [
-        layout.empty(x.shape, x, layout.chosen(channels_last and x.ndim == 4))
-        for x, need in zip(inputs, needs, strict=True)
-        if need
-    ]
-
-
-def _bias_of(weight: Tensor) -> Tensor:
-    """A tensor like the bias that belongs to ``weight``."""
-    return weight[:, 0, 0, 0]
-
-
 def _derived(*maps: Tensor) -> dict[str, Any]:
     """What a backward takes besides arguments and results of its forward."""
     return {"channels_last": layout.memory_format(*maps) == torch.channels_last}
@@ -106,7 +93,9 @@ differentiable(
     _MERGE_UPSAMPLE,
     define(
         reference.merge_upsample_backward,
-        lambda a: _empty_gradients([a.skip, a.mask, a.weight, _bias_of(a.weight)], a.channels_last, a.needs),
+        lambda a: calling.empty_gradients(
+            [a.skip, a.mask, a.weight, calling.bias_of(a.weight)], a.channels_last, a.needs
+        ),
     ),
     inputs=("skip", "mask", "weight", "bias"),
     results=("out", "active"),
@@ -155,8 +144,8 @@ def _refine_fake(a: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _refine_backward_fake(a: Any) -> list[Tensor]:
-    convolutions = [a.skip_weight, _bias_of(a.skip_weight), a.merge_weight, _bias_of(a.merge_weight)]
-    return _empty_gradients([a.feature, a.mask, *convolutions], a.channels_last, a.needs)
+    convolutions = [a.skip_weight, calling.bias_of(a.skip_weight), a.merge_weight, calling.bias_of(a.merge_weight)]
+    return calling.empty_gradients([a.feature, a.mask, *convolutions], a.channels_last, a.needs)
 
 
 _REFINE = define(reference.refine, _refine_fake)
@@ -203,7 +192,7 @@ def add_upsample(
 def _add_upsample_backward_fake(a: Any) -> list[Tensor]:
     batch, _, height, width = a.mask.shape
     horizontal = a.mask.new_empty(batch, a.weight.shape[0], height, width)
-    return _empty_gradients([horizontal, a.mask, a.weight, _bias_of(a.weight)], a.channels_last, a.needs)
+    return calling.empty_gradients([horizontal, a.mask, a.weight, calling.bias_of(a.weight)], a.channels_last, a.needs)
 
 
 _ADD_UPSAMPLE = define(

@@ -1,4 +1,4 @@
-"""Can the contract suite fail? Eleven faults, planted in the reference one at a time, must each be caught.
+"""Can the contract suite fail? Fifteen faults, planted in the reference one at a time, must each be caught.
 
 ``python -m tests.contract.faults`` runs, for each fault, the test that is there to catch it, and prints whether it did.
 It exits with 1 if a fault went unnoticed. Tests run as they do by default, with a selection of their parameters'
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharpmask_kernels import layout
-from sharpmask_kernels.backends.reference import gather_windows, horizontal, refine_windows, refinement
+from sharpmask_kernels.backends.reference import decoder, gather_windows, horizontal, refine_windows, refinement
 
 FOLDER = Path(__file__).parent
 
@@ -63,6 +63,33 @@ def shifted_phase(patch: pytest.MonkeyPatch) -> None:
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
     patch.setattr(refinement, "up2", shifted)
+
+
+def always_the_mask_first(patch: pytest.MonkeyPatch) -> None:
+    """Concatenates a decoder's maps in one order only."""
+    original = decoder.joined
+    patch.setattr(decoder, "joined", lambda mask, skip, mask_first: original(mask, skip, True))
+
+
+def corners_for_centres(patch: pytest.MonkeyPatch) -> None:
+    """Takes one kind of bilinear upsampling in a decoder for the other."""
+    original = decoder.up2
+    patch.setattr(decoder, "up2", lambda x, mode: original(x, mode.removesuffix("_corners")))
+
+
+def gradient_through_any_activation(patch: pytest.MonkeyPatch) -> None:
+    """Forgets the derivative of a decoder's activation."""
+    patch.setattr(decoder, "activation_backward", lambda grad, out, activation: grad)
+
+
+def crossed_gradients(patch: pytest.MonkeyPatch) -> None:
+    """Sends the gradients of a decoder's two maps back as if they stood in the other order."""
+    original = decoder.split_gradient
+
+    def crossed(grad: Tensor, mask_channels: int, mask_first: bool) -> list[Tensor]:
+        return original(grad, mask_channels, not mask_first)
+
+    patch.setattr(decoder, "split_gradient", crossed)
 
 
 def off_by_one_window(patch: pytest.MonkeyPatch) -> None:
@@ -141,6 +168,10 @@ FAULTS: dict[str, tuple[Plant, str]] = {
         (swapped_concatenation, "test_refinement.py::test_formula"),
         (missing_bias, "test_refinement.py::test_formula"),
         (shifted_phase, "test_refinement.py::test_formula"),
+        (always_the_mask_first, "test_decoder.py::test_formula"),
+        (corners_for_centres, "test_decoder.py::test_formula"),
+        (gradient_through_any_activation, "test_decoder.py::test_gradients"),
+        (crossed_gradients, "test_decoder.py::test_gradients"),
         (off_by_one_window, "test_gather_windows.py::test_formula"),
         (missing_relu_mask, "test_gradients.py::test_gradients"),
         (gradient_of_what_is_not_needed, "test_horizontal.py::test_gradients"),

@@ -40,9 +40,16 @@ def up2(x: Array, upsample: str) -> Array:
 
 
 def _up2_rows(x: Array, upsample: str) -> Array:
-    """Row 2i lies a quarter of a cell above the centre of row i, row 2i + 1 a quarter below."""
+    """Row 2i lies a quarter of a cell above the centre of row i, row 2i + 1 a quarter below; or corner on corner."""
     length = x.shape[2]
     out = np.empty((*x.shape[:2], 2 * length, x.shape[3]))
+    if upsample == "bilinear_corners":
+        for i in range(2 * length):
+            above, rest = divmod(i * (length - 1), 2 * length - 1)
+            share = rest / (2 * length - 1)
+            below = x[:, :, above + 1] * share if share else 0
+            out[:, :, i] = x[:, :, above] * (1 - share) + below
+        return out
     for i in range(length):
         above, here, below = x[:, :, max(i - 1, 0)], x[:, :, i], x[:, :, min(i + 1, length - 1)]
         near = upsample == "nearest"
@@ -53,6 +60,26 @@ def _up2_rows(x: Array, upsample: str) -> Array:
 
 def relu(x: Array) -> Array:
     return np.maximum(x, 0)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": relu,
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "none": lambda x: x,
+}
+
+
+def upsample_merge(
+    mask: Array, skip: Array | None, weight: Array, bias: Array | None, first: bool, up: str, pad: str, activation: str
+) -> Array:
+    maps = [up2(mask, up), *([] if skip is None else [skip])]
+    return ACTIVATIONS[activation](conv(np.concatenate(maps if first else maps[::-1], axis=1), weight, bias, pad))
+
+
+def upsample_add(mask: Array, lateral: Array, up: str, activation: str) -> Array:
+    return ACTIVATIONS[activation](up2(mask, up) + lateral)
 
 
 def merge_upsample(skip: Array, mask: Array, weight: Array, bias: Array | None, up: str, pad: str) -> Array:
@@ -111,7 +138,35 @@ def plain_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str
 def plain_up2(x: Tensor, upsample: str) -> Tensor:
     if upsample == "nearest":
         return F.interpolate(x, scale_factor=2, mode="nearest")
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=upsample == "bilinear_corners")
+
+
+PLAIN_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "elu": F.elu,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "none": lambda x: x,
+}
+
+
+def plain_upsample_merge(
+    mask: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    first: bool,
+    up: str,
+    pad: str,
+    activation: str,
+) -> Tensor:
+    maps = [plain_up2(mask, up), *([] if skip is None else [skip])]
+    merged = plain_conv(torch.cat(maps if first else maps[::-1], dim=1), weight, bias, pad)
+    return PLAIN_ACTIVATIONS[activation](merged)
+
+
+def plain_upsample_add(mask: Tensor, lateral: Tensor, up: str, activation: str) -> Tensor:
+    return PLAIN_ACTIVATIONS[activation](plain_up2(mask, up) + lateral)
 
 
 def plain_merge_upsample(skip: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, up: str, pad: str) -> Tensor:

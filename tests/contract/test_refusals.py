@@ -47,6 +47,13 @@ VALID: dict[str, Callable[[], dict[str, Any]]] = {
         "weight": zeros(6, 2, 3, 3),
         "bias": zeros(6),
     },
+    "upsample_merge": lambda: {
+        "mask": zeros(2, 2, 4, 5),
+        "skip": zeros(2, 3, 8, 10),
+        "weight": zeros(6, 5, 3, 3),
+        "bias": zeros(6),
+    },
+    "upsample_add": lambda: {"mask": zeros(2, 3, 4, 5), "lateral": zeros(2, 3, 8, 10)},
     "topk_windows": lambda: {"scores": [zeros(2, 1, 4, 5), zeros(2, 1, 2, 2)], "n": 3},
     "gather_windows": lambda: {"maps": [zeros(2, 3, 4, 5), zeros(2, 3, 2, 2)], "windows": windows(), "size": 2},
     "refine_windows": lambda: {
@@ -331,6 +338,49 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("encode_windows", {"scales": [0.5, 0.0]}, "scales must be positive, got [0.5, 0.0]"),
     ("encode_windows", {"scales": [0.5, math.nan]}, "scales must be positive, got [0.5, nan]"),
     ("encode_windows", {"scales": [0.5, math.inf]}, "scales must be positive, got [0.5, inf]"),
+    # upsample_merge and upsample_add.
+    (
+        "upsample_merge",
+        {"upsample": "area"},
+        "upsample must be one of 'bilinear', 'nearest', 'bilinear_corners', got 'area'",
+    ),
+    ("upsample_add", {"upsample": True}, "upsample must be one of 'bilinear', 'nearest', 'bilinear_corners', got True"),
+    (
+        "upsample_merge",
+        {"activation": "gelu"},
+        "activation must be one of 'relu', 'elu', 'leaky_relu', 'silu', 'none', got 'gelu'",
+    ),
+    (
+        "upsample_add",
+        {"activation": None},
+        "activation must be one of 'relu', 'elu', 'leaky_relu', 'silu', 'none', got None",
+    ),
+    ("upsample_merge", {"padding_mode": "same"}, "padding_mode must be one of 'zeros', 'replicate', got 'same'"),
+    ("upsample_merge", {"mask": zeros(2, 4, 5)}, "mask must be of shape (B, Km, H, W), got (2, 4, 5)"),
+    ("upsample_add", {"mask": zeros(2, 3, 0, 5)}, "with no empty dimension but the batch, got (2, 3, 0, 5)"),
+    (
+        "upsample_merge",
+        {"skip": zeros(2, 3, 4, 5)},
+        "skip must be of batch 2 and size (8, 10), twice that of mask, got (2, 3, 4, 5)",
+    ),
+    (
+        "upsample_add",
+        {"lateral": zeros(2, 3, 9, 10)},
+        "lateral must be of batch 2 and size (8, 10), twice that of mask, got (2, 3, 9, 10)",
+    ),
+    ("upsample_add", {"lateral": zeros(2, 4, 8, 10)}, "lateral must be of 3 channels like mask, got 4"),
+    ("upsample_merge", {"skip": None}, "weight must be of shape (out_channels, 2, 3, 3), got (6, 5, 3, 3)"),
+    ("upsample_merge", {"bias": zeros(5)}, "bias must be of shape (6,), got (5,)"),
+    (
+        "upsample_merge",
+        {"skip": zeros(2, 3, 8, 10, dtype=half)},
+        "skip must be of dtype torch.float32 like the other tensors, got torch.float16",
+    ),
+    (
+        "upsample_add",
+        {"lateral": zeros(2, 3, 8, 10, dtype=double)},
+        "lateral must be of dtype torch.float32 like the other tensors, got torch.float64",
+    ),
     # horizontal.
     ("horizontal", {"feature": zeros(3, 4, 5)}, f"feature must be of shape {maps3}, got (3, 4, 5)"),
     ("horizontal", {"padding_mode": "same"}, "padding_mode must be one of 'zeros', 'replicate', got 'same'"),
@@ -388,6 +438,9 @@ NO_TENSORS = [
     ("add_upsample", {"weight": None}, "weight must be a tensor, got NoneType"),
     ("refine", {"skip_bias": 0.5}, "skip_bias must be a tensor, got float"),
     ("gather_windows", {"maps": [1]}, "maps[0] must be a tensor, got int"),
+    ("upsample_merge", {"skip": 5}, "skip must be a tensor, got int"),
+    ("upsample_merge", {"mask_first": 1}, "mask_first must be True or False, got 1"),
+    ("upsample_add", {"lateral": None}, "lateral must be a tensor, got NoneType"),
 ]
 
 

@@ -2,10 +2,9 @@
 
 namespace sharpmask::SHARPMASK_ISA {
 
-template void multiply_row(int64_t, const Row<float>*, const Matrix<float>&, Activation, const Row<float>&);
+template void multiply_row(int64_t, const Row<float>*, const Matrix<float>&, Clip, const Row<float>&);
 #ifdef SHARPMASK_FP64
-template void multiply_row(int64_t, const Row<double>*, const Matrix<double>&, Activation,
-                           const Row<double>&);
+template void multiply_row(int64_t, const Row<double>*, const Matrix<double>&, Clip, const Row<double>&);
 #endif
 
 }  // namespace sharpmask::SHARPMASK_ISA

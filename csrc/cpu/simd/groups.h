@@ -18,13 +18,13 @@ int64_t groups_of(int64_t channels) {
     return (channels + group<T> - 1) / group<T>;
 }
 
-enum class Activation { none, relu, relu6 };
+enum class Clip { none, relu, relu6 };
 
 template <class V>
-V activated(V v, Activation activation) {
-    if (activation == Activation::none) return v;
+V clipped(V v, Clip clip) {
+    if (clip == Clip::none) return v;
     v = relu<V>(v);
-    if (activation == Activation::relu6) v = v > V{} + 6 ? V{} + 6 : v;
+    if (clip == Clip::relu6) v = v > V{} + 6 ? V{} + 6 : v;
     return v;
 }
 
@@ -66,10 +66,10 @@ struct Matrix {
     const T* bias(int64_t g) const { return biases.get() + g * group<T>; }
 };
 
-// The products of P pixels: to[p][output] = activation(bias + sum over taps and inputs), for V vectors of N
+// The products of P pixels: to[p][output] = clip(bias + sum over taps and inputs), for V vectors of N
 // outputs. rows[tap] is the first pixel's cell of that tap.
 template <class T, int P, int V, int N>
-void multiply_pixels(const Row<T>* rows, const Matrix<T>& m, int64_t g, Activation activation, T* to) {
+void multiply_pixels(const Row<T>* rows, const Matrix<T>& m, int64_t g, Clip clip, T* to) {
     using Outputs = Vector<T, N>;
     Outputs sums[P][V];
 #pragma GCC unroll 24
@@ -97,46 +97,43 @@ void multiply_pixels(const Row<T>* rows, const Matrix<T>& m, int64_t g, Activati
 #pragma GCC unroll 24
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) store(to + p * group<T> + v * N, activated(sums[p][v], activation));
+        for (int v = 0; v < V; ++v) store(to + p * group<T> + v * N, clipped(sums[p][v], clip));
     }
 }
 
 // The same for any number of pixels. `rows` are moved on.
 template <class T, int P, int V, int N>
-void multiply_some(int64_t pixels, Row<T>* rows, const Matrix<T>& m, int64_t g, Activation activation,
-                   T* to) {
+void multiply_some(int64_t pixels, Row<T>* rows, const Matrix<T>& m, int64_t g, Clip clip, T* to) {
     for (; pixels >= P; pixels -= P, to += P * group<T>) {
-        multiply_pixels<T, P, V, N>(rows, m, g, activation, to);
+        multiply_pixels<T, P, V, N>(rows, m, g, clip, to);
         for (int64_t tap = 0; tap < m.taps; ++tap) rows[tap].data += P * group<T>;
     }
     if constexpr (P > 1) {
-        if (pixels > 0) multiply_some<T, P / 2, V, N>(pixels, rows, m, g, activation, to);
+        if (pixels > 0) multiply_some<T, P / 2, V, N>(pixels, rows, m, g, clip, to);
     }
 }
 
 // The same for all outputs. Where a group has few of them, more pixels are computed at once, in as many
 // registers.
 template <class T>
-void multiply_row(int64_t pixels, const Row<T>* taps, const Matrix<T>& m, Activation activation,
-                  const Row<T>& to) {
+void multiply_row(int64_t pixels, const Row<T>* taps, const Matrix<T>& m, Clip clip, const Row<T>& to) {
     constexpr int most_taps = 9, pairs = vector_registers == 32 ? 12 : 6;
     for (int64_t g = 0; g < groups_of<T>(m.outputs); ++g) {
         Row<T> rows[most_taps];
         std::copy_n(taps, m.taps, rows);
         const int64_t outputs = m.outputs - g * group<T>;
         if (outputs > lanes<T>) {
-            multiply_some<T, pairs, 2, lanes<T>>(pixels, rows, m, g, activation, to.of(g));
+            multiply_some<T, pairs, 2, lanes<T>>(pixels, rows, m, g, clip, to.of(g));
         } else if (vector_bytes < 64 || outputs > lanes<T> / 2) {
-            multiply_some<T, 2 * pairs, 1, lanes<T>>(pixels, rows, m, g, activation, to.of(g));
+            multiply_some<T, 2 * pairs, 1, lanes<T>>(pixels, rows, m, g, clip, to.of(g));
         } else {
-            multiply_some<T, 2 * pairs, 1, lanes<T> / 2>(pixels, rows, m, g, activation, to.of(g));
+            multiply_some<T, 2 * pairs, 1, lanes<T> / 2>(pixels, rows, m, g, clip, to.of(g));
         }
     }
 }
 
-extern template void multiply_row(int64_t, const Row<float>*, const Matrix<float>&, Activation,
-                                  const Row<float>&);
-extern template void multiply_row(int64_t, const Row<double>*, const Matrix<double>&, Activation,
+extern template void multiply_row(int64_t, const Row<float>*, const Matrix<float>&, Clip, const Row<float>&);
+extern template void multiply_row(int64_t, const Row<double>*, const Matrix<double>&, Clip,
                                   const Row<double>&);
 
 // Pixels as read_pixels gives them, into groups.

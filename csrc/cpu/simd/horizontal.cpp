@@ -102,8 +102,8 @@ class Chain {
         const Row<T> out{out_.get(), widest_};
         for (int64_t y = part.top; y < part.bottom; ++y) {
             make(depth() - 1, y + 2);
-            convolve(depth() - 1, y, part.left, part.right - part.left,
-                     a_.relu ? Activation::relu : Activation::none, out);
+            convolve(depth() - 1, y, part.left, part.right - part.left, a_.relu ? Clip::relu : Clip::none,
+                     out);
             write_groups(a_.out, image_, y, part.left, part.right - part.left, out);
         }
     }
@@ -129,19 +129,18 @@ class Chain {
                 to_groups(pixels_.get(), channels, rows.count(), rows.fresh());
             } else {
                 make(conv - 1, rows.next + 2);
-                convolve(conv - 1, rows.next, rows.left(), rows.count(), Activation::relu, rows.fresh());
+                convolve(conv - 1, rows.next, rows.left(), rows.count(), Clip::relu, rows.fresh());
             }
         }
     }
 
-    void convolve(int64_t conv, int64_t y, int64_t left, int64_t count, Activation activation,
-                  const Row<T>& to) const {
+    void convolve(int64_t conv, int64_t y, int64_t left, int64_t count, Clip clip, const Row<T>& to) const {
         Row<T> taps[9];
         for (int64_t tap = 0; tap < 9; ++tap) {
             taps[tap] = rows_[conv].before(y + tap / 3 - 1, left);
             taps[tap].data += tap % 3 * group<T>;
         }
-        multiply_row(count, taps, convs_[conv], activation, to);
+        multiply_row(count, taps, convs_[conv], clip, to);
     }
 };
 

@@ -39,7 +39,7 @@ void depthwise(const T* const* rows, const T* w, Vector<T> bias, T* to) {
         }
     }
 #pragma GCC unroll 6
-    for (int p = 0; p < P; ++p) store(to + p * group<T>, activated(sums[p], Activation::relu6));
+    for (int p = 0; p < P; ++p) store(to + p * group<T>, clipped(sums[p], Clip::relu6));
 }
 
 template <class T, int K, int S, int P = depthwise_pixels>
@@ -153,7 +153,7 @@ class Block {
         if (!w_.expand) return read_groups(tile, y, left, right - left, row);
         const Row<T> input{input_.get(), cells_};
         read_groups(tile, y, left, right - left, input);
-        multiply_row(right - left, &input, *w_.expand, Activation::relu6, row);
+        multiply_row(right - left, &input, *w_.expand, Clip::relu6, row);
     }
 
     void convolve_row(const Tile& tile, int64_t first) {
@@ -170,7 +170,7 @@ class Block {
     void project_row(const Tile& tile, int64_t y) {
         const int64_t width = tile.right - tile.left;
         const Row<T> hidden_row = hidden();
-        multiply_row(width, &hidden_row, w_.project, Activation::none, out());
+        multiply_row(width, &hidden_row, w_.project, Clip::none, out());
         if (a_.residual) {
             const Row<T> input{input_.get(), cells_};
             read_groups(tile, y, tile.left, width, input);

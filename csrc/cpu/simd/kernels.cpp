@@ -17,6 +17,8 @@ extern const Kernels kernels{SHARPMASK_NAME(SHARPMASK_ISA),
                              wide_forward,
                              wide_gradient,
                              inverted_residual,
+                             upsample_add,
+                             join_phases,
                              column_sampler};
 
 }  // namespace sharpmask::SHARPMASK_ISA

@@ -16,6 +16,8 @@ void horizontal(const Horizontal& arguments);
 void wide_forward(const WideForward& arguments);
 void wide_gradient(const WideGradient& arguments);
 void inverted_residual(const InvertedResidual& arguments);
+void upsample_add(const UpsampleAdd& arguments);
+void join_phases(const JoinPhases& arguments);
 std::unique_ptr<ColumnSampler> column_sampler(const TypedMap& logits, double limit);
 
 // What weight_gradient chooses for many input channels.

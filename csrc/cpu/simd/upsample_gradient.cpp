@@ -31,15 +31,21 @@ class RowGradient {
         const T* const after = row(std::min(2 * y + 2, 2 * height_ - 1));
         for (int64_t c = 0; c < channels; ++c) {
             const int64_t offset = c * folded_.plane + 1;
-            const std::uint8_t* active = a_.active + ((image * channels + c) * height_ + y) * bytes;
+            const std::uint8_t* active =
+                a_.active == nullptr ? nullptr : a_.active + ((image * channels + c) * height_ + y) * bytes;
             for (int64_t x = 0; x < width_; x += lanes<T>) {
                 const auto at = [&](const T* cells) { return load(cells + offset + x); };
                 const Vector<T> sum = a_.nearest
                                           ? at(first) + at(second)
                                           : three_to_one<T>(at(first) + at(second), at(before) + at(after));
+                T* to = out_.get() + c * stride + x;
+                if (active == nullptr) {
+                    store(to, sum);
+                    continue;
+                }
                 unsigned bits = active[x / 8];
                 if (lanes<T> > 8 && x / 8 + 1 < bytes) bits |= active[x / 8 + 1] << 8;
-                store(out_.get() + c * stride + x, keep<T>(sum, bits >> x % 8));
+                store(to, keep<T>(sum, bits >> x % 8));
             }
         }
         write_row(a_.out, image, y, channels, width_, out_.get(), stride);

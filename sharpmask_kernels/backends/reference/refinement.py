@@ -58,10 +58,10 @@ def replicate_backward(grad: Tensor) -> Tensor:
 
 
 def up2(x: Tensor, mode: str) -> Tensor:
-    """Twice the height and width, bilinear (half-pixel centres) or nearest."""
+    """Twice the height and width, nearest or bilinear: of half-pixel centres, or of aligned corners."""
     if mode == "nearest":
         return F.interpolate(x, scale_factor=2, mode="nearest")
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=mode == "bilinear_corners")
 
 
 def up2_backward(grad: Tensor, mode: str) -> Tensor:
@@ -71,6 +71,9 @@ def up2_backward(grad: Tensor, mode: str) -> Tensor:
     """
     grad = grad if grad.dtype == torch.float64 else grad.float()
     for dim in (-2, -1):
+        if mode == "bilinear_corners":
+            grad = _corners_backward(grad.movedim(dim, -1)).movedim(-1, dim)
+            continue
         # Not unflatten, which autograd's own vmap does not know.
         even, odd = (grad.movedim(dim, -1)[..., first::2].movedim(-1, dim) for first in (0, 1))
         here = even + odd
@@ -84,6 +87,24 @@ def up2_backward(grad: Tensor, mode: str) -> Tensor:
             here.narrow(dim, -1, 1).add_(odd.narrow(dim, -1, 1), alpha=0.25)
         grad = here
     return grad
+
+
+def _corners_backward(grad: Tensor) -> Tensor:
+    """The gradient of upsampling the last dimension by "bilinear_corners".
+
+    Of L cells, cell i lies at i * (2 L - 1) / (L - 1) among the 2 L upsampled ones. It went into those less far from it
+    than its neighbours, at most five, with a share that falls linearly.
+    """
+    length = grad.shape[-1] // 2
+    last, steps = 2 * length - 1, max(length - 1, 1)
+    cells = torch.arange(length, device=grad.device)
+    first = (cells - 1) * last // steps + 1
+    total = torch.zeros_like(grad[..., :length])
+    for place in (first + i for i in range(5)):
+        share = 1 - (place * (length - 1) - cells * last).abs().to(grad.dtype) / last
+        inside = (place >= 0) & (place <= last) & (share > 0)
+        total = total + torch.where(inside, share * grad.index_select(-1, place.clamp(0, last)), 0)
+    return total
 
 
 def relu_up2(x: Tensor, upsample: str, memory_format: torch.memory_format, save: bool) -> tuple[Tensor, Tensor]:
