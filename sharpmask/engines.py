@@ -7,11 +7,12 @@ from typing import Final, Literal
 
 from .errors import DataError
 
-Engine = Literal["torch", "openvino"]
+Engine = Literal["torch", "compile", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 PRECISIONS: Final[dict[Engine, tuple[Precision, ...]]] = {
     "torch": ("fp32", "bf16", "fp16"),
+    "compile": ("fp32", "bf16", "fp16"),
     "openvino": ("fp32", "bf16", "int8"),
 }
 """The precisions of each engine."""

@@ -50,7 +50,7 @@ class EngineOptions(Settings):
     """What computes the maps that windows share."""
 
     engine: Engine = "torch"
-    """What computes the maps that windows share: docs/engines.md. openvino needs sharpmask[openvino]."""
+    """What computes the maps that windows share: docs/engines.md. compile is for GPUs, openvino for CPUs."""
     precision: Precision = "fp32"
     """Precision of these maps: bf16 and fp16 on GPUs; with openvino bf16 and int8, on CPUs that are faster by it."""
     calibrate: Path | None = None

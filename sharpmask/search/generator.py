@@ -257,7 +257,7 @@ class ProposalGenerator(Settings):
     @property
     def _casting(self) -> AbstractContextManager[object]:
         """Autocast to the precision in which PyTorch computes."""
-        dtype = CAST[self.precision] if self.engine == "torch" else None
+        dtype = None if self.engine == "openvino" else CAST[self.precision]
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     @property

@@ -296,7 +296,7 @@ def refusal(model: nn.Module, **options: Any) -> str:
 
 def test_refusals(model: SharpMask, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "with engine torch, got int8; int8 needs engine openvino" in refusal(model, precision="int8")
-    assert "engine must be one of 'torch', 'openvino'" in refusal(model, engine="tensorrt")
+    assert "engine must be one of 'torch', 'compile', 'openvino'" in refusal(model, engine="tensorrt")
     assert "calibration must" in refusal(model, engine="openvino", calibration="photos")
     assert "which does not exist" in refusal(model, engine="openvino", precision="int8", calibration="missing")
     fast = {"engine": "openvino"}

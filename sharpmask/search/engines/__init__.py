@@ -11,7 +11,7 @@ from ...engines import Engine, Precision, check_precision
 from ...errors import DataError
 from ...models import DeepMask
 from ...models.inference import InferenceForm
-from . import openvino
+from . import compiled, openvino
 
 CAST: Final[dict[Precision, torch.dtype | None]] = {
     "fp32": None,
@@ -27,6 +27,8 @@ def check_engine(model: DeepMask, engine: Engine, precision: Precision, calibrat
     check_precision(engine, precision, calibration)
     if engine == "openvino":
         openvino.check(model, precision)
+    elif engine == "compile":
+        compiled.check(model)
     elif CAST[precision] is not None and model.mean.device.type != "cuda":
         raise DataError(
             f"precision must be fp32 with engine torch on {model.mean.device.type}, got {precision}, from which only "
@@ -43,4 +45,4 @@ def form_of(
     """
     if engine == "openvino":
         return openvino.form_of(model, precision, calibration, refine)
-    return model.for_inference()
+    return compiled.form_of(model) if engine == "compile" else model.for_inference()
