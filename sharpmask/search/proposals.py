@@ -131,14 +131,18 @@ def suppress(
         best = int(np.where(left, scores, -1).argmax())
         order.append(best)
         left[best] = False
-        others = np.flatnonzero(left)
-        decay = np.ones(len(others), dtype=np.float32)
+        decay = np.ones(len(rles), dtype=np.float32)
         for limit, overlaps in limited:
-            overlap = overlaps.row(best, others)
-            decay = np.minimum(decay, np.where(overlap > limit, (1 - overlap) * soft, 1), dtype=np.float32)
-        scores[others] *= decay
-        left[others] = decay > 0
+            near, overlap = overlaps.row(best, left)
+            over = near[overlap > limit]
+            decay[over] = np.minimum(decay[over], (1 - overlap[overlap > limit]) * soft)
+        scores *= decay
+        left &= decay > 0
     return order, scores[order]
+
+
+Row = tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]
+"""Positions of masks, and the IoU of one mask with each of them."""
 
 
 class BoxOverlaps:
@@ -147,34 +151,32 @@ class BoxOverlaps:
     def __init__(self, rles: list[Rle]) -> None:
         self.boxes = np.asarray(coco_mask.toBbox(rles))
 
-    def row(self, i: int, others: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
-        """IoU (len(others),) of the i-th with others."""
-        boxes = self.boxes[others]
-        return np.asarray(coco_mask.iou(self.boxes[i : i + 1], boxes, [0] * len(boxes))).reshape(-1)
+    def row(self, i: int, left: npt.NDArray[np.bool_]) -> Row:
+        """IoU of the i-th with those that are ``left``."""
+        near = np.flatnonzero(left)
+        boxes = self.boxes[near]
+        return near, np.asarray(coco_mask.iou(self.boxes[i : i + 1], boxes, [0] * len(boxes))).reshape(-1)
 
 
 class MaskOverlaps:
-    """IoU of masks where it may exceed ``limit``, else 0.
+    """IoU of masks where it may exceed ``limit``.
 
     Two masks share at most what their boxes share, and at most the smaller one. Few pairs are left to be compared.
     """
 
     def __init__(self, rles: list[Rle], limit: float) -> None:
         self.rles, self.limit = rles, limit
-        boxes = np.asarray(coco_mask.toBbox(rles))
-        self.low, self.high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        x, y, width, height = np.array(coco_mask.toBbox(rles)).T
+        self.left, self.right, self.top, self.bottom = map(np.ascontiguousarray, (x, x + width, y, y + height))
         # pycocotools' area fails on more than 255 masks with numpy 2.
         parts = [coco_mask.area(rles[i : i + 255]) for i in range(0, len(rles), 255)]
         self.area = np.concatenate(parts).astype(np.float64)
 
-    def row(self, i: int, others: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
-        """IoU (len(others),) of the i-th with others."""
-        area = self.area[others]
-        shared = (np.minimum(self.high[i], self.high[others]) - np.maximum(self.low[i], self.low[others])).clip(0)
-        most = np.minimum(shared.prod(1), np.minimum(self.area[i], area))
-        near = np.flatnonzero(most > self.limit * (self.area[i] + area - most))
-        overlaps = np.zeros(len(others))
-        if len(near):
-            masks = [self.rles[j] for j in others[near]]
-            overlaps[near] = coco_mask.iou([self.rles[i]], masks, [0] * len(masks))[0]
-        return overlaps
+    def row(self, i: int, left: npt.NDArray[np.bool_]) -> Row:
+        """IoU of the i-th with those that are ``left`` and near it."""
+        width = np.minimum(self.right[i], self.right) - np.maximum(self.left[i], self.left)
+        height = np.minimum(self.bottom[i], self.bottom) - np.maximum(self.top[i], self.top)
+        most = np.minimum(width.clip(0) * height.clip(0), np.minimum(self.area[i], self.area))
+        near = np.flatnonzero((most > self.limit * (self.area[i] + self.area - most)) & left)
+        masks = [self.rles[j] for j in near]
+        return near, coco_mask.iou([self.rles[i]], masks, [0] * len(masks))[0] if masks else np.zeros(0)
