@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .peers import Contestant
+from .roofline import Cost
 from .workloads import Workload
 
 
@@ -19,6 +20,7 @@ class Comparison(NamedTuple):
     """The contestants that are ours, without the reference."""
     peers: list[str]
     """The contestants that are not ours."""
+    cost: Cost
 
     @property
     def fastest(self) -> str:
@@ -39,7 +41,9 @@ class Comparison(NamedTuple):
         return dict(sorted(ratios.items(), key=lambda item: float(np.median(item[1]))))
 
 
-def compared(workload: Workload, times: dict[str, np.ndarray], contestants: Iterable[Contestant]) -> Comparison:
+def compared(
+    workload: Workload, times: dict[str, np.ndarray], contestants: Iterable[Contestant], cost: Cost
+) -> Comparison:
     timed = [contestant for contestant in contestants if contestant.name in times]
     backends = [c.name for c in timed if c.backend not in (None, "reference")]
-    return Comparison(workload, times, backends, [c.name for c in timed if c.backend is None])
+    return Comparison(workload, times, backends, [c.name for c in timed if c.backend is None], cost)

@@ -9,13 +9,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from . import isa, machine, roofline
 from .comparison import Comparison, compared
 from .measure import DTYPES, Setting
 from .peers import PEERS, Contestant, contestants
+from .roofline import Peak
 from .timing import cell, interleaved, milliseconds, seconds
 from .workloads import FULL, LEVELS, SMALL, Sizes, Workload, encode_windows, refine_windows, refinement
 
-HEADER = ["work", "ours", "times as fast as the best peer", "best peer", "as the others"]
+HEADER = ["ours", "of the peak", "times as fast as the best peer", "best peer", "as the others"]
+"""After the cell that names the instruction set."""
 
 HOPELESS = 2.0
 """A peer whose first run takes so many times as long as the best peer's is not timed again."""
@@ -54,6 +57,17 @@ def rows(sizes: Sizes) -> Iterator[Row]:
         yield Row(f"refine, all levels, forward and backward, {work}", workload, workload)
 
 
+def peak(device: torch.device) -> tuple[Peak | None, str]:
+    """What the machine could do at best, and in words, or why that is not known."""
+    if device.type != "cpu":
+        return None, "measured on CPUs only"
+    try:
+        found = roofline.measure(machine.processor(device)[1], torch.get_num_threads())
+    except RuntimeError as error:
+        return None, str(error)
+    return found, str(found)
+
+
 def comparisons(options: Namespace) -> Iterator[tuple[str, Comparison]]:
     """What was done, in words, and the times, one row after another."""
     for row in rows(SMALL if options.small else FULL):
@@ -64,23 +78,21 @@ def comparisons(options: Namespace) -> Iterator[tuple[str, Comparison]]:
 def measured(row: Row, options: Namespace) -> Comparison:
     kind = DTYPES[options.dtype], torch.device(options.device)
     found, _ = contestants(row.rival, *kind, options.peer or PEERS)
-    runs = runners(row, found, kind)
+    ready = Setting(row.workload, *kind)
+    # Both settings come before any runner: a new setting makes PyTorch forget what was compiled.
+    rival = ready if row.rival is row.workload else Setting(row.rival, *kind)
+    runs = runners(row, found, ready, rival)
     ours = {contestant.name for contestant in found if contestant.backend}
     # One run of everyone first. Peers far behind the best one are not timed again.
     times = {name: np.array([seconds(run)]) for name, run in runs.items()}
     limit = HOPELESS * min(times[name][0] for name in runs if name not in ours)
     close = [name for name in runs if name in ours or times[name][0] <= limit]
     times |= zip(close, interleaved([runs[name] for name in close], options.rounds), strict=True)
-    return compared(row.workload, times, found)
+    return compared(row.workload, times, found, ready.cost)
 
 
-def runners(
-    row: Row, contestants: list[Contestant], kind: tuple[torch.dtype, torch.device]
-) -> dict[str, Callable[[], None]]:
-    """Functions to be timed: of our backends, then of the peers that can do this work."""
-    ready = Setting(row.workload, *kind)
-    # Both settings come before any runner: a new setting makes PyTorch forget what was compiled.
-    rival = ready if row.rival is row.workload else Setting(row.rival, *kind)
+def runners(row: Row, contestants: list[Contestant], ready: Setting, rival: Setting) -> dict[str, Callable[[], None]]:
+    """Functions to be timed: of our backends on ``ready``, then of the peers that can do this work, on ``rival``."""
     ours, peers = {}, {}
     for contestant in contestants:
         if contestant.backend == "reference":
@@ -95,12 +107,15 @@ def runners(
     return ours | peers
 
 
-def cells(work: str, comparison: Comparison) -> list[str]:
+def cells(work: str, comparison: Comparison, peak: Peak | None) -> list[str]:
+    """A row of the table. The best peer is one that is held to the same instruction set."""
     fastest = comparison.fastest
-    (best, ratios), *others = comparison.ranked().items()
+    times = comparison.times[fastest]
+    (best, ratios), *others = sorted(comparison.ranked().items(), key=lambda item: isa.MARK in item[0])
     return [
         work,
-        f"{milliseconds(comparison.times[fastest])} ({fastest})",
+        f"{milliseconds(times)} ({fastest})",
+        peak.share(comparison.cost, float(np.median(times))) if peak else "-",
         cell(ratios),
         best,
         ", ".join(f"{name} {np.median(ratios):.2f}" for name, ratios in others),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import torch
 
 from sharpmask_kernels import env
+from sharpmask_kernels.verdicts import version
 
 
 def describe() -> dict[str, str]:
@@ -21,6 +23,19 @@ def processor(device: torch.device) -> tuple[str, str]:
         properties = torch.cuda.get_device_properties(device)
         return properties.name, f"sm_{properties.major}{properties.minor}"
     return env.cpu_model(), dict(env.compiled_module()).get("instruction set", "none").partition(",")[0]
+
+
+def conditions(device: torch.device) -> str:
+    """What a table's times depend on most, for its first cell."""
+    isa = processor(device)[1]
+    return f"{isa}, {torch.get_num_threads()} threads" if device.type == "cpu" else isa
+
+
+def summary(device: torch.device) -> str:
+    """What must be known to read a table's times, in one line."""
+    name, isa = processor(device)
+    packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "onnxruntime", "openvino"))
+    return f"{name}, {isa}; {packages}; commit {commit()}; {time.strftime('%Y-%m-%d')}"
 
 
 def commit() -> str:

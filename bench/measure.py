@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from pycocotools import mask as coco
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from .peers import EAGER, Contestant
+from .roofline import Cost, cost
 from .workloads.base import Function, Plain, Workload
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -56,6 +59,16 @@ class Setting:
         if self.training:
             self.gradient = torch.randn(self.module(*self.sets[0]).shape).to(device, dtype)
         self.expected = self._outcome(self.module, self.module, self._ready(self.sets[0], EAGER))
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """What nobody can do without; counted in a run of plain PyTorch."""
+        with FlopCounterMode(display=False) as counter:
+            result = self.module(*self._ready(self.sets[0], EAGER))
+            if self.training:
+                result.backward(self.gradient)
+        self.module.zero_grad()
+        return cost(counter.get_total_flops(), [*self.sets[0], *self.module.parameters(), *self.expected])
 
     def runner(self, contestant: Contestant, first: int = 0) -> Callable[[], None]:
         """A function that runs ``contestant`` once, on the next set of inputs, beginning with set ``first``.

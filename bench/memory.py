@@ -98,15 +98,15 @@ def saved_by_refine(batch: int, backend: str | None) -> int:
     return kept
 
 
-def table(options: Namespace) -> list[list[str]]:
+def table(options: Namespace, conditions: str) -> list[list[str]]:
     """Memory of the cpu backend and of eager PyTorch, in fp32."""
     sizes = SMALL if options.small else FULL
-    count, threads = sizes.windows[-1], torch.get_num_threads()
+    count = sizes.windows[-1]
     extras = [extra_of_refine_windows(count, sizes.photo, name) for name in ("cpu", None)]
     kept = [saved_by_refine(sizes.batch, name) for name in ("cpu", None)]
     works = {
-        f"refine_windows, {count} windows, beyond its output, {threads} threads": extras,
+        f"refine_windows, {count} windows, beyond its output": extras,
         f"refine, all levels, batch {sizes.batch}, kept for backward beyond inputs and parameters": kept,
     }
     rows = [[work, *(f"{taken / 1e6:.2f} MB" for taken in bytes_)] for work, bytes_ in works.items()]
-    return [["memory", "ours", "eager PyTorch"], *rows]
+    return [[f"memory, {conditions}", "ours", "eager PyTorch"], *rows]

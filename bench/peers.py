@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sharpmask_kernels import dispatch, registry
 
-from . import tensorrt_peer
+from . import isa, tensorrt_peer
 from .workloads.base import Function, Plain, Transform, Workload
 
 Prepare = Callable[[Plain, tuple[Tensor, ...]], Function]
@@ -138,11 +138,12 @@ def contestants(
 ) -> tuple[list[Contestant], dict[str, str]]:
     """Eager PyTorch, the ``peers`` asked for, and every backend that has the op. Then who is left out, with the reason.
 
-    Where the inputs are maps, each comes twice: with contiguous and with channels_last ("-nhwc") maps.
+    Where the inputs are maps, each comes twice: with contiguous and with channels_last ("-nhwc") maps. Where the plain
+    module takes its batch in parts, so does each that is not ours, and once more with the "-whole" batch.
     """
     module = workload.module(torch.device("cpu"))
     left_out = {}
-    found = both_formats(EAGER, module.maps)
+    found = variants(EAGER, module, module.maps)
     for name in peers:
         peer = PEERS[name]
         if reason := peer.obstacle(module, workload.training):
@@ -150,7 +151,7 @@ def contestants(
         elif not peer.any_kind and (dtype, device.type) != (torch.float32, "cpu"):
             left_out[name] = "it is set up for fp32 on the CPU here"
         else:
-            found += both_formats(Contestant(name, _prepare_peer(peer)), peer.channels_last)
+            found += variants(Contestant(isa.tell(name), _prepare_peer(peer)), module, peer.channels_last)
     if peers:
         found += [Contestant(name, _prepare_variant(name), rounds=True) for name in module.variants()]
     for name in registry.BACKENDS:
@@ -161,6 +162,17 @@ def contestants(
         else:
             found += both_formats(Contestant(name, _prepare_op(name), backend=name), module.maps)
     return found, left_out
+
+
+def variants(contestant: Contestant, module: Plain, both: bool) -> list[Contestant]:
+    batches = [contestant]
+    if module.in_parts:
+
+        def prepare(module: Plain, example: tuple[Tensor, ...]) -> Function:
+            return contestant.prepare(module.whole(), example)
+
+        batches.append(replace(contestant, name=f"{contestant.name}-whole", prepare=prepare))
+    return [variant for batch in batches for variant in both_formats(batch, both)]
 
 
 def both_formats(contestant: Contestant, both: bool) -> list[Contestant]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from sharpmask.models import SharpMask, from_config
 from sharpmask.training.losses import mask_loss, patch_losses, total_loss
@@ -21,6 +22,7 @@ from sharpmask.training.stages import TrainConfig, stage_defaults
 from sharpmask_kernels import use_backend
 
 from .measure import WrongResult
+from .roofline import Cost, Peak
 from .timing import cell, interleaved, milliseconds
 from .workloads import FULL, SMALL
 
@@ -75,11 +77,11 @@ def losses(training: Training, given: dict[str, Any]) -> dict[str, Callable[[], 
     }
 
 
-def table(options: Namespace) -> list[list[str]]:
+def table(options: Namespace, conditions: str, peak: Peak | None) -> list[list[str]]:
     training = prepare()
     given = random_batch(training, (SMALL if options.small else FULL).batch)
     before = copy.deepcopy(training.model.state_dict())
-    found = [["second stage", "cpu", "reference", "times as fast"]]
+    found = [[f"second stage, ResNet-50, {conditions}", "cpu", "of the peak", "reference", "times as fast"]]
     for work, loss in losses(training, given).items():
         runs = [functools.partial(training.step, backend, loss) for backend in ("cpu", "reference")]
         descents = []
@@ -88,6 +90,10 @@ def table(options: Namespace) -> list[list[str]]:
             descents.append([run(), run()])
         if not np.allclose(descents[0], descents[1], rtol=1e-4):
             raise WrongResult(f"losses of {work}: {descents[0]} on cpu, {descents[1]} on reference")
+        with FlopCounterMode(display=False) as counter:
+            runs[0]()
         ours, reference = interleaved(runs, options.rounds)
-        found.append([work, milliseconds(ours), milliseconds(reference), cell(reference / ours)])
+        needed = Cost(counter.get_total_flops(), 0)
+        share = peak.share(needed, float(np.median(ours))) if peak else "-"
+        found.append([work, milliseconds(ours), share, milliseconds(reference), cell(reference / ours)])
     return found

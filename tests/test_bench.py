@@ -23,6 +23,9 @@ from sharpmask_kernels.backends.reference import refinement
 
 ROOT = Path(__file__).parents[1]
 
+CONDITIONS = r"(?:baseline|avx2|avx512|neon), \d+ threads"
+SHARE = r"\d+% of (arithmetic|memory)"
+
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
@@ -38,7 +41,7 @@ def test_compare(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "faulthandler", "-m", "bench.compare", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    header, *tables = re.split(r"\n\n(?=\w+, fp32: )", done.stdout)
+    header, *tables = re.split(rf"\n\n(?=\w+, fp32, {CONDITIONS}: )", done.stdout)
     for line in ("torch  ", "triton  ", "numpy  ", "sharpmask  ", "CPU  ", "compiled by  ", "commit  "):
         assert f"\n{line}" in f"\n{header}"
     assert "torch threads" in header
@@ -78,13 +81,15 @@ def test_headline(bench: Callable[[str], ModuleType], capsys: pytest.CaptureFixt
         assert compare.main(given) == 0
     finally:
         torch.set_num_threads(threads)
-    times, memory = (
-        [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
-        for table in capsys.readouterr().out.split("\n\n")[1:]
-    )
+    _, peak, *tables = capsys.readouterr().out.split("\n\n")
+    told = r"; peak: \d+ GFLOP/s of fp32 multiply-adds, [\d.]+ GB/s of copies; 1 rounds\."
+    assert re.search(rf", (baseline|avx2|avx512|neon); torch .*{told}$", peak)
+    times, memory = map(cells, tables)
+    assert re.fullmatch(CONDITIONS, times[0][0]) and re.fullmatch(f"memory, {CONDITIONS}", memory[0][0])
     assert [row[0].split(",")[0] for row in times[1:]] == [op] * rows
-    for work, ours, ratio, best, others in times[1:]:
+    for work, ours, share, ratio, best, others in times[1:]:
         assert re.fullmatch(r"\d+\.\d\d ms \(cpu(-nhwc)?\)", ours)
+        assert re.fullmatch(SHARE, share)
         ratios = [float(x.split()[-1]) for x in others.split(", ") if x]
         assert ratios == sorted(ratios) and float(ratio.split()[0]) <= min(ratios, default=np.inf)
         peers = {best, *(x.split()[0] for x in others.split(", ") if x)}
@@ -99,14 +104,116 @@ def test_headline(bench: Callable[[str], ModuleType], capsys: pytest.CaptureFixt
     assert [len(row) for row in memory] == [3, 3, 3]
 
 
+def cells(table: str) -> list[list[str]]:
+    """Those of a Markdown table, row by row."""
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
 def test_headline_of_the_second_stage(bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     second_stage, measure = bench("second_stage"), bench("measure")
-    options = Namespace(small=True, rounds=1)
-    assert [len(row) for row in second_stage.table(options)] == [4, 4, 4]
+    given = Namespace(small=True, rounds=1), "avx2, 1 threads", bench("roofline").Peak(1e15, 1e15)
+    head, *rows = second_stage.table(*given)
+    assert [len(row) for row in rows] == [len(head)] * 2 and "avx2" in head[0]
+    assert all(re.fullmatch("0% of arithmetic", row[2]) for row in rows)
     right = refinement.add_upsample_backward
     monkeypatch.setattr(refinement, "add_upsample_backward", lambda *given: [2 * g for g in right(*given)])
     with pytest.raises(measure.WrongResult, match="losses of a whole step"):
-        second_stage.table(options)
+        second_stage.table(*given)
+
+
+def test_a_headline_that_is_held(
+    bench: Callable[[str], ModuleType], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of its own holds everybody to the instruction set; who cannot be is named, and never the best."""
+    compare, isa = bench("compare"), bench("isa")
+    for variable in isa.VARIABLES["avx2"]:
+        monkeypatch.delenv(variable, raising=False)
+    given = ["--headline", "--small", "--device=cpu", "--rounds=1", "--op=encode_windows", "--isa=avx2", "--part=ops"]
+    monkeypatch.chdir(ROOT)
+    assert compare.main(given) == 0
+    found = capfd.readouterr().out
+    assert re.search(r"(?m)^CPU .*, AVX2$", found) and re.search(r"(?m)^instruction set +avx2, of ", found)
+    assert re.search(r"(?m)^\| avx2, 2 threads \|", found)
+
+    monkeypatch.setenv(isa.HELD, "avx2")
+    peers, ops = bench("peers"), bench("workloads")
+    workload = ops.refinement.workload("refine", 3, 2)
+    names = [c.name for c in peers.contestants(workload, torch.float32, torch.device("cpu"), ["onnxruntime"])[0]]
+    assert "onnxruntime-not-held" in names and "onnxruntime" not in names
+    times = {name: np.array([float(i)]) for i, name in enumerate(["cpu", "onnxruntime-not-held", "eager"], 1)}
+    comparison = bench("comparison").Comparison(workload, times, ["cpu"], list(times)[1:], bench("roofline").Cost(1, 1))
+    row = bench("headline").cells("refine", comparison, None)
+    assert row[2:] == ["-", "3.00 ± 0.00", "eager", "onnxruntime-not-held 2.00"]
+
+
+def test_the_peak(bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bounds a workload decides its share; a compiler is asked, and its absence is told."""
+    roofline = bench("roofline")
+    peak = roofline.Peak(flops=100.0, bytes=10.0)
+    assert peak.share(roofline.Cost(flops=50, bytes=2), 1.0) == "50% of arithmetic"
+    assert peak.share(roofline.Cost(flops=50, bytes=6), 2.0) == "30% of memory"
+    monkeypatch.setattr(roofline, "ROUNDS", 1000)
+    monkeypatch.setattr(roofline, "COPIED", 1 << 16)
+    isa = dict(env.compiled_module())["instruction set"].partition(",")[0]
+    found = roofline.measure(isa, 1)
+    assert found.flops > 0 and found.bytes > 0
+    monkeypatch.setenv("CXX", "/bin/false")
+    with pytest.raises(RuntimeError, match=f"the peak of {isa} is not known: no working C"):
+        roofline.measure(isa, 1)
+
+
+def test_costs(bench: Callable[[str], ModuleType]) -> None:
+    """Convolutions count, and every tensor once: of a merge of 4 + 4 channels into 2 on maps of 80 x 80."""
+    measure, ops = bench("measure"), bench("workloads")
+    given = torch.float32, torch.device("cpu")
+    workload = ops.refinement.workload("merge_upsample", 3, 1)
+    cells, weights = 80 * 80, 9 * 8 * 2
+    forward = measure.Setting(workload, *given).cost
+    assert forward == (2 * cells * weights, 4 * (8 * cells + weights + 2 + 2 * 4 * cells))
+    trained = measure.Setting(workload._replace(training=True), *given).cost
+    assert trained == (3 * forward.flops, forward.bytes + 4 * (8 * cells + weights + 2))
+    assert bench("roofline").size(torch.ones(16, dtype=torch.bool)) == 2  # as bits
+    assert bench("roofline").size([{"counts": b"abc"}, torch.ones(2)]) == 11
+
+
+def test_peers_take_windows_in_parts_and_all_at_once(bench: Callable[[str], ModuleType]) -> None:
+    measure, peers, ops = (bench(name) for name in ("measure", "peers", "workloads"))
+    kind = torch.float32, torch.device("cpu")
+    workload = ops.refine_windows.workload(100, (96, 128), "zeros")
+    found, _ = peers.contestants(workload, *kind, ["onnxruntime"])
+    names = [f"{peer}{batch}" for peer in ("eager", "onnxruntime") for batch in ("", "-whole")]
+    assert {*names, "eager-whole-nhwc"} <= {contestant.name for contestant in found}
+    assert not any("whole" in contestant.name for contestant in found if contestant.backend)
+    setting, taken = measure.Setting(workload, *kind), {}
+    for name in names:
+        contestant = next(c for c in found if c.name == name)
+
+        def spied(module: Any, example: Any, name: str = name, contestant: Any = contestant) -> Any:
+            right = module.cut
+            module.cut = lambda inputs, part: taken.setdefault(name, []).append(part) or right(inputs, part)
+            return contestant.prepare(module, example)
+
+        setting.runner(peers.Contestant(name, spied))()
+    for name, parts in taken.items():
+        assert {part.stop - part.start for part in parts} == ({100} if "whole" in name else {50}), name
+    few = ops.refine_windows.workload(50, (96, 128), "zeros")
+    assert not any("whole" in c.name for c in peers.contestants(few, *kind, ["onnxruntime"])[0])
+
+
+def test_overhead(bench: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every op is called, with gradients where it has them."""
+    overhead = bench("overhead")
+    threads = torch.get_num_threads()
+    try:
+        assert overhead.main(["--rounds=1", "--markdown"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    head, *rows = cells(capsys.readouterr().out.partition("\n\n")[2])
+    assert re.fullmatch(f"a call, {CONDITIONS}", head[0])
+    assert [row[0].split(",")[0] for row in rows] == [workload.op for workload in overhead.workloads()]
+    assert {row[0].split(",")[0] for row in rows} == set(registry.OPS)
+    assert {"refine, forward", "refine, training", "encode_windows, forward"} <= {row[0] for row in rows}
 
 
 @pytest.mark.parametrize("name", ["compile", "compile-freezing", "compile-max-autotune", "onnxruntime", "openvino"])
@@ -254,7 +361,7 @@ def comparison(bench: Callable[[str], ModuleType]) -> Any:
         "reference": np.array([1.0] * 3),
         "cpu": np.array([1.0, 2.0, 2.0]),
     }
-    return bench("comparison").Comparison(workload, times, ["cpu"], ["compile", "eager"])
+    return bench("comparison").Comparison(workload, times, ["cpu"], ["compile", "eager"], bench("roofline").Cost(1, 1))
 
 
 def test_peers_are_compared_round_by_round(comparison: Any) -> None:

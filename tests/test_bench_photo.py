@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from bench import record
+from bench import pages, record
 from bench.measure import WrongResult
 from bench.photo import __main__ as photo
 from bench.photo import before, contenders, many, outcome, report, sam, searches, tables, turns
@@ -283,7 +283,7 @@ def test_the_documents_are_filled(tmp_path: Path) -> None:
         in readme
     )
     with pytest.raises(ValueError, match="must have <!-- photo:other -->"):
-        report.fill(tmp_path / "README.md", "other", "")
+        pages.fill(tmp_path / "README.md", "photo:other", "")
 
 
 def test_results_are_kept(tmp_path: Path) -> None:

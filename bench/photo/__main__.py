@@ -15,6 +15,7 @@ from pathlib import Path
 from sharpmask_kernels import env
 
 from ..measure import WrongResult
+from ..pages import markdown
 from ..record import WrongHeader
 from . import history, many, report, tables
 from .contenders import DEEPMASK, sam
@@ -69,7 +70,7 @@ def measure(options: Namespace, results: Results) -> None:
 
 def show(options: Namespace, results: Results) -> None:
     """Prints the results and writes what was asked for."""
-    layout = report.markdown if options.markdown else env.table
+    layout = markdown if options.markdown else env.table
     print("\n".join(f"{name}: {value}" for name, value in results.head.items()))
     for title, rows in tables.sections(results).items():
         print(f"\n{title}\n\n{layout(rows)}")

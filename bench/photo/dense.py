@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpmask.models import DeepMask, SharpMask, trunk
-from sharpmask.models.inference import InferenceForm, InferenceMaps, InferenceTrunk, PlainHeads
+from sharpmask.models.inference import InferenceForm, InferenceMaps, InferenceTrunk, PlainHeads, Tap, made
 from sharpmask.search import ProposalGenerator, Proposals
 from sharpmask_kernels import use_backend
 
@@ -47,7 +47,7 @@ class Form(InferenceForm):
 
     def __call__(self, picture: Tensor) -> InferenceMaps:
         code, score, *horizontals = self.trunk.taps(self.framed(picture))
-        return InferenceMaps(horizontals, code, score)
+        return InferenceMaps([*horizontals], code, score)
 
 
 class Generator(ProposalGenerator):
@@ -59,8 +59,8 @@ class Generator(ProposalGenerator):
     def form(self) -> InferenceForm:
         return self.dense
 
-    def _horizontals(self, maps: Any, scale: int, taps: list[Tensor], choose: Any, watch: Any) -> list[Tensor]:
-        return taps
+    def _horizontals(self, maps: Any, scale: int, taps: list[Tap], choose: Any, watch: Any) -> list[Tensor]:
+        return [*map(made, taps)]
 
     def generate(self, image: Any) -> Proposals:
         with use_backend("reference"):

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from sharpmask.files import write_text
-
+from ..pages import ROOT, fill, markdown
 from . import tables
 from .contenders import OURS
 from .plot import draw
-from .process import ROOT
 from .results import Results
 
 PICTURE = Path("docs/images/photo_speed.png")
-
-
-def markdown(rows: tables.Rows) -> str:
-    first, *others = ("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join([first, "|---" * len(rows[0]) + "|", *others])
 
 
 def head(results: Results) -> str:
@@ -50,15 +42,5 @@ def write(results: Results, root: Path = ROOT) -> None:
     """Writes the picture, the tables and the README's line."""
     draw(results, root / PICTURE)
     picture = f"![Seconds that a photo takes, by model and contender](images/{PICTURE.name})"
-    fill(root / "docs/photo-speed.md", "results", f"\n{picture}\n\n{text(results)}\n")
-    fill(root / "README.md", "line", f"\n{sentence(results)}\n")
-
-
-def fill(page: Path, name: str, content: str) -> None:
-    """Puts ``content`` between the marks of a page. Raises ``ValueError`` if it has none."""
-    start, end = f"<!-- photo:{name} -->", f"<!-- /photo:{name} -->"
-    old = page.read_text(encoding="utf-8")
-    new, found = re.subn(f"{start}.*?{end}", lambda _: f"{start}{content}{end}", old, flags=re.DOTALL)
-    if found != 1:
-        raise ValueError(f"{page}: must have {start} and {end} once, got {found} such pairs")
-    write_text(page, new)
+    fill(root / "docs/photo-speed.md", "photo:results", f"\n{picture}\n\n{text(results)}\n")
+    fill(root / "README.md", "photo:line", f"\n{sentence(results)}\n")

@@ -9,7 +9,7 @@ from . import decoder, encode_windows, gather_windows, horizontal, inverted_resi
 from .base import FULL, SMALL, Sizes, Workload
 from .shapes import LEVELS
 
-__all__ = ["FULL", "LEVELS", "SMALL", "Sizes", "Workload", "workloads"]
+__all__ = ["FULL", "LEVELS", "SMALL", "Sizes", "Workload", "forward", "workloads"]
 
 DIFFERENTIABLE = ("merge_upsample", "refine", "add_upsample", "gather_windows", "upsample_merge", "upsample_add")
 

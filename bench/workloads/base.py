@@ -27,6 +27,8 @@ class Plain(nn.Module):
     """Whether the inputs are maps, which have a memory format."""
     traceable = True
     """Whether it has layers that a compiler can take. A loop over windows has none."""
+    in_parts = False
+    """Whether ``forward`` takes its batch in several parts."""
 
     def op(self, backend: str, *inputs: Tensor) -> Any:
         raise NotImplementedError
@@ -34,6 +36,10 @@ class Plain(nn.Module):
     def through(self, transform: Transform, example: tuple[Tensor, ...]) -> Function:
         """``forward`` with its layers replaced by what ``transform`` makes of them."""
         return transform(self, example)
+
+    def whole(self) -> Plain:
+        """Itself, from now on with the whole batch at once."""
+        return self
 
     def comparable(self, result: Any) -> Any:
         """The result of ``forward`` or ``op`` in a form that both can be brought into."""

@@ -43,14 +43,14 @@ class TopDownPass(nn.Module):
 
 
 class RefineWindows(Plain):
-    """Refines chunk after chunk of windows into one output. Inputs: the encoding, then the horizontal maps by scale.
+    """Refines some windows at a time, or all. Inputs: the encoding, then the horizontal maps by scale.
 
     With a ``threshold``, ``forward`` gives booleans and ``op`` packed bits.
     """
 
     chunk = 50
     """Windows that are refined at a time. PyTorch, ONNX Runtime and OpenVINO take longer with 10 or 25, and about as
-    long with 100."""
+    long with 100. Some are fastest with all at once: see :meth:`whole`."""
 
     def __init__(
         self,
@@ -65,12 +65,19 @@ class RefineWindows(Plain):
         limit = None if threshold is None else math.log(threshold / (1 - threshold))
         self.top_down = TopDownPass(mask_channels, padding_mode, limit)
         self.out: Tensor | None = None
+        self.in_parts = len(windows.score) > self.chunk
+
+    def whole(self) -> RefineWindows:
+        self.chunk, self.in_parts = len(self.windows.score), False
+        return self
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.run(self.top_down, *inputs)
 
     def run(self, top_down: Function, *inputs: Tensor) -> Tensor:
         count, side = len(inputs[0]), self.size << len(self.top_down.stages)
+        if not self.in_parts:
+            return cast(Tensor, top_down(*self.cut(inputs, slice(0, count))))
         dtype = inputs[0].dtype if self.threshold is None else torch.bool
         out = self.output(inputs[0], (count, side, side), dtype)
         for first in range(0, count, self.chunk):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,23 @@ Border = tuple[int, int]
 """Pixels before the first and after the last row and column."""
 
 
+Tap: TypeAlias = Tensor | Callable[[], Tensor]
+"""A trunk map, or what computes it when it is wanted."""
+
+
+def made(tap: Tap) -> Tensor:
+    return tap if isinstance(tap, Tensor) else tap()
+
+
+class Halves(NamedTuple):
+    """A trunk in two, whose finest map would take hundreds of megabytes if it were kept while others are computed."""
+
+    finest: Callable[[Tensor], Tensor]
+    """The map of stride 2."""
+    others: Callable[[Tensor], list[Tensor]]
+    """The maps of strides 16, 8 and 4, of the picture too."""
+
+
 class InferenceTrunk(NamedTuple):
     """A trunk for pictures in [0, 1] that are not normalised and have ``border`` more pixels of ``value`` around."""
 
@@ -36,8 +53,8 @@ class InferenceTrunk(NamedTuple):
     value: Tensor
     """(3, 1, 1)"""
     taps: Callable[[Tensor], list[Tensor]]
-    wide: bool = False
-    """Whether it has hundreds of channels at high resolution."""
+    halves: Halves | None = None
+    """The same for large pictures, where it has hundreds of channels at high resolution."""
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -120,18 +137,25 @@ def _residual(trunk: ResNetTrunk, mean: Tensor, std: Tensor, public: bool) -> In
     stem, pool = PackedConvolution(net.conv1, public=public), net.maxpool
     layers = [[_residual_block(block, public) for block in layer] for layer in (net.layer1, net.layer2, net.layer3)]
 
-    def taps(image: Tensor) -> list[Tensor]:
-        half = stem(image, relu=True)
-        del image
-        x, maps = pool(half), [half]
+    def finest(image: Tensor) -> Tensor:
+        return stem(image, relu=True)
+
+    def above(half: Tensor) -> list[Tensor]:
+        x, maps = pool(half), list[Tensor]()
+        del half
         for layer in layers:
             for block in layer:
                 x = block(x)
             maps.append(x)
         return maps[::-1]
 
+    def taps(image: Tensor) -> list[Tensor]:
+        half = finest(image)
+        return [*above(half), half]
+
     # A border of grey that is mirrored is a wider border of grey.
-    return InferenceTrunk((3, 3), torch.full_like(mean, GREY), taps, wide=True)
+    halves = Halves(finest, lambda image: above(finest(image)))
+    return InferenceTrunk((3, 3), torch.full_like(mean, GREY), taps, halves)
 
 
 def _residual_block(block: nn.Module, public: bool) -> Callable[[Tensor], Tensor]:
@@ -169,8 +193,8 @@ def fold_batch_norms(net: nn.Module) -> None:
 class InferenceMaps(NamedTuple):
     """What the windows of one picture share."""
 
-    taps: list[Tensor]
-    """Trunk maps at strides 16, 8, 4, 2."""
+    taps: list[Tap]
+    """Trunk maps at strides 16, 8, 4, 2; of a large picture the last may still have to be computed."""
     codes: Tensor
     """What :meth:`InferenceForm.codes` reads."""
     score: Tensor
@@ -228,10 +252,10 @@ class PlainHeads:
 
 
 LARGE = 250_000
-"""Pixels of a picture from which on freed memory is given back before a wide trunk's maps, and between trunk and heads.
+"""Pixels of a picture from which on a trunk runs in two halves, and freed memory is given back before and after it.
 
-They take hundreds of megabytes; what is left of smaller ones would take a quarter more. Elsewhere this would not pay:
-memory that the system must hand out again costs the shipped model a fifth of a photo's time.
+Its maps take hundreds of megabytes; what is left of smaller ones would take a quarter more. Elsewhere this would not
+pay: memory that the system must hand out again costs the shipped model a fifth of a photo's time.
 """
 
 
@@ -246,13 +270,14 @@ class InferenceForm:
 
     def __call__(self, picture: Tensor) -> InferenceMaps:
         """picture (1, 3, h, w) in [0, 1], not padded."""
-        large = self.trunk.wide and picture.device.type == "cpu" and picture[0, 0].numel() >= LARGE
-        if large:
-            release_freed()
-        taps = self.trunk.taps(self.framed(picture))
-        if large:
-            release_freed()
-        return InferenceMaps(taps, *self.heads(taps))
+        halves = self.trunk.halves
+        if halves is None or picture.device.type != "cpu" or picture[0, 0].numel() < LARGE:
+            taps = self.trunk.taps(self.framed(picture))
+            return InferenceMaps([*taps], *self.heads(taps))
+        release_freed()
+        taps = halves.others(self.framed(picture))
+        release_freed()
+        return InferenceMaps([*taps, lambda: halves.finest(self.framed(picture))], *self.heads(taps))
 
     def framed(self, picture: Tensor) -> Tensor:
         """The picture with grey and the trunk's border around, channels_last, in the model's dtype."""

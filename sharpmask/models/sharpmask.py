@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sharpmask_kernels import Windows, gather_windows, refine_windows
 
 from .deepmask import DeepMask
+from .inference import Tap, made
 from .refinement import PADDING, PaperRefinement, RefinementModule, ReleasedRefinement, conv3x3
 from .trunk import Trunk
 
@@ -94,22 +95,28 @@ class SharpMask(DeepMask):
         """The horizontal map of every stage, stride 16 first. The windows of an image share them."""
         return [module.horizontal(tap) for module, tap in zip(self.refinement_modules(), taps, strict=True)]
 
-    def horizontals_at(self, taps: list[Tensor], rows: Tensor, cols: Tensor, chosen: Tensor) -> list[Tensor]:
+    def horizontals_at(self, taps: list[Tap], rows: Tensor, cols: Tensor, chosen: Tensor) -> list[Tensor]:
         """The horizontal maps of one image where some windows lie; elsewhere they may be 0. For inference only.
 
         rows, cols (N): the windows' cells at stride 16. chosen (N), bool: whether a window counts. Nothing waits for
-        the device. ``taps`` is emptied, the largest map first, so that the memory is free for the others.
+        the device. ``taps`` is emptied, the largest map first, so that the memory is free for the others, and for one
+        that is computed last.
         """
-        height, width = taps[0].shape[2:]
-        corners = taps[0].new_zeros(1, height, width, dtype=torch.float32)
+        coarsest = made(taps[0])
+        height, width = coarsest.shape[2:]
+        corners = coarsest.new_zeros(1, height, width, dtype=torch.float32)
+        del coarsest
         places = torch.zeros_like(rows), rows.clamp(0, height - 1), cols.clamp(0, width - 1)
         corners.index_put_(places, chosen.float(), accumulate=True)
         before = self.cells - 1
         covered = F.max_pool2d(F.pad(corners, (before, 0, before, 0)), self.cells, stride=1)
         needed = F.max_pool2d(covered, TILE, ceil_mode=True) > 0
+        given = dict(enumerate(taps))
+        taps.clear()
+        order = sorted(given, key=lambda stage: (callable(given[stage]), -stage))
         modules = self.refinement_modules()
-        made = [modules[stage].horizontal(taps.pop(), needed, TILE << stage) for stage in reversed(range(len(modules)))]
-        return made[::-1]
+        found = {stage: modules[stage].horizontal(made(given.pop(stage)), needed, TILE << stage) for stage in order}
+        return [found[stage] for stage in sorted(found)]
 
     def top_down(self, code: Tensor, horizontals: list[Tensor]) -> list[Tensor]:
         """All mask encodings M1 .. M5 of N windows, from their codes (N, code) and horizontal maps; differentiable."""

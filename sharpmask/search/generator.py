@@ -24,7 +24,7 @@ from ..engines import Engine, Precision
 from ..errors import DataError
 from ..geometry import GREY
 from ..models import DeepMask, SearchConfig, SharpMask
-from ..models.inference import InferenceForm, recompute_weights
+from ..models.inference import InferenceForm, Tap, made, recompute_weights
 from ..ranges import Range, Settings, number, shown
 from .engines import CAST, check_engine, form_of
 from .maps import Choice, Grid, ImageMaps, Stopwatch, as_tensor, grid_of
@@ -211,7 +211,7 @@ class ProposalGenerator(Settings):
         return maps
 
     def _horizontals(
-        self, maps: ImageMaps, scale: int, taps: list[Tensor], choose: Choice | None, watch: Stopwatch
+        self, maps: ImageMaps, scale: int, taps: list[Tap], choose: Choice | None, watch: Stopwatch
     ) -> list[Tensor]:
         """The horizontal maps of one scale, of its trunk maps."""
         model = self._refiner
@@ -219,7 +219,7 @@ class ProposalGenerator(Settings):
             return []
         if choose is None:
             with self._casting:
-                return model.horizontals(taps)
+                return model.horizontals([*map(made, taps)])
         with watch("top-N"):
             windows = choose(maps)
         with watch("horizontal"), self._casting:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
 
 from sharpmask.geometry import GREY
-from sharpmask.models import DeepMask, SearchConfig, SharpMask, build_model
+from sharpmask.models import DeepMask, SearchConfig, SharpMask, build_model, inference
 from sharpmask.models.trunk import InvertedResidual
 from sharpmask.search import ProposalGenerator
 from sharpmask_kernels import Windows, topk_windows
@@ -102,6 +102,21 @@ def test_windows_beyond_the_maps_are_harmless(refiner: SharpMask) -> None:
         assert len(refiner.horizontals_at([*taps], place, place, torch.tensor([True]))) == 4
     none = torch.zeros(0, dtype=torch.int64)
     assert not refiner.horizontals_at([*taps], none, none, none.bool())[0].any()
+
+
+@pytest.mark.parametrize("name", ["resnet50", "released refinement"])
+def test_large_pictures_give_the_same_masks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finest map of their trunk is computed twice instead of kept."""
+    generator = ProposalGenerator(build(name), top_n=20, search=SearchConfig(scales=(0.5, 1.0)))
+    photo = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+    found, grown = [], []
+    for limit in (10**9, 96 * 128):
+        monkeypatch.setattr(inference, "LARGE", limit)
+        found.append(generator.generate(photo))
+        grown.append(generator.grow(photo)[1])
+    small, large = found
+    assert small.scores.tolist() == large.scores.tolist() and small.rles == large.rles
+    assert all(map(np.array_equal, *grown))
 
 
 def test_it_is_made_once_and_anew_when_the_model_changes() -> None:

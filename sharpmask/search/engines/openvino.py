@@ -85,9 +85,9 @@ class OpenVinoForm(InferenceForm):
             self._new_outputs()  # so that the request does not hold the maps
         maps = [torch.from_numpy(out.data).permute(0, 3, 1, 2) for out in made]
         if not self.contents.heads:
-            return InferenceMaps(maps, *self.heads(maps))
+            return InferenceMaps([*maps], *self.heads(maps))
         codes, score, *taps = maps
-        return InferenceMaps(taps, codes, score)
+        return InferenceMaps([*taps], codes, score)
 
     def _new_outputs(self) -> list[openvino.Tensor]:
         """Outputs of no size yet, which the next picture is written to."""
