@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sharpmask_kernels.checks import PADDING_MODES
+
 from .inputs import (
     MODES,
     SCATTERED,
@@ -69,6 +71,29 @@ def test_gradients(
         assert x.is_contiguous(
             memory_format=torch.channels_last if layout is channels_last else torch.contiguous_format
         )
+
+
+@each_dtype("refine")
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("layout", [contiguous, channels_last, sliced])
+@pytest.mark.parametrize(("size", "skip"), [((1, 6, 8), 16), ((2, 4, 2), 9), ((1, 5, 7), 20), ((0, 4, 4), 8)])
+def test_wide_features(
+    subject: Subject,
+    dtype: torch.dtype,
+    padding_mode: str,
+    layout: Callable[[Tensor], Tensor],
+    size: tuple[int, int, int],
+    skip: int,
+) -> None:
+    random = Random(dtype, seed=3, device=subject.device)
+    given = arguments("refine", random, size, (skip, 2, 2), feature_channels=70)
+    given = [x.abs() for x in given]  # away from the kink of ReLU, as above
+    inputs = leaves([layout(x) if x.ndim == 4 else x for x in given])
+    plain = leaves(given, torch.float64)
+    found = differ(subject(*inputs, padding_mode=padding_mode), inputs)
+    expected = differ(PLAIN["refine"](*plain, "bilinear", padding_mode), plain)
+    for x, y in zip(found, expected, strict=True):
+        assert_near(x, array(y), dtype, slack=2)
 
 
 @each(*REFINEMENT)

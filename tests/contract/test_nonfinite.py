@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sharpmask_kernels.checks import PADDING_MODES
+
 from .inputs import MODES, Random, TopDownPass, arguments, array, channels_last, contiguous, windows_at
 from .oracle import FORMULAS, PLAIN
 from .subjects import REFINEMENT, Subject, each
@@ -66,6 +68,41 @@ def test_a_cell_of_a_map(
         assert np.isfinite(array(out)).all()
     else:
         assert_non_finite_as(array(out), expected)
+
+
+@each("refine")
+@VALUES
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("skip", [8, 16])
+def test_a_cell_of_a_wide_feature(subject: Subject, value: float, padding_mode: str, skip: int) -> None:
+    """Fast algorithms for many channels combine cells that the formula does not."""
+    random = Random(torch.float32, device=subject.device)
+    inputs = [x.abs() for x in arguments("refine", random, (1, 9, 10), (skip, 3, 2), feature_channels=32)]
+    inputs[0][0, 1, 3, 4] = value
+    out = subject(*inputs, padding_mode=padding_mode)
+    with np.errstate(invalid="ignore"):
+        expected = FORMULAS["refine"](*map(array, inputs), "bilinear", padding_mode)
+    if value == -math.inf:
+        assert np.isfinite(array(out)).all()  # ReLU stops it
+    else:
+        assert_non_finite_as(array(out), expected)
+
+
+@each("refine")
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+def test_gradients_of_a_wide_feature(subject: Subject, padding_mode: str) -> None:
+    random = Random(torch.float32, device=subject.device)
+    given = [x.abs() for x in arguments("refine", random, (1, 10, 12), (16, 3, 2), feature_channels=32)]
+    found = []
+    for op in (subject, lambda *x, **options: PLAIN["refine"](*x, "bilinear", options["padding_mode"])):
+        inputs = [x.clone().requires_grad_() for x in given]
+        out = op(*inputs, padding_mode=padding_mode)
+        gradient = torch.ones_like(out)
+        gradient[0, 0, 8, 9] = math.nan
+        found.append(torch.autograd.grad(out, inputs, gradient))
+    assert not found[0][0].isfinite().all() and found[0][0].isfinite().any()
+    for x, y in zip(*found, strict=True):
+        assert torch.equal(x.isfinite(), y.isfinite())
 
 
 @each(*REFINEMENT)

@@ -196,10 +196,8 @@ class BandGradient {
 };
 
 template <class T>
-void input_gradient_of_feature(const FeatureGradient& a) {
+void input_gradient_of_feature(const FeatureGradient& a, int threads) {
     const TypedMap& out = a.out;
-    prefer_large_pages(out.data, out.batch * out.channels * out.height * out.width * bytes_of(out.dtype));
-    const int threads = threads_for(a.threads, out, out.channels);
     const Buffer<T> weights = weights_by_tap<T>(a.weight, threads);
     const Bands bands = cut(out);
     parallel_for(bands.count(), threads, [&](int64_t begin, int64_t end) {
@@ -350,10 +348,23 @@ void parameter_gradients(const WeightGradient& a) {
 }  // namespace
 
 void feature_gradient(const FeatureGradient& a) {
-    in_precision_of(a.out.dtype, [&](auto zero) { input_gradient_of_feature<decltype(zero)>(a); });
+    const TypedMap& out = a.out;
+    prefer_large_pages(out.data, out.batch * out.channels * out.height * out.width * bytes_of(out.dtype));
+    const int threads = threads_for(a.threads, out, out.channels);
+    const int64_t border = a.zeros ? 0 : 1;  // of cells beside the map, whose gradient is folded into it
+    const WideForward wide{a.grad,  turned(a.weight), {},  true,    false,
+                           -border, -border,          out, threads, !a.zeros};
+    const bool even = out.height % 2 == 0 && out.width % 2 == 0;
+    if ((a.zeros || even) && worth_tiles(out.channels, a.grad.channels) && wide_forward_finite(wide)) return;
+    in_precision_of(out.dtype, [&](auto zero) { input_gradient_of_feature<decltype(zero)>(a, threads); });
 }
 
 void feature_weight_gradient(const WeightGradient& a) {
+    const TypedMap& x = a.inputs[0];
+    if (a.inputs.size() == 1 && a.weight != nullptr && worth_tiles(x.channels, a.grad.channels)) {
+        const int threads = threads_for(a.threads, a.grad, x.channels + a.grad.channels);
+        return wide_gradient({a.grad, x, a.zeros, 0, 0, a.weight, a.bias, threads});
+    }
     in_precision_of(a.grad.dtype, [&](auto zero) { parameter_gradients<decltype(zero)>(a); });
 }
 

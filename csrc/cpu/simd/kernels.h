@@ -1,7 +1,10 @@
 // The kernels of one instruction set; see ../kernels.h.
 #pragma once
 
+#include <algorithm>
+
 #include "../kernels.h"
+#include "vector.h"
 
 namespace sharpmask::SHARPMASK_ISA {
 
@@ -19,6 +22,16 @@ void inverted_residual(const InvertedResidual& arguments);
 void upsample_add(const UpsampleAdd& arguments);
 void join_phases(const JoinPhases& arguments);
 std::unique_ptr<ColumnSampler> column_sampler(const TypedMap& logits, double limit);
+
+// As wide_forward. Returns whether all results are finite: one that is not may have spread to the other cells
+// of its tile.
+bool wide_forward_finite(const WideForward& arguments);
+
+// Whether tiles pay for a convolution from so many inputs to so many outputs, or back: with fewer, vectors
+// stay empty.
+inline bool worth_tiles(std::int64_t many, std::int64_t few) {
+    return many >= 32 && few >= std::max<std::int64_t>(lanes<float>, 8);
+}
 
 // What weight_gradient chooses for many input channels.
 void feature_weight_gradient(const WeightGradient& arguments);

@@ -1,5 +1,8 @@
 #include "winograd.h"
 
+#include <array>
+#include <atomic>
+
 #include "../parallel.h"
 #include "kernels.h"
 
@@ -8,50 +11,80 @@ namespace {
 
 constexpr int64_t gradient_tasks = 32;  // each has sums of its own, added up at the end
 
-// G w G' of every pair of an input and an output: [position][input][output], with zeros where there is none.
+// G w G' of every pair of an input and an output, for `step` outputs at a time: [position][input][output],
+// with zeros where there is none.
 template <class T>
 class TransformedWeight {
   public:
     TransformedWeight(const TensorView& weight, int threads)
-        : inputs_(weight.sizes[1]),
-          step(padded_outputs<T>(weight.sizes[0])),
-          memory_(positions * inputs_ * step) {
-        const Dense<T> dense(weight);
-        const int64_t outputs = weight.sizes[0];
-        parallel_for(inputs_, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) {
-                for (int64_t o = 0; o < outputs; ++o)
-                    put(dense.get() + (o * inputs_ + i) * 9, memory_.get() + i * step + o);
-            }
+        : outputs_(weight.sizes[0]),
+          inputs_(weight.sizes[1]),
+          step(std::min(round_up<T>(outputs_), panel_outputs)),
+          memory_((outputs_ + step - 1) / step * positions * inputs_ * step) {
+        with_pointer<T>(weight.dtype, static_cast<const void*>(weight.data), [&](const auto* from) {
+            parallel_for((inputs_ + lanes<T> - 1) / lanes<T>, threads, [&](int64_t begin, int64_t end) {
+                const Buffer<T> taps(lanes<T> * 9 * lanes<T>);
+                for (int64_t i = begin * lanes<T>; i < std::min(end * lanes<T>, inputs_); i += lanes<T>) {
+                    for (int64_t o = 0; o < outputs_; o += lanes<T>)
+                        put(from, weight.strides, i, o, taps.get());
+                }
+            });
         });
     }
 
-    const T* of(int position, int64_t input) const {
-        return memory_.get() + (position * inputs_ + input) * step;
-    }
+    // Of outputs from `output` on, a multiple of `step`.
+    const T* of(int position, int64_t input, int64_t output) const { return at(position, input, output); }
 
   private:
-    const int64_t inputs_;
+    const int64_t outputs_, inputs_;
 
   public:
-    const int64_t step;  // outputs, in whole vectors
+    const int64_t step;
 
   private:
     const Buffer<T> memory_;
 
-    void put(const T* w, T* to) const {
-        T rows[4][3];
-        for (int j = 0; j < 3; ++j) {
-            const T a = w[j], b = w[3 + j], c = w[6 + j];
-            rows[0][j] = a;
-            rows[1][j] = (a + c + b) / 2;
-            rows[2][j] = (a + c - b) / 2;
-            rows[3][j] = c;
+    T* at(int position, int64_t input, int64_t output) const {
+        return memory_.get() + ((output / step * positions + position) * inputs_ + input) * step +
+               output % step;
+    }
+
+    // A vector of inputs and of outputs. `taps`: [input][tap][output]
+    template <class From>
+    void put(const From* from, const std::array<int64_t, 4>& strides, int64_t input, int64_t output,
+             T* taps) const {
+        const auto& [of_output, of_input, of_row, of_col] = strides;
+        const int64_t inputs = std::min<int64_t>(inputs_ - input, lanes<T>);
+        const int64_t outputs = std::min<int64_t>(outputs_ - output, lanes<T>);
+        from += output * of_output + input * of_input;
+        if (outputs < lanes<T>) std::fill_n(taps, inputs * 9 * lanes<T>, T{0});
+        if (of_col == 1 && of_row == 3 && of_input == 9) {
+            copy_matrix(from, 1, of_output, inputs * 9, outputs, taps, lanes<T>);
+        } else {
+            for (int64_t tap = 0; tap < 9; ++tap)
+                copy_matrix(from + tap / 3 * of_row + tap % 3 * of_col, of_input, of_output, inputs, outputs,
+                            taps + tap * lanes<T>, 9 * lanes<T>);
         }
+        for (int64_t i = 0; i < inputs; ++i) transform(taps + i * 9 * lanes<T>, at(0, input + i, output));
+    }
+
+    void transform(const T* taps, T* to) const {
+        using V = Vector<T>;
+        const V half = splat(T(0.5));
+        const auto turn = [&](V a, V b, V c, auto& four) {
+            four[0] = a;
+            four[1] = (a + c + b) * half;
+            four[2] = (a + c - b) * half;
+            four[3] = c;
+        };
+        V columns[3][4];
+        for (int j = 0; j < 3; ++j)
+            turn(load(taps + j * lanes<T>), load(taps + (3 + j) * lanes<T>), load(taps + (6 + j) * lanes<T>),
+                 columns[j]);
         for (int i = 0; i < 4; ++i) {
-            const T a = rows[i][0], b = rows[i][1], c = rows[i][2];
-            const T four[4] = {a, (a + c + b) / 2, (a + c - b) / 2, c};
-            for (int j = 0; j < 4; ++j) to[(4 * i + j) * inputs_ * step] = four[j];
+            V four[4];
+            turn(columns[0][i], columns[1][i], columns[2][i], four);
+            for (int j = 0; j < 4; ++j) store(to + (4 * i + j) * inputs_ * step, four[j]);
         }
     }
 };
@@ -69,15 +102,26 @@ class WideConvolution {
           sums_(positions * tiles_at_once * weight.step) {}
 
     void run(int64_t block) {
-        const int64_t step = weight_.step;
-        for (int64_t c = 0; c < a_.input.channels; c += inputs_at_once) {
-            const int64_t channels = std::min(a_.input.channels - c, inputs_at_once);
-            const int64_t tiles = input_.read(block, c, channels);
-            for (int i = 0; i < positions; ++i)
-                add_products<T, inputs_at_once, 1>(tiles, channels, input_.of(i), weight_.of(i, c), step,
-                                                   c == 0, sums_.get() + i * tiles_at_once * step);
+        const int64_t step = weight_.step, inputs = a_.input.channels, outputs = a_.out.channels;
+        for (int64_t o = 0; o < outputs; o += step) {
+            for (int64_t c = 0; c < inputs; c += inputs_at_once) {
+                const int64_t channels = std::min(inputs - c, inputs_at_once);
+                if (o == 0 || inputs > inputs_at_once) tiles_read_ = input_.read(block, c, channels);
+                for (int i = 0; i < positions; ++i)
+                    add_products<T, inputs_at_once, 1>(tiles_read_, channels, input_.of(i),
+                                                       weight_.of(i, c, o),
+                                                       std::min(step, round_up<T>(outputs - o)), step, c == 0,
+                                                       sums_.get() + i * tiles_at_once * step);
+            }
+            with_pointer<T>(a_.out.dtype, const_cast<void*>(a_.out.data),
+                            [&](auto* to) { write(block, o, to); });
         }
-        with_pointer<T>(a_.out.dtype, const_cast<void*>(a_.out.data), [&](auto* to) { write(block, to); });
+    }
+
+    bool finite() const {
+        bool all = true;
+        for (int i = 0; i < lanes<T>; ++i) all = all && zeros_[i] == 0;
+        return all;
     }
 
   private:
@@ -87,26 +131,54 @@ class WideConvolution {
     const Tiles& tiles_;
     TransformedInput<T> input_;
     Buffer<T> sums_;
+    int64_t tiles_read_ = 0;
+    Vector<T> zeros_{};  // times every result
 
     template <class To>
-    void write(int64_t block, To* data) const {
+    void write(int64_t block, int64_t first, To* data) {
         const Strides& s = a_.out.strides;
-        const int64_t step = weight_.step, outputs = a_.out.channels;
+        const int64_t step = weight_.step, outputs = std::min(a_.out.channels - first, step);
+        const int64_t start = a_.folds ? 1 : 0;  // of the result in the tiles
         tiles_.each(block, [&](int64_t place, int64_t image, int64_t y, int64_t x) {
-            To* to = data + image * s.batch + y * s.row + x * s.col;
+            To* to = data + image * s.batch + (y - start) * s.row + (x - start) * s.col + first * s.channel;
+            const Kept rows = kept(y, tiles_.height), cols = kept(x, tiles_.width);
             for (int64_t o = 0; o < outputs; o += lanes<T>) {
                 Vector<T> m[positions], cells[4];
                 for (int i = 0; i < positions; ++i)
                     m[i] = load(sums_.get() + (i * tiles_at_once + place) * step + o);
                 gather_cells(m, cells);
+                if (a_.folds) fold(rows, cols, cells);
                 for (int i = 0; i < 4; ++i) {
-                    if (y + i / 2 >= tiles_.height || x + i % 2 >= tiles_.width) continue;
-                    const Vector<T> v = cells[i] + load(bias_ + o);
+                    zeros_ = fma(cells[i], Vector<T>{}, zeros_);
+                    if (!rows.has[i / 2] || !cols.has[i % 2]) continue;
+                    const Vector<T> v = cells[i] + load(bias_ + first + o);
                     put(a_.relu ? relu(v) : v, outputs - o, s.channel,
                         to + i / 2 * s.row + i % 2 * s.col + o * s.channel);
                 }
             }
         });
+    }
+
+    // Which of a tile's two rows or columns are in the result.
+    struct Kept {
+        bool has[2];
+    };
+
+    Kept kept(int64_t at, int64_t length) const {
+        if (a_.folds) return {{at > 0, at < length - 2}};
+        return {{true, at + 1 < length}};
+    }
+
+    // Adds what lies beyond the border to the cell at the border.
+    static void fold(const Kept& rows, const Kept& cols, Vector<T> (&cells)[4]) {
+        for (int i = 0; i < 2; ++i) {
+            if (rows.has[i]) continue;
+            for (int j = 0; j < 2; ++j) cells[2 * (1 - i) + j] += cells[2 * i + j];
+        }
+        for (int j = 0; j < 2; ++j) {
+            if (cols.has[j]) continue;
+            for (int i = 0; i < 2; ++i) cells[2 * i + 1 - j] += cells[2 * i + j];
+        }
     }
 
     template <class To>
@@ -120,19 +192,24 @@ class WideConvolution {
     }
 };
 
+// Returns whether all results are finite.
 template <class T>
-void convolve_wide(const WideForward& a) {
-    const Tiles tiles{a.out.batch, a.out.height, a.out.width, a.top, a.left};
-    if (tiles.count() == 0) return;
+bool convolve_wide(const WideForward& a) {
+    const int64_t beyond = a.folds ? 2 : 0;
+    const Tiles tiles{a.out.batch, a.out.height + beyond, a.out.width + beyond, a.top, a.left};
+    if (a.out.batch * a.out.height * a.out.width == 0) return true;
     const TransformedWeight<T> weight(a.weight, a.threads);
     const Dense<T> dense = dense_or_null<T>(a.bias);
-    const Buffer<T> bias(weight.step);
+    const Buffer<T> bias(round_up<T>(a.out.channels));
     if (dense.get() != nullptr) std::copy_n(dense.get(), a.out.channels, bias.get());
+    std::atomic<bool> finite{true};
     parallel_for(
         tiles.blocks(), a.threads, [&] { return WideConvolution<T>(a, weight, bias.get(), tiles); },
         [&](WideConvolution<T>& convolution, int64_t begin, int64_t end) {
             for (int64_t block = begin; block < end; ++block) convolution.run(block);
+            if (!convolution.finite()) finite = false;
         });
+    return finite;
 }
 
 // The sums over some blocks of tiles for some input channels.
@@ -142,7 +219,7 @@ class WideGradientSums {
     WideGradientSums(const WideGradient& a, const Tiles& tiles)
         : a_(a),
           tiles_(tiles),
-          step_(padded_outputs<T>(a.grad.channels)),
+          step_(round_up<T>(a.grad.channels)),
           input_(a.input, a.zeros, tiles),
           spread_(positions * tiles_at_once * step_) {}
 
@@ -153,7 +230,7 @@ class WideGradientSums {
         read_gradient(block, bias);
         for (int i = 0; i < positions; ++i)
             add_products<T, 1, inputs_at_once>(channels, tiles, input_.of(i),
-                                               spread_.get() + i * tiles_at_once * step_, step_, false,
+                                               spread_.get() + i * tiles_at_once * step_, step_, step_, false,
                                                weight + i * inputs_at_once * step_);
     }
 
@@ -186,29 +263,59 @@ class WideGradientSums {
     }
 };
 
-// G'u G of one pair of an input and an output; u's positions are `step` apart.
+// G'u G of one input and a vector of outputs; u's positions are `step` apart.
 template <class T>
-void gather_weight(const T* u, int64_t step, T* to) {
-    T rows[3][4];
-    for (int j = 0; j < 4; ++j) {
-        const T a = u[j * step], b = u[(4 + j) * step], c = u[(8 + j) * step], d = u[(12 + j) * step];
-        rows[0][j] = a + (b + c) / 2;
-        rows[1][j] = (b - c) / 2;
-        rows[2][j] = (b + c) / 2 + d;
-    }
-    for (int i = 0; i < 3; ++i) {
-        const T* r = rows[i];
-        to[3 * i] = r[0] + (r[1] + r[2]) / 2;
-        to[3 * i + 1] = (r[1] - r[2]) / 2;
-        to[3 * i + 2] = (r[1] + r[2]) / 2 + r[3];
-    }
+void gather_weights(const T* u, int64_t step, Vector<T> (&to)[9]) {
+    using V = Vector<T>;
+    const V half = splat(T(0.5));
+    const auto turn = [&](V a, V b, V c, V d, V& first, V& second, V& third) {
+        const V sum = (b + c) * half;
+        first = a + sum;
+        second = (b - c) * half;
+        third = sum + d;
+    };
+    V rows[3][4];
+    for (int j = 0; j < 4; ++j)
+        turn(load(u + j * step), load(u + (4 + j) * step), load(u + (8 + j) * step),
+             load(u + (12 + j) * step), rows[0][j], rows[1][j], rows[2][j]);
+    for (int i = 0; i < 3; ++i)
+        turn(rows[i][0], rows[i][1], rows[i][2], rows[i][3], to[3 * i], to[3 * i + 1], to[3 * i + 2]);
 }
+
+// A map in T with the channels of a cell side by side: itself if it is that, else a copy.
+template <class T>
+class ByPixel {
+  public:
+    ByPixel(const TypedMap& map, int threads) : map_(map) {
+        if (map.strides.channel == 1 && bytes_of(map.dtype) == sizeof(T)) return;
+        const int64_t length = map.width * map.channels;
+        copy_ = Buffer<T>(map.batch * map.height * length);
+        parallel_for(map.batch * map.height, threads, [&](int64_t begin, int64_t end) {
+            const Buffer<T> scratch(round_up<T>(map.width) * map.channels);
+            for (int64_t i = begin; i < end; ++i)
+                read_pixels(map, i / map.height, i % map.height, 0, map.channels, map.width,
+                            copy_.get() + i * length, scratch.get());
+        });
+        map_.data = copy_.get();
+        map_.dtype = sizeof(T) == sizeof(double) ? DType::float64 : DType::float32;
+        map_.strides = {map.height * length, 1, length, map.channels};
+    }
+
+    const TypedMap& map() const { return map_; }
+
+  private:
+    TypedMap map_;
+    Buffer<T> copy_;
+};
 
 // A task sums over a share of the tiles for a part of the inputs. The cut depends on nothing but the size.
 template <class T>
-void wide_parameter_gradients(const WideGradient& a) {
+void wide_parameter_gradients(const WideGradient& given) {
+    const ByPixel<T> grad(given.grad, given.threads);
+    WideGradient a = given;
+    a.grad = grad.map();
     const Tiles tiles{a.grad.batch, a.grad.height, a.grad.width, a.top, a.left};
-    const int64_t inputs = a.input.channels, outputs = a.grad.channels, step = padded_outputs<T>(outputs);
+    const int64_t inputs = a.input.channels, outputs = a.grad.channels, step = round_up<T>(outputs);
     const int64_t parts = (inputs + inputs_at_once - 1) / inputs_at_once, blocks = tiles.blocks();
     const int64_t shares = std::max<int64_t>(1, std::min((gradient_tasks + parts - 1) / parts, blocks));
     const int64_t size = positions * inputs_at_once * step;
@@ -243,17 +350,26 @@ void wide_parameter_gradients(const WideGradient& a) {
                     for (int64_t o = 0; o < step; ++o) to[o] += from[share * parts * size + o];
                 }
             }
-            for (int64_t o = 0; o < outputs; ++o)
-                gather_weight(sums.get() + o, step, weight + (o * inputs + i) * 9);
+            for (int64_t o = 0; o < outputs; o += lanes<T>) {
+                Vector<T> taps[9];
+                gather_weights(sums.get() + o, step, taps);
+                for (int64_t j = 0; j < std::min<int64_t>(lanes<T>, outputs - o); ++j) {
+                    for (int tap = 0; tap < 9; ++tap) weight[((o + j) * inputs + i) * 9 + tap] = taps[tap][j];
+                }
+            }
         }
     });
 }
 
 }  // namespace
 
-void wide_forward(const WideForward& a) {
-    in_precision_of(a.input.dtype, [&](auto zero) { convolve_wide<decltype(zero)>(a); });
+bool wide_forward_finite(const WideForward& a) {
+    bool finite = true;
+    in_precision_of(a.input.dtype, [&](auto zero) { finite = convolve_wide<decltype(zero)>(a); });
+    return finite;
 }
+
+void wide_forward(const WideForward& a) { wide_forward_finite(a); }
 
 void wide_gradient(const WideGradient& a) {
     in_precision_of(a.input.dtype, [&](auto zero) { wide_parameter_gradients<decltype(zero)>(a); });
