@@ -7,7 +7,7 @@
 namespace sharpmask::SHARPMASK_ISA {
 namespace {
 
-constexpr int64_t band_rows = 8;  // whose gradient stays in a core's first cache
+constexpr int64_t rows_summed = 8;  // whose gradient stays in a core's first cache
 
 // O outputs, one input, R rows of taps: sums[o][tap] += grad[o] * input shifted by the tap, lane by lane.
 template <class T, int O, int R>
@@ -67,7 +67,7 @@ class ImageGradient {
           width_(a.grad.width),
           outputs_(a.grad.channels),
           inputs_(joined_channels(a.inputs)),
-          bands_(bands_of_rows(1, height_, band_rows)),
+          bands_(bands_of_rows(1, height_, rows_summed)),
           channels_(channels_in_cache<T>(inputs_, bands_.rows, width_)),
           x_(channels_, bands_.rows, width_),
           g_(outputs_, height_, width_),
