@@ -12,8 +12,8 @@ code); ``padding_mode`` is "zeros" (as ``nn.Conv2d``) or "replicate" (what Sharp
 
 Under autocast, the convolutions' arguments are cast as those of a convolution are: :func:`merge_upsample`,
 :func:`refine`, :func:`refine_windows` and :func:`upsample_merge` compute in the autocast dtype, :func:`add_upsample` in
-what the sum of ``horizontal`` and a convolution would have, :func:`upsample_add` in the wider dtype of its maps. fp64 is
-left alone. While a model is exported, plain PyTorch operations take the place of the ops, so that the exported graph
+what the sum of ``horizontal`` and a convolution would have, :func:`upsample_add` in the wider dtype of its maps. fp64
+is left alone. While a model is exported, plain PyTorch operations take the place of the ops, so that the exported graph
 needs nothing from here.
 """
 

@@ -1,8 +1,8 @@
 """``upsample_merge`` and ``upsample_add``: the steps of decoders that upsample first, on one image.
 
-The levels of segmentation_models_pytorch's Unet with a ResNet-34 encoder (normalisation folded), on 512x512 pixels; of a
-depth network as monodepth2 is built (Godard et al., 2019), on 640x192; and the sums of a feature pyramid network of 256
-channels.
+The levels of segmentation_models_pytorch's Unet with a ResNet-34 encoder (normalisation folded), on 512x512 pixels;
+of a depth network as monodepth2 is built (Godard et al., 2019), on 640x192; and the sums of a feature pyramid network
+of 256 channels.
 """
 
 from __future__ import annotations
