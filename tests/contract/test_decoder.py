@@ -70,6 +70,8 @@ SHAPES: list[tuple[Size, Size]] = [
     ((2, 4, 9), (17, 0, 33)),
 ]
 
+GRADIENT_SHAPES = [*SHAPES[:1], *SHAPES[2:3], *SHAPES[7:9], ((2, 5, 7), (24, 25, 26))]
+
 
 def arguments(op: str, random: Random, size: Size, widths: Size) -> list[Any]:
     (batch, height, width), (km, ks, ko) = size, widths
@@ -208,7 +210,7 @@ def test_many_channels(subject: Subject, upsample: str, widths: Size) -> None:
 
 @each(*OPS)
 @pytest.mark.parametrize("size", [(2, 5, 7), (1, 1, 9), (1, 9, 1), (1, 1, 1)], ids=str)
-@pytest.mark.parametrize("options", MIXED, ids=str)
+@pytest.mark.parametrize("options", MIXED[:3], ids=str)
 @pytest.mark.parametrize("layout", HOSTILE)
 def test_strides(subject: Subject, layout: Callable[[Tensor], Tensor], options: Options, size: Size) -> None:
     mask, large, *rest = arguments(subject.op, Random(torch.float32, device=subject.device), size, (3, 3, 3))
@@ -297,7 +299,7 @@ def test_finite_differences(subject: Subject, dtype: torch.dtype, options: Optio
 @each_dtype(*OPS)
 @pytest.mark.parametrize("options", MIXED, ids=str)
 @pytest.mark.parametrize("layout", [contiguous, channels_last, sliced])
-@pytest.mark.parametrize(("size", "widths"), [*SHAPES, ((2, 5, 7), (24, 25, 26))])
+@pytest.mark.parametrize(("size", "widths"), GRADIENT_SHAPES)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_gradients(
     subject: Subject,
@@ -368,7 +370,12 @@ def test_gradients_that_are_expanded_or_strided(subject: Subject, options: Optio
 def test_neither_the_upsampled_map_nor_the_concatenation_is_kept(subject: Subject, options: Options) -> None:
     inputs = leaves(arguments(subject.op, Random(torch.float32, device=subject.device), (1, 3, 4), (5, 3, 2)))
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         out = subject(*inputs, **options.of(subject.op))
     allowed = [*inputs, *([] if options.activation == "none" else [out])]
     addresses = {x.data_ptr() for x in allowed}
