@@ -6,21 +6,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.proxy import TraceError
 
 from .. import hooks
 from ..modules import Refinement
 from .adapters import adapter_for, register_adapter
-from .match import Chain, find
+from .chains import normalised_after
+from .graph import Chain, in_order
+from .match import find
+from .sources import takes_none, upsamples
 from .swapped import Part, Plan, Swapped, adapted_class, planned_class, swap
-from .trace import forward_parameters, is_torch_layer, trace_forward
+from .trace import Loops, Trace, Untraceable, forward_parameters, is_torch_layer, trace_forward
+
+Given = dict[str, int | None]
+"""The arguments of a call; a number is the length of a list."""
+LENGTHS = range(1, 7)
+"""How long a list of maps may be that a forward loops over."""
 
 __all__ = ["FuseReport", "fuse", "register_adapter"]
 
@@ -88,6 +95,15 @@ def _has_forward(module: nn.Module) -> bool:
     return inspect.getattr_static(type(module), "forward") is not nn.Module.forward
 
 
+def _ways_to_call(kind: type[nn.Module]) -> list[list[str]]:
+    """The arguments of forward that are given: all, those that are required, those that may not be None."""
+    parameters = forward_parameters(kind)
+    required = [name for name, default in parameters.items() if default is inspect.Parameter.empty]
+    optional = [name for name, default in parameters.items() if default is None]
+    ways = [required + optional, required, [name for name in required if not takes_none(kind, name)]]
+    return [way for i, way in enumerate(ways) if way not in ways[:i]]
+
+
 def _owners(nodes: Iterable[fx.Node]) -> set[nn.Module]:
     """The modules whose calls recorded these nodes."""
     return {owner for node in nodes for owner in node.meta["owners"]}
@@ -122,7 +138,8 @@ class _Run:
         try:
             plans, found = self.plan(module)
         except Exception as error:  # a trace runs the user's code, which may raise anything
-            self.untraced[module] = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
+            own_words = isinstance(error, Untraceable)
+            self.untraced[module] = str(error) if own_words else f"its forward needs values ({type(error).__name__})"
             return
         if plans:
             swap(module, planned_class(base, plans))
@@ -131,51 +148,63 @@ class _Run:
     def plan(self, module: nn.Module) -> tuple[tuple[Plan, ...], list[str]]:
         """The code for the module's calls, and the names of the chains found."""
         if hooks.anywhere():
-            raise TraceError("hooks are registered for all modules")
+            raise Untraceable("hooks are registered for all modules")
         if "forward" in vars(module):
-            raise TraceError("its forward was replaced on the object")
+            raise Untraceable("its forward was replaced on the object")
         if isinstance(module, fx.GraphModule):
-            raise TraceError("it is a GraphModule, whose class torch.fx generates itself")
+            raise Untraceable("it is a GraphModule, whose class torch.fx generates itself")
         plans: list[Plan] = []
         found: list[str] = []
-        for given, graph, single in self.traces(module):
-            chains, missed = find(module, graph)
+        for given, trace in self.traces(module):
+            chains, missed = find(module, trace.graph)
             if module not in self.missed or (chains and not plans):
                 self.missed[module] = missed
             if chains:
-                plans.append(self.rewritten(module, graph, chains, given, single))
+                plans.append(self.rewritten(module, given, trace, chains))
                 found += [chain.name for chain in chains]
         return tuple(plans), list(dict.fromkeys(found))
 
-    def traces(self, module: nn.Module) -> list[tuple[list[str], fx.Graph, set[nn.Module]]]:
+    def traces(self, module: nn.Module) -> list[tuple[Given, Trace]]:
         """The module's forward, traced with all optional tensors and with none, since it may branch on None."""
-        defaults = forward_parameters(type(module))
-        required = [name for name, default in defaults.items() if default is inspect.Parameter.empty]
-        optional = [name for name, default in defaults.items() if default is None]
-        traces, errors = [], []
-        for given in [required + optional, required] if optional else [required]:
+        traces: list[tuple[Given, Trace]] = []
+        errors: list[Exception] = []
+        for given in _ways_to_call(type(module)):
             try:
-                traces.append((given, *trace_forward(module, self.is_leaf, given)))
-            except Exception as error:
+                traces += self.unrolled(module, dict.fromkeys(given))
+            except Exception as error:  # a trace runs the user's code, which may raise anything
                 errors.append(error)
         if not traces:
             raise errors[0]
         return traces
 
-    def rewritten(
-        self, module: nn.Module, graph: fx.Graph, chains: list[Chain], given: list[str], single: set[nn.Module]
-    ) -> Plan:
-        """The code of ``graph`` with the ops in place of the chains."""
+    def unrolled(self, module: nn.Module, given: Given) -> list[tuple[Given, Trace]]:
+        """The trace, or, where forward loops over an argument, one for each of the lengths that this may have."""
+        try:
+            return [(given, trace_forward(module, self.is_leaf, given))]
+        except Loops as loop:
+            traces: list[tuple[Given, Trace]] = []
+            if given[loop.argument] is None and upsamples(module):
+                for length in LENGTHS:
+                    with contextlib.suppress(Exception):  # forward may need a longer list
+                        traces += self.unrolled(module, {**given, loop.argument: length})
+            if not traces:
+                raise
+            return traces
+
+    def rewritten(self, module: nn.Module, given: Given, trace: Trace, chains: list[Chain]) -> Plan:
+        """The code of the trace with the ops in place of the chains."""
 
         def in_chains(chains: list[Chain]) -> set[nn.Module]:
             return _owners(node for chain in chains for node in chain.nodes)
 
         # Modules outside the chains stay calls, so that hooks added later run.
-        calls = single - in_chains(chains)
-        narrow, _ = trace_forward(module, lambda part: self.is_leaf(part) or part in calls, given)
+        calls = trace.single - in_chains([*chains, *normalised_after(module, chains)])
+        graph = trace.graph
+        narrow = trace_forward(module, lambda part: self.is_leaf(part) or part in calls, given).graph
         again, _ = find(module, narrow)
         if [chain.name for chain in again] == [chain.name for chain in chains]:
             graph, chains = narrow, again
+        chains = in_order(graph, [*chains, *normalised_after(module, chains)])
         bypassed = _owners(node for node in graph.nodes if node.op != "call_module") | in_chains(chains)
         for chain in reversed(chains):  # backwards, because a chain may read the result of an earlier one
             chain.replace(graph)
@@ -183,14 +212,14 @@ class _Run:
             node.type = None  # annotations may be names that only the user's file knows
         code = graph.python_code("self")
         parts = tuple(Part.of(name, part) for name, part in module.named_modules() if part in {module, *bypassed})
-        return Plan(frozenset(given), code.src, parts, code.globals)
+        return Plan(frozenset(given.items()), code.src, parts, trace.assigns, code.globals)
 
     def report(self, name: str, module: nn.Module, *, covered: bool) -> None:
         """Fill ``left``. A module that is ``covered`` by the trace of a larger one is reported there."""
         own = not covered or self.is_leaf(module)
         if own:
             self.left.update({_join(name, inner): reason for inner, reason in self.missed.get(module, {}).items()})
-        if module in self.untraced and self.is_innermost(module):
+        if module in self.untraced and upsamples(module) and self.is_innermost(module):
             self.left[name] = f"cannot be traced: {self.untraced[module]}"
         if _has_forward(module):
             covered = not own or module in self.missed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from .. import hooks
 from ..functional import add_upsample
-from .match import conv_problem
+from .graph import conv_problem
+from .run import added
+from .sources import uses_only
 
 Matches = Callable[[nn.Module], bool]
 Forward = Callable[..., Any]
@@ -74,3 +77,33 @@ def _two_net_refinement(module: Any, maps: tuple[Tensor, Tensor]) -> Tensor:
 
 
 register_adapter(_is_two_net_refinement, _two_net_refinement)
+
+
+_PYRAMID_NAMES = (
+    "list keys values get_result_from_inner_blocks append get_result_from_layer_blocks range len shape F interpolate"
+    " insert extra_blocks OrderedDict zip"
+)
+
+
+def _is_pyramid(module: nn.Module) -> bool:
+    """Whether this is torchvision's FeaturePyramidNetwork, whose forward loops over a dictionary of maps."""
+    kind = getattr(module, "_plain_class", type(module))
+    known = (kind.__module__, kind.__name__) == ("torchvision.ops.feature_pyramid_network", "FeaturePyramidNetwork")
+    return known and "forward" not in vars(module) and uses_only(kind.forward, _PYRAMID_NAMES)
+
+
+def _pyramid(module: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each level's sum is one op: lateral + up2(level above)."""
+    names, maps = list(x), list(x.values())
+    top = module.get_result_from_inner_blocks(maps[-1], -1)
+    results = [module.get_result_from_layer_blocks(top, -1)]
+    for level in reversed(range(len(maps) - 1)):
+        lateral = module.get_result_from_inner_blocks(maps[level], level)
+        top = added(top, lateral.shape[-2:], lateral, mode="nearest")
+        results.insert(0, module.get_result_from_layer_blocks(top, level))
+    if module.extra_blocks is not None:
+        results, names = module.extra_blocks(results, maps, names)
+    return OrderedDict(zip(names, results, strict=False))
+
+
+register_adapter(_is_pyramid, _pyramid)

@@ -9,6 +9,7 @@ import linecache
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import Parameter
 from typing import Any
 
 from torch import nn
@@ -67,21 +68,30 @@ def planned_class(base: Any, plans: tuple[Plan, ...]) -> type[nn.Module]:
 
     It runs the forward of ``base`` where no plan holds: for other arguments, or after a change of a part.
     """
-    defaults = forward_parameters(base)
-    names = tuple(defaults)
-    compiled = {plan.given: (_compile(base, plan), plan.parts) for plan in plans}
+    parameters = forward_parameters(base)
+    names = tuple(parameters)
+    required = {name for name, default in parameters.items() if default is Parameter.empty}
+    defaults = {name: None if default is Parameter.empty else default for name, default in parameters.items()}
+    compiled = {plan.given: (_compile(base, plan), plan) for plan in plans}
+    lists = {name for plan in plans for name, length in plan.given if length is not None}
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        given = {name: value for name, value in given.items() if value is not defaults.get(name, _NOTHING)}
-        code = compiled.get(frozenset(given))
-        if code is None or len(args) > len(names) or not self._is_swapped or any(map(_has_none, given.values())):
+        all_given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = {name: value for name, value in all_given.items() if value is not defaults.get(name, _NOTHING)}
+        code = compiled.get(frozenset((name, _length(value) if name in lists else None) for name, value in given.items()))
+        complete = len(args) <= len(names) and required <= all_given.keys()
+        if code is None or not complete or not self._is_swapped or any(map(_has_none, given.values())):
             return base.forward(self, *args, **kwargs)
-        run, parts = code
-        if hooks.anywhere() or not all(part.is_unchanged(self) for part in parts):
+        run, plan = code
+        if hooks.anywhere() or not all(part.is_unchanged(self) for part in plan.parts):
             return base.forward(self, *args, **kwargs)
-        return run(self, **given)
+        result = run(self, **given)
+        if plan.assigns:
+            result, attributes = result
+            for name, value in attributes.items():
+                setattr(self, name, value)
+        return result
 
     return _subclass(base, forward)
 
@@ -130,15 +140,23 @@ def _is_plain(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """Generated code for the calls that give exactly the arguments ``given``."""
+    """Generated code for the calls that give exactly the arguments ``given``, lists among them in these lengths.
 
-    given: frozenset[str]
+    If the code ``assigns``, it returns a pair: the result, and the attributes that forward sets, by their names.
+    """
+
+    given: frozenset[tuple[str, int | None]]
     source: str
     parts: tuple[Part, ...]
+    assigns: bool
     globals: dict[str, Any] = field(compare=False)
 
 
 _NOTHING = object()
+
+
+def _length(value: object) -> int | None:
+    return len(value) if type(value) is list else None
 
 
 def _has_none(value: object) -> bool:

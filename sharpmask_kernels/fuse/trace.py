@@ -2,7 +2,7 @@
 
 A plain symbolic trace silently drops what it cannot record: the branch not taken, contexts such as ``no_grad`` and
 ``autocast``, checkpointing, attributes that forward sets on the module. Code generated from such a trace would
-change a model, so each of these raises a :class:`TraceError` here.
+change a model, so each of these raises :class:`Untraceable` here.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import inspect
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import fx, nn
+from torch.fx.immutable_collections import immutable_dict
 from torch.fx.proxy import TraceError
+
+from .simpler import simplified
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -37,25 +41,49 @@ def forward_parameters(cls: type[nn.Module]) -> dict[str, Any]:
     found = {}
     for parameter in list(inspect.signature(cls.forward).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise TraceError(f"its forward takes {parameter.replace(annotation=parameter.empty)}")
+            raise Untraceable(f"its forward takes {parameter.replace(annotation=parameter.empty)}")
         if parameter.kind != parameter.KEYWORD_ONLY:
             found[parameter.name] = parameter.default
         elif parameter.default is parameter.empty:
-            raise TraceError(f"its forward takes {parameter.name!r} as keyword only")
+            raise Untraceable(f"its forward takes {parameter.name!r} as keyword only")
     return found
 
 
-def trace_forward(
-    root: nn.Module, is_leaf: Callable[[nn.Module], bool], given: Collection[str]
-) -> tuple[fx.Graph, set[nn.Module]]:
-    """The graph of ``root``'s forward, called with the arguments ``given`` and the others at their defaults.
+class Untraceable(TraceError):
+    """Forward does what a trace cannot record; the text says what, in words about the forward."""
+
+
+class Loops(Untraceable):
+    """Forward loops over an argument, or asks for its length."""
+
+    def __init__(self, argument: str) -> None:
+        super().__init__(f"its forward loops over {argument!r}")
+        self.argument = argument
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A module's forward as a graph.
 
     ``node.meta["owners"]`` holds the modules whose calls recorded the node, outermost first, without the root.
-    The second result holds the modules that return a single value in every call: a trace may call these as leaves
-    instead, and forward notices no difference. Raises TraceError, or any error that forward raises on a proxy.
+    ``single`` holds the modules that return a single value in every call: a trace may call these as leaves instead,
+    and forward notices no difference. If forward ``assigns`` attributes of its module, the graph returns a pair: the
+    result, and the attributes' values by their names.
+    """
+
+    graph: fx.Graph
+    single: set[nn.Module]
+    assigns: bool
+
+
+def trace_forward(root: nn.Module, is_leaf: Callable[[nn.Module], bool], given: Mapping[str, int | None]) -> Trace:
+    """``root``'s forward, called with the arguments ``given`` and the others at their defaults, or None.
+
+    A number given for an argument means a list of so many tensors. Raises Untraceable; forward, run on proxies,
+    may raise any other error.
     """
     graphs = []
-    with _unchanged(root), warnings.catch_warnings():
+    with _unchanged(root), simplified(root), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # The two runs differ in every mode that forward might ask for, so equal graphs hold in all modes.
         for training in (False, True):
@@ -65,8 +93,8 @@ def trace_forward(
                 tracer = _Tracer(is_leaf, given)
                 graphs.append(tracer.trace(root))
     if str(graphs[0]) != str(graphs[1]):
-        raise TraceError("its forward depends on the training, gradient or autocast mode")
-    return graphs[0], tracer.called - tracer.unpacked
+        raise Untraceable("its forward depends on the training, gradient or autocast mode")
+    return Trace(graphs[0], tracer.called - tracer.unpacked, tracer.assigns)
 
 
 class Proxy(fx.Proxy):
@@ -81,12 +109,15 @@ class Proxy(fx.Proxy):
         if package == "torch" and frame.f_code.co_name != "is_tensor":
             return fx.Proxy
         if package == PACKAGE:
-            raise TraceError("its forward calls the ops itself")
-        raise TraceError("its forward asks for the type of a value")
+            raise Untraceable("its forward calls the ops itself")
+        raise Untraceable("its forward asks for the type of a value")
 
     @__class__.setter
     def __class__(self, value: type) -> None:
         raise TypeError("a proxy keeps its class")
+
+    def __len__(self) -> int:
+        raise _looping(self.node)
 
 
 def _record_in_place(name: str) -> Callable[[Any, Any], Any]:
@@ -111,10 +142,11 @@ IN_PLACE = {name: _record_in_place(name) for name in ("add", "sub", "mul", "true
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # a buffer that forward writes to shows in the graph
 
-    def __init__(self, is_leaf: Callable[[nn.Module], bool], given: Collection[str]) -> None:
+    def __init__(self, is_leaf: Callable[[nn.Module], bool], given: Mapping[str, int | None]) -> None:
         super().__init__()
         self.is_leaf = is_leaf
         self.given = given
+        self.assigns = False
         self.owners: list[nn.Module] = []
         self.called: set[nn.Module] = set()
         self.unpacked: set[nn.Module] = set()
@@ -126,12 +158,39 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self.is_leaf(m) or is_torch_layer(m)
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        raise Untraceable("its forward branches on a value")
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        raise _looping(obj.node)
+
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         values = [
-            self.create_proxy("placeholder", name, (), {}) if name in self.given else default
+            self.argument(name, self.given[name]) if name in self.given else None if default is _EMPTY else default
             for name, default in forward_parameters(type(self.root)).items()
         ]
-        return root_fn, [self.root, *values]
+        before = dict(vars(self.root))
+        lists = [(value, list(value)) for value in values if type(value) is list]
+
+        def forward(*args: Any) -> Any:
+            result = root_fn(*args)
+            if any(_identities(now) != _identities(at_first) for now, at_first in lists):
+                raise Untraceable("its forward changes a list that it is given")
+            assigned = _taken_back(self.root, before)
+            self.assigns = bool(assigned)
+            return (result, assigned) if assigned else result
+
+        return forward, [self.root, *values]
+
+    def argument(self, name: str, length: int | None) -> Any:
+        proxy = self.create_proxy("placeholder", name, (), {})
+        return proxy if length is None else [proxy[i] for i in range(length)]
+
+    def create_arg(self, a: Any) -> Any:
+        # Not isinstance, which would ask a proxy.
+        if issubclass(type(a), dict) and type(a) not in (dict, immutable_dict):
+            raise Untraceable(f"its forward passes or returns a {type(a).__name__}")
+        return super().create_arg(a)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.owners.append(m)
@@ -144,12 +203,43 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _context() != self.context:
-            raise TraceError("its forward sets autocast or the gradient mode")
+            raise Untraceable("its forward sets autocast or the gradient mode")
         if _in_checkpoint():
-            raise TraceError("its forward checkpoints activations")
+            raise Untraceable("its forward checkpoints activations")
         node = super().create_node(*args, **kwargs)
         node.meta["owners"] = tuple(self.owners)
         return node
+
+
+_EMPTY = inspect.Parameter.empty
+
+
+def _looping(node: fx.Node) -> Untraceable:
+    """The error of a loop over the node's value."""
+    while node.target is operator.getitem and isinstance(node.args[1], slice):
+        node = node.all_input_nodes[0]
+    if node.op == "placeholder":
+        return Loops(str(node.target))
+    return Untraceable("its forward loops over a result whose length is not known")
+
+
+def _taken_back(root: nn.Module, before: dict[str, Any]) -> dict[str, Any]:
+    """The attributes that forward has set on ``root``, if they hold results and nothing else; they are restored."""
+    now = vars(root)
+    new = {name: now[name] for name in now if now[name] is not before.get(name) and _holds_results(now[name])}
+    for name in new:
+        if name in before:
+            now[name] = before[name]
+        else:
+            del now[name]
+    return new
+
+
+def _holds_results(value: Any) -> bool:
+    if type(value) in (dict, list, tuple):
+        values = value.values() if type(value) is dict else value
+        return all(map(_holds_results, values))
+    return type(value) is Proxy
 
 
 def _context() -> tuple[object, ...]:
@@ -181,7 +271,7 @@ def _autocast(enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def _unchanged(root: nn.Module) -> Iterator[None]:
-    """Restore the attributes of all modules. Raises TraceError if more than the training flags has changed."""
+    """Restore the attributes of all modules. Raises Untraceable if more than the training flags has changed."""
     modes = [(module, module.training) for module in root.modules()]
     attributes = [value for module in root.modules() for value in (vars(module), *vars(module).values())]
     containers = [(value, value.copy()) for value in attributes if isinstance(value, (dict, list, set))]
@@ -195,7 +285,7 @@ def _unchanged(root: nn.Module) -> Iterator[None]:
             now.clear()
             now.extend(before) if isinstance(now, list) else now.update(before)
     if changed:
-        raise TraceError("its forward changes the module or makes tensors of its own")
+        raise Untraceable("its forward changes the module or makes tensors of its own")
 
 
 def _identities(container: dict[Any, Any] | list[Any] | set[Any]) -> list[int]:
