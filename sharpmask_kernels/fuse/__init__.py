@@ -20,9 +20,9 @@ from .adapters import adapter_for, register_adapter
 from .chains import normalised_after
 from .graph import Chain, in_order
 from .match import find
-from .sources import takes_none, upsamples
+from .sources import may_upsample, takes_none, upsamples
 from .swapped import Part, Plan, Swapped, adapted_class, planned_class, swap
-from .trace import Loops, Trace, Untraceable, forward_parameters, is_torch_layer, trace_forward
+from .trace import Loops, Somewhere, Trace, Untraceable, forward_parameters, is_torch_layer, trace_forward
 
 Given = dict[str, int | None]
 """The arguments of a call; a number is the length of a list."""
@@ -95,6 +95,11 @@ def _has_forward(module: nn.Module) -> bool:
     return inspect.getattr_static(type(module), "forward") is not nn.Module.forward
 
 
+def _words(error: Exception) -> str:
+    """What keeps a forward from being traced. Errors of torch.fx speak of its own inside."""
+    return str(error) if isinstance(error, Untraceable) else f"its forward needs values ({type(error).__name__})"
+
+
 def _ways_to_call(kind: type[nn.Module]) -> list[list[str]]:
     """The arguments of forward that are given: all, those that are required, those that may not be None."""
     parameters = forward_parameters(kind)
@@ -117,10 +122,12 @@ class _Run:
     left: dict[str, str] = field(default_factory=dict)
     untraced: dict[nn.Module, str] = field(default_factory=dict)  # modules that cannot be traced, and why
     missed: dict[nn.Module, dict[str, str]] = field(default_factory=dict)  # near misses in each module that was
+    unread: set[nn.Module] = field(default_factory=set)  # modules that upsample nothing, so that no trace was tried
 
     def is_leaf(self, module: nn.Module) -> bool:
         """Whether the trace of a larger module calls this one without looking inside."""
-        return isinstance(module, (Refinement, Swapped)) or hooks.customized(module) or module in self.untraced
+        known = isinstance(module, (Refinement, Swapped, fx.GraphModule)) or module in self.untraced
+        return known or hooks.customized(module)
 
     def visit(self, name: str, module: nn.Module) -> None:
         """Swap the module if an adapter knows it or if its trace has refinement modules."""
@@ -135,13 +142,15 @@ class _Run:
             self.missed[module] = {}
             self.swapped.append(name)
             return
+        if not may_upsample(module):
+            self.unread.add(module)
+            return
         try:
             plans, found = self.plan(module)
         except Exception as error:  # a trace runs the user's code, which may raise anything
-            own_words = isinstance(error, Untraceable)
-            self.untraced[module] = str(error) if own_words else f"its forward needs values ({type(error).__name__})"
+            self.untraced[module] = _words(error)
             return
-        if plans:
+        if found:
             swap(module, planned_class(base, plans))
             self.swapped += [name] if len(found) == 1 and name else [_join(name, conv) for conv in found]
 
@@ -155,22 +164,27 @@ class _Run:
             raise Untraceable("it is a GraphModule, whose class torch.fx generates itself")
         plans: list[Plan] = []
         found: list[str] = []
-        for given, trace in self.traces(module):
-            chains, missed = find(module, trace.graph)
-            if module not in self.missed or (chains and not plans):
-                self.missed[module] = missed
-            if chains:
-                plans.append(self.rewritten(module, given, trace, chains))
-                found += [chain.name for chain in chains]
+        for i, traces in enumerate(self.traces(module)):
+            for given, trace in traces:
+                chains, missed = find(module, trace.graph)
+                if i == 0:  # the fullest call is the one to report
+                    found += [chain.name for chain in chains]
+                    if module not in self.missed or (chains and not plans):
+                        self.missed[module] = missed
+                if chains:
+                    plans.append(self.rewritten(module, given, trace, chains))
         return tuple(plans), list(dict.fromkeys(found))
 
-    def traces(self, module: nn.Module) -> list[tuple[Given, Trace]]:
-        """The module's forward, traced with all optional tensors and with none, since it may branch on None."""
-        traces: list[tuple[Given, Trace]] = []
+    def traces(self, module: nn.Module) -> list[list[tuple[Given, Trace]]]:
+        """The module's forward, traced with all optional tensors and with none, since it may branch on None.
+
+        Each list is of one way to call it, for all lengths of lists.
+        """
+        traces: list[list[tuple[Given, Trace]]] = []
         errors: list[Exception] = []
         for given in _ways_to_call(type(module)):
             try:
-                traces += self.unrolled(module, dict.fromkeys(given))
+                traces.append(self.unrolled(module, dict.fromkeys(given)))
             except Exception as error:  # a trace runs the user's code, which may raise anything
                 errors.append(error)
         if not traces:
@@ -180,7 +194,7 @@ class _Run:
     def unrolled(self, module: nn.Module, given: Given) -> list[tuple[Given, Trace]]:
         """The trace, or, where forward loops over an argument, one for each of the lengths that this may have."""
         try:
-            return [(given, trace_forward(module, self.is_leaf, given))]
+            return [(given, self.traced(module, given))]
         except Loops as loop:
             traces: list[tuple[Given, Trace]] = []
             if given[loop.argument] is None and upsamples(module):
@@ -190,6 +204,31 @@ class _Run:
             if not traces:
                 raise
             return traces
+
+    def traced(self, module: nn.Module, given: Given) -> Trace:
+        """The trace, in which parts that cannot be traced are calls."""
+        while True:
+            try:
+                return trace_forward(module, self.is_leaf, given)
+            except Exception as error:
+                part = getattr(error, "part", None)
+                if part in self.unread:
+                    self.unread.discard(part)
+                    self.untraced[part] = _words(error)
+                elif not isinstance(error, Somewhere) or not self.read(module):
+                    raise
+
+    def read(self, module: nn.Module) -> bool:
+        """Try the parts of the module that were not traced so far. Returns whether one of them cannot be."""
+        known = len(self.untraced)
+        for _, part in _post_order(module):
+            if part in self.unread and part is not module:
+                self.unread.discard(part)
+                try:
+                    self.traces(part)
+                except Exception as error:
+                    self.untraced[part] = _words(error)
+        return len(self.untraced) > known
 
     def rewritten(self, module: nn.Module, given: Given, trace: Trace, chains: list[Chain]) -> Plan:
         """The code of the trace with the ops in place of the chains."""

@@ -125,10 +125,10 @@ def activation_of(node: fx.Node, module: nn.Module | None) -> str | None:
     if calls(node, RELU):
         return "relu"
     if type(module) in LAYERS:
-        name, option, value = LAYERS[type(module)]  # type: ignore[index]
+        name, option, value = LAYERS[type(module)]
         return name if not option or getattr(module, option) == value else None
     if node.op == "call_function" and node.target in FUNCTIONS:
-        name, option, value = FUNCTIONS[node.target]  # type: ignore[index]
+        name, option, value = FUNCTIONS[node.target]
         return name if not option or argument(node, 1, option, value) == value else None
     return None
 

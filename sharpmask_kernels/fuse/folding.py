@@ -21,8 +21,8 @@ def foldable(norm: nn.BatchNorm2d) -> bool:
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that computes ``norm(conv(x))``.
 
-    On the CPU, without gradients, they are kept until a parameter or a buffer changes. A write through ``.data``, which
-    leaves no mark on the tensor, is noticed by comparing values: all of the normalisation's, ``PROBES`` of the weight's.
+    On the CPU, without gradients, they are kept until a parameter or a buffer changes. A write through ``.data`` leaves
+    no mark on the tensor; values are compared to notice it: all of the normalisation's, ``PROBES`` of the weight's.
     """
     sources = (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if not _keepable(sources):

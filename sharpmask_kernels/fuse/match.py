@@ -34,9 +34,7 @@ def find(root: nn.Module, graph: fx.Graph) -> tuple[list[Chain], dict[str, str]]
     return in_order(graph, chains), missed
 
 
-def _ending_in(
-    root: nn.Module, graph: fx.Graph, up: fx.Node, upsampling: Upsampling
-) -> Chain | tuple[str, str | None]:
+def _ending_in(root: nn.Module, graph: fx.Graph, up: fx.Node, upsampling: Upsampling) -> Chain | tuple[str, str | None]:
     """The chain that ends in the upsampling, or a name and why there is none (None: nothing worth a report)."""
     search = UpsampleLast(root, graph, up)
     try:

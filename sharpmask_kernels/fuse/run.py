@@ -1,4 +1,4 @@
-"""What the code that :func:`fuse` generates calls: an op where the sizes fit it, else the calls as they were written."""
+"""What the code that :func:`fuse` generates calls: an op where the sizes fit it, else what the user wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..functional import upsample_add, upsample_merge
 from ..ops.calling import exporting
 from .folding import foldable, folded
 
-Dropouts = tuple[nn.Module, ...]
+Dropouts = tuple[nn.Dropout | nn.Dropout2d, ...]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -59,7 +59,9 @@ def merged(
     weight, bias = folded(conv, norm) if folds and norm is not None else (conv.weight, conv.bias)
     left = None if folds else norm
     early = left is None and not _drops(last)  # the op can compute the activation too
-    x = _merge(mask, rest, weight, bias, position, padding, op_mode(mode, align_corners), activation if early else "none")
+    x = _merge(
+        mask, rest, weight, bias, position, padding, op_mode(mode, align_corners), activation if early else "none"
+    )
     return x if early else _finished(x, left, last, activation)
 
 
@@ -99,17 +101,15 @@ def added(
     """act(dropout(up2(mask) + lateral))."""
     before, last = dropouts
     if not _fits(mask, size, (lateral,)) or lateral.shape[1] != mask.shape[1] or _drops(before):
-        return _finished(_dropped(_upsampled(mask, size, mode, align_corners), before) + lateral, None, last, activation)
+        return _finished(
+            _dropped(_upsampled(mask, size, mode, align_corners), before) + lateral, None, last, activation
+        )
     early = not _drops(last)
-    x = upsample_add(
-        mask, lateral, upsample=op_mode(mode, align_corners), activation=activation if early else "none"
-    )
+    x = upsample_add(mask, lateral, upsample=op_mode(mode, align_corners), activation=activation if early else "none")
     return x if early else _finished(x, None, last, activation)
 
 
-def normalised(
-    x: Tensor, *, conv: nn.Conv2d, norm: nn.BatchNorm2d, dropouts: Dropouts, activation: str
-) -> Tensor:
+def normalised(x: Tensor, *, conv: nn.Conv2d, norm: nn.BatchNorm2d, dropouts: Dropouts, activation: str) -> Tensor:
     """act(dropout(norm(conv(x)))), a convolution without an upsampling, padded with zeros."""
     if exporting() or not foldable(norm):
         return _finished(conv(x), norm, dropouts, activation)
@@ -156,9 +156,7 @@ def _fits(mask: Tensor, size: Any, rest: tuple[Tensor, ...], least: int = 1) -> 
 def _convolves(conv: nn.Conv2d, mask: Tensor, rest: tuple[Tensor, ...]) -> bool:
     """Whether the convolution takes these maps. If not, PyTorch itself says why."""
     weight = conv.weight
-    same = weight.device == mask.device and (
-        weight.dtype == mask.dtype or torch.is_autocast_enabled(mask.device.type)
-    )
+    same = weight.device == mask.device and (weight.dtype == mask.dtype or torch.is_autocast_enabled(mask.device.type))
     return same and weight.shape[1] == mask.shape[1] + sum(x.shape[1] for x in rest)
 
 

@@ -79,7 +79,9 @@ def planned_class(base: Any, plans: tuple[Plan, ...]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         all_given = {**dict(zip(names, args, strict=False)), **kwargs}
         given = {name: value for name, value in all_given.items() if value is not defaults.get(name, _NOTHING)}
-        code = compiled.get(frozenset((name, _length(value) if name in lists else None) for name, value in given.items()))
+        code = compiled.get(
+            frozenset((name, _length(value) if name in lists else None) for name, value in given.items())
+        )
         complete = len(args) <= len(names) and required <= all_given.keys()
         if code is None or not complete or not self._is_swapped or any(map(_has_none, given.values())):
             return base.forward(self, *args, **kwargs)

@@ -53,6 +53,10 @@ class Untraceable(TraceError):
     """Forward does what a trace cannot record; the text says what, in words about the forward."""
 
 
+class Somewhere(Untraceable):
+    """What shows only after forward has run, so that any part of the module may be the cause."""
+
+
 class Loops(Untraceable):
     """Forward loops over an argument, or asks for its length."""
 
@@ -79,8 +83,8 @@ class Trace:
 def trace_forward(root: nn.Module, is_leaf: Callable[[nn.Module], bool], given: Mapping[str, int | None]) -> Trace:
     """``root``'s forward, called with the arguments ``given`` and the others at their defaults, or None.
 
-    A number given for an argument means a list of so many tensors. Raises Untraceable; forward, run on proxies,
-    may raise any other error.
+    A number given for an argument means a list of so many tensors. Raises Untraceable; forward, run on proxies, may
+    raise any other error. The error's attribute ``part`` is the part of ``root`` whose forward raised it, if one did.
     """
     graphs = []
     with _unchanged(root), simplified(root), warnings.catch_warnings():
@@ -93,7 +97,7 @@ def trace_forward(root: nn.Module, is_leaf: Callable[[nn.Module], bool], given: 
                 tracer = _Tracer(is_leaf, given)
                 graphs.append(tracer.trace(root))
     if str(graphs[0]) != str(graphs[1]):
-        raise Untraceable("its forward depends on the training, gradient or autocast mode")
+        raise Somewhere("its forward depends on the training, gradient or autocast mode")
     return Trace(graphs[0], tracer.called - tracer.unpacked, tracer.assigns)
 
 
@@ -184,7 +188,7 @@ class _Tracer(fx.Tracer):
 
     def argument(self, name: str, length: int | None) -> Any:
         proxy = self.create_proxy("placeholder", name, (), {})
-        return proxy if length is None else [proxy[i] for i in range(length)]
+        return proxy if length is None else [proxy[i] for i in range(length)]  # type: ignore[index]
 
     def create_arg(self, a: Any) -> Any:
         # Not isinstance, which would ask a proxy.
@@ -194,7 +198,11 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.owners.append(m)
-        result = super().call_module(m, forward, args, kwargs)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            vars(error).setdefault("part", m)
+            raise
         self.owners.pop()
         self.called.add(m)
         if type(result) is not Proxy:
@@ -285,7 +293,7 @@ def _unchanged(root: nn.Module) -> Iterator[None]:
             now.clear()
             now.extend(before) if isinstance(now, list) else now.update(before)
     if changed:
-        raise Untraceable("its forward changes the module or makes tensors of its own")
+        raise Somewhere("its forward changes the module or makes tensors of its own")
 
 
 def _identities(container: dict[Any, Any] | list[Any] | set[Any]) -> list[int]:

@@ -105,9 +105,9 @@ class UpsampleFirst(Flow):
             return self.concatenated(node, user, path)
         if (padding := self.padding(user, module)) is not None and path.padding is None:
             return path.with_(user, padding=padding)
-        if user.target is F.pad and not path.joined and path.pad is None and path.padding is None:
-            if argument(user, 2, "mode", "constant") in ("constant", "replicate"):
-                return path.with_(user, pad=(argument(user, 1, "pad"), argument(user, 2, "mode", "constant")))
+        mode = argument(user, 2, "mode", "constant") if user.target is F.pad else None
+        if mode in ("constant", "replicate") and not path.joined and path.pad is None and path.padding is None:
+            return path.with_(user, pad=(argument(user, 1, "pad"), mode))
         return None
 
     def concatenated(self, node: fx.Node, user: fx.Node, path: _Path) -> _Path | None:
@@ -123,9 +123,9 @@ class UpsampleFirst(Flow):
         """The mode of a call that pads by 1 on all sides."""
         if type(module) in PADDING_LAYERS and module.padding == (1, 1, 1, 1):  # type: ignore[union-attr]
             return PADDING_LAYERS[type(module)]  # type: ignore[index]
-        if user.target is F.pad and argument(user, 1, "pad") in ((1, 1, 1, 1), [1, 1, 1, 1]):
-            if argument(user, 3, "value", None) in (None, 0):
-                return PADDING_NAMES.get(argument(user, 2, "mode", "constant"))
+        by_one = user.target is F.pad and argument(user, 1, "pad") in ((1, 1, 1, 1), [1, 1, 1, 1])
+        if by_one and argument(user, 3, "value", None) in (None, 0):
+            return PADDING_NAMES.get(argument(user, 2, "mode", "constant"))
         return None
 
     def convolved(self, node: fx.Node, conv: nn.Conv2d, path: _Path) -> None:

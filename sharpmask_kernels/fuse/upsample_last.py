@@ -143,7 +143,9 @@ class UpsampleLast(Flow):
                 if self.may_change(mask, node, total) or (horizontal is first and self.overwrites(total)):
                     raise Differs("the sum or its mask is changed in place")
                 convs = ((self.name, conv),)
-                return LastChain(self.name, self.nodes, total, add_upsample_broadcast, (horizontal, mask), convs, upsample)
+                return LastChain(
+                    self.name, self.nodes, total, add_upsample_broadcast, (horizontal, mask), convs, upsample
+                )
             except Differs as differs:
                 self.nodes, reason = kept, str(differs)
         raise Differs(reason)

@@ -455,7 +455,8 @@ def test_several_in_one_forward_are_named_by_their_convolutions() -> None:
     report = check_fused(nn.Sequential(Decoder()).double()[0], maps(4, 2), ["merge_upsample"] * 3)
     assert report.swapped == ("merges.0", "merges.1", "merges.2")
     assert report.left == {
-        "": "interpolate stands after the upsampling, not a 3x3 convolution; interpolate stands before the upsampling, not a ReLU"
+        "": "interpolate stands after the upsampling, not a 3x3 convolution; "
+        "interpolate stands before the upsampling, not a ReLU"
     }
 
 
@@ -872,9 +873,7 @@ def test_only_the_innermost_is_named() -> None:
     model = nn.ModuleDict({"a": Branches()})
     outer = Branches()
     outer.inner = nn.Sequential(model["a"], nn.Linear(2, 2))
-    assert fuse(outer).left == {
-        "inner.0": "cannot be traced: its forward branches on a value"
-    }
+    assert fuse(outer).left == {"inner.0": "cannot be traced: its forward branches on a value"}
 
 
 def test_a_part_that_cannot_be_traced_is_called_as_it_is() -> None:

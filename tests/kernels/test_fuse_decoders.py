@@ -7,7 +7,6 @@ import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -128,9 +127,7 @@ def features(*channels: int, size: tuple[int, int] = (16, 24), dtype: torch.dtyp
     """Maps of an encoder, each of half the size of the one before."""
     torch.manual_seed(5)
     height, width = size
-    return [
-        torch.randn(2, c, height >> i, width >> i, dtype=dtype).requires_grad_() for i, c in enumerate(channels)
-    ]
+    return [torch.randn(2, c, height >> i, width >> i, dtype=dtype).requires_grad_() for i, c in enumerate(channels)]
 
 
 DECODERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
@@ -177,7 +174,7 @@ def test_attributes_set_in_forward_are_set() -> None:
     fuse(model)
     assert not hasattr(model, "outputs")
     found = model(inputs)
-    assert model.outputs is found
+    assert all(model.outputs[key] is x for key, x in found.items())
     assert list(found) == [("disp", i) for i in (3, 2, 1, 0)]
 
 
@@ -190,7 +187,7 @@ def test_a_copy_and_a_checkpoint(kind: str) -> None:
     assert sorted(ops_of(twin, inputs)) == sorted(ops)
     assert type(loaded) is type(plain)
     file = io.BytesIO()
-    torch.save({name: x + 1 if x.is_floating_point() else x for name, x in plain.state_dict().items()}, file)
+    torch.save({name: x * 1.1 if x.is_floating_point() else x for name, x in plain.state_dict().items()}, file)
     file.seek(0)
     state = torch.load(file)
     for each in (model, plain, twin, loaded):
@@ -247,21 +244,17 @@ def test_autocast_as_in_the_original() -> None:
     assert_near([found], [expected], 0.03)
 
 
-class LoopsOverResults(nn.Module):
-    """A loop over what a part returns that cannot be traced."""
-
+class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.decoder = Pyramid((4, 5), 3)
-        self.threshold = 0.0
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Any:
-        if x.sum() > self.threshold:
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
             x = F.interpolate(x, scale_factor=2)
-        return x
+        return self.conv(x)
 
 
 def test_a_forward_that_no_trace_can_follow_is_named_in_plain_words() -> None:
-    report = fuse(LoopsOverResults())
-    assert report.left[""].startswith("cannot be traced: its forward branches on a value")
-    assert "roxy" not in str(report)
+    report = fuse(Branches())
+    assert report.left == {"": "cannot be traced: its forward branches on a value"}

@@ -21,7 +21,9 @@ def maps(*channels: int, size: tuple[int, int] = (3, 4), first: tuple[int, int] 
     """A small map, by default of half the size, and the others."""
     torch.manual_seed(7)
     sizes = [first or size, *[(2 * size[0], 2 * size[1])] * (len(channels) - 1)]
-    return [torch.randn(2, c, *s, dtype=torch.float64, requires_grad=True) for c, s in zip(channels, sizes, strict=True)]
+    return [
+        torch.randn(2, c, *s, dtype=torch.float64, requires_grad=True) for c, s in zip(channels, sizes, strict=True)
+    ]
 
 
 class Block(nn.Module):
@@ -309,7 +311,8 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "reflection of bilinear": (
         lambda: Block(
-            up=nn.Upsample(scale_factor=2, mode="bilinear"), conv=nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(5, 4, 3))
+            up=nn.Upsample(scale_factor=2, mode="bilinear"),
+            conv=nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(5, 4, 3)),
         ),
         "conv.1",
         "the padding before 'conv.1' is by reflection, not zeros or replicated",
