@@ -25,7 +25,7 @@ def _up_cat(self: Any, x: Tensor, x_e: Tensor | None) -> Tensor:
     return self.convs(x)
 
 
-_UP_CAT_NAMES = "upsample isinstance torch Tensor is_pad len shape range nn functional pad convs cat"
+_UP_CAT_NAMES = "upsample isinstance torch jit Tensor is_pad len shape range nn functional pad convs cat"
 
 _SIMPLER: dict[tuple[str, str], tuple[Callable[..., Any], str]] = {("monai", "UpCat"): (_up_cat, _UP_CAT_NAMES)}
 """Package and class, the simpler forward, and the names that the class's own forward uses, as far as it is known."""
