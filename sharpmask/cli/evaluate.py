@@ -20,7 +20,7 @@ from .output import ERR, say, show
 from .overlap import Steps
 from .parts import Entries, Parts
 from .searching import is_large, search_all
-from .shared import check_device, make_generator, settings_of
+from .shared import check_device, make_generator, searching, settings_of
 
 Results = Sequence[Mapping[str, Any]]
 Recalls = dict[str, Recall]
@@ -137,13 +137,6 @@ def search_folder(model: DeepMask, folder: CocoFolder, options: Eval, path: Path
     )
     bad: set[int] = set()
 
-    steps = Steps[Target, Entries](
-        read=lambda target: generator.see(target.photo.load()),
-        search=lambda _, picture: generator.generate(picture),
-        finish=lambda target, found: found.to_coco(target.photo.id),
-        is_large=lambda target: is_large(target.path),
-    )
-
     def refuse(target: Target, error: DataError) -> None:
         if not folder.skip_bad:
             raise error
@@ -153,7 +146,15 @@ def search_folder(model: DeepMask, folder: CocoFolder, options: Eval, path: Path
 
     targets = [Target(photo) for photo in folder.photos]
     parts = Parts(path.with_suffix(""), settings_of(generator, options.checkpoint))
-    search_all(targets, parts, steps, refuse, merged=path, resume=options.resume)
+    with searching(generator, len(targets)) as (at_once, search):
+        steps = Steps[Target, Entries](
+            read=lambda target: generator.see(target.photo.load()),
+            search=lambda _, picture: search(picture),
+            finish=lambda target, found: found.to_coco(target.photo.id),
+            is_large=lambda target: is_large(target.path),
+            at_once=at_once,
+        )
+        search_all(targets, parts, steps, refuse, merged=path, resume=options.resume)
     return bad
 
 

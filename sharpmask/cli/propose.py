@@ -7,14 +7,13 @@ from ..data.photos import Found
 from ..errors import DataError
 from ..files import output_folder
 from ..search import Proposals
-from ..search.pictures import Picture
 from .options import Propose
 from .output import ERR, say
 from .overlap import Steps
 from .parts import Entries, Parts
 from .photo_ids import SearchedPhoto, numbered
 from .searching import is_large, search_all
-from .shared import check_device, make_generator, print_timing, settings_of
+from .shared import check_device, make_generator, print_timing, searching, settings_of
 
 
 def propose(options: Propose, given: Found) -> int:
@@ -26,12 +25,8 @@ def propose(options: Propose, given: Found) -> int:
     timings: list[dict[str, float]] = []
     failed: list[SearchedPhoto] = []
 
-    def search(photo: SearchedPhoto, picture: Picture) -> Proposals:
-        found = generator.generate(picture)
-        timings.append(found.timing)
-        return found
-
     def finish(photo: SearchedPhoto, found: Proposals) -> Entries:
+        timings.append(found.timing)
         if options.overlay:
             found.save_overlay((options.out / photo.part).with_suffix(".png"))
         own = {"file_name": photo.name, "exif": found.exif}
@@ -48,8 +43,15 @@ def propose(options: Propose, given: Found) -> int:
         )
         parts = Parts(options.out, settings_of(generator, options.checkpoint))
         merged = options.out / "proposals.json"
-        steps = Steps(lambda photo: generator.see(photo.path), search, finish, lambda photo: is_large(photo.path))
-        done = search_all(photos, parts, steps, refuse, merged=merged, resume=options.resume)
+        with searching(generator, len(photos)) as (at_once, search):
+            steps = Steps[SearchedPhoto, Entries](
+                read=lambda photo: generator.see(photo.path),
+                search=lambda _, picture: search(picture),
+                finish=finish,
+                is_large=lambda photo: is_large(photo.path),
+                at_once=at_once,
+            )
+            done = search_all(photos, parts, steps, refuse, merged=merged, resume=options.resume)
     if options.timing and timings:
         mean = {stage: sum(timing[stage] for timing in timings) / len(timings) for stage in timings[0]}
         print_timing(mean, f"time per photo, mean of {len(timings)}")

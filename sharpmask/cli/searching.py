@@ -83,6 +83,7 @@ def _with_content(steps: Steps[P, Entries]) -> Steps[P, tuple[Content, Entries]]
         lambda photo, read: (read[0], steps.search(photo, read[1])),
         lambda photo, found: (found[0], steps.finish(photo, found[1])),
         steps.is_large,
+        steps.at_once,
     )
 
 

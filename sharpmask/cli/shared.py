@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from ..checkpoint import DEFAULT
@@ -16,10 +18,14 @@ from ..devices import check_device as check_device
 from ..models import DeepMask
 from ..models.config import SearchConfig
 from ..plain import to_plain
-from ..search import ProposalGenerator
+from ..search import ProposalGenerator, Proposals
+from ..search.pictures import Picture
 from .options import EngineOptions, SearchOptions
 from .output import show
 from .parts import hash_of
+
+MOST_AT_ONCE = 4
+"""Most photos that are searched at once, because each takes memory."""
 
 
 def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:
@@ -47,6 +53,27 @@ def make_generator(
     if compute.engine != "torch":
         _ = generator.form  # kept
     return generator
+
+
+@contextmanager
+def searching(generator: ProposalGenerator, photos: int) -> Iterator[tuple[int, Callable[[Picture], Proposals]]]:
+    """How many of the photos to search at once, and the search of one in its own thread, with its share of cores.
+
+    Small maps keep few cores busy, and much of a search is done by one. A GPU and OpenVINO take one photo at a time.
+    """
+    threads = torch.get_num_threads()
+    alone = generator.engine == "openvino" or generator.device.type != "cpu"
+    at_once = 1 if alone else max(1, min(MOST_AT_ONCE, threads, photos))
+
+    def search(picture: Picture) -> Proposals:
+        torch.set_num_threads(threads // at_once)
+        return generator.generate(picture)
+
+    _ = generator.form  # made once, not in every thread
+    try:
+        yield at_once, search
+    finally:
+        torch.set_num_threads(threads)
 
 
 def settings_of(generator: ProposalGenerator, checkpoint: Path | None) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from sharpmask.cli.overlap import Steps, overlapped
 class Log:
     """Steps that note when they begin and end, and in which thread."""
 
-    def __init__(self, fails: dict[str, BaseException] | None = None, large: tuple[int, ...] = ()) -> None:
-        self.fails, self.large = fails or {}, large
+    def __init__(
+        self, fails: dict[str, BaseException] | None = None, large: tuple[int, ...] = (), at_once: int = 1
+    ) -> None:
+        self.fails, self.large, self.at_once = fails or {}, large, at_once
         self.events: list[str] = []
         self.threads: dict[str, set[int]] = {}
         self.outcomes: list[tuple[int, object]] = []
@@ -36,6 +38,7 @@ class Log:
             lambda photo, read: self.step("search", photo) + 10 * read,
             lambda photo, found: self.step("finish", photo) + 100 * found,
             lambda photo: photo in self.large,
+            self.at_once,
         )
 
     def done(self, photo: int, outcome: Future[int]) -> None:
@@ -86,8 +89,9 @@ def test_few_photos_are_in_memory_at_once() -> None:
         assert log.before(f"done {photo - 2} ended", f"search {photo}")
 
 
-def test_a_large_photo_is_alone() -> None:
-    log = Log(large=(2, 3))
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_large_photo_is_alone(at_once: int) -> None:
+    log = Log(large=(2, 3), at_once=at_once)
     log.run()
     assert [photo for photo, _ in log.outcomes] == list(range(6))
     for photo in (2, 3):
@@ -97,20 +101,22 @@ def test_a_large_photo_is_alone() -> None:
 
 @pytest.mark.parametrize("step", ["read", "search", "finish"])
 @pytest.mark.parametrize("photo", [0, 2, 5])
-def test_an_error_is_the_photo_s_own_outcome(step: str, photo: int) -> None:
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_an_error_is_the_photo_s_own_outcome(step: str, photo: int, at_once: int) -> None:
     error = OSError("disk")
-    log = Log({f"{step} {photo}": error})
+    log = Log({f"{step} {photo}": error}, at_once=at_once)
     log.run()
     assert log.outcomes == [(i, error if i == photo else 1101 * i) for i in range(6)]
 
 
 @pytest.mark.parametrize("photo", [0, 2, 5])
-def test_an_error_of_the_caller_s_ends_it_and_is_the_one_raised(photo: int) -> None:
-    log = Log({f"done {photo}": OSError("first"), f"done {photo + 1}": OSError("second")})
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_an_error_of_the_caller_s_ends_it_and_is_the_one_raised(photo: int, at_once: int) -> None:
+    log = Log({f"done {photo}": OSError("first"), f"done {photo + 1}": OSError("second")}, at_once=at_once)
     with pytest.raises(OSError, match="first"):
         log.run()
     assert [i for i, _ in log.outcomes] == list(range(photo))
-    assert f"search {photo + 2}" not in log.events
+    assert f"search {photo + at_once + 2}" not in log.events
 
 
 @pytest.mark.parametrize("photo", [0, 1, 3, 5])
@@ -119,6 +125,54 @@ def test_what_is_searched_is_finished_after_an_interrupt(photo: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         log.run()
     assert log.outcomes == [(i, 1101 * i) for i in range(photo)]
+
+
+def test_several_photos_are_searched_at_once() -> None:
+    """Each waits for its neighbour's search, which one at a time would never come to."""
+    barrier, seen = threading.Barrier(2, timeout=20), list[int]()
+    steps = Steps[int, None](
+        lambda photo: None, lambda photo, _: barrier.wait() and None, lambda photo, _: None, at_once=2
+    )
+    overlapped(range(8), steps, lambda photo, outcome: seen.append(photo) or outcome.result())
+    assert seen == list(range(8))
+
+
+def test_no_more_than_asked_are_searched_at_once() -> None:
+    running, most, lock = set[int](), [0], threading.Lock()
+
+    def search(photo: int, _: None) -> None:
+        with lock:
+            running.add(photo)
+            most[0] = max(most[0], len(running))
+        time.sleep(0.002)
+        with lock:
+            running.remove(photo)
+
+    overlapped(range(12), Steps(lambda photo: None, search, lambda photo, _: None, at_once=3), lambda *_: None)
+    assert 1 < most[0] <= 3
+
+
+def test_what_is_searched_at_once_is_finished_after_an_interrupt() -> None:
+    """The third is searched when the first ends the work, and the fourth waits for its turn."""
+    third, seen, begun = threading.Event(), list[int](), list[int]()
+
+    def search(photo: int, _: None) -> int:
+        begun.append(photo)
+        if photo == 2:
+            third.set()
+        elif photo == 1:
+            third.wait(20)
+        return photo
+
+    def done(photo: int, outcome: Future[int]) -> None:
+        seen.append(outcome.result())
+        if photo == 0:
+            third.wait(20)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        overlapped(range(20), Steps(lambda photo: None, search, lambda photo, found: found, at_once=2), done)
+    assert seen == list(range(len(begun))) and 3 <= len(begun) < 20
 
 
 def test_a_step_that_hangs_holds_up_no_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +198,10 @@ def test_its_threads_end_with_it() -> None:
     Log().run()
     with pytest.raises(KeyboardInterrupt):
         Log({"search 2": KeyboardInterrupt()}).run()
+    Log(at_once=3).run()
+    with pytest.raises(KeyboardInterrupt):
+        Log({"done 2": KeyboardInterrupt()}, at_once=3).run()
     end = time.monotonic() + 20
     while threading.active_count() > before and time.monotonic() < end:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before

@@ -13,6 +13,7 @@ import torch
 
 from sharpmask.checkpoint import load_model, save_model
 from sharpmask.cli import main
+from sharpmask.cli.parts import Parts
 from sharpmask.cli.photo_ids import HASHED, numbered
 from sharpmask.data.photos import FoundPhoto, find_photos
 from sharpmask.files import output_folder
@@ -242,21 +243,21 @@ def test_results_lost_during_the_run_are_made_again(
         "--out",
     )
     assert run(*base, tmp_path / "whole") == 0
-    real, calls = ProposalGenerator.generate, []
+    real, written = Parts.write, []
 
-    def generate(self: ProposalGenerator, image: Any) -> Any:
-        calls.append(image)
-        if len(calls) == 3:
+    def write(self: Parts, photo: Any, *results: Any) -> None:
+        real(self, photo, *results)
+        written.append(photo)
+        if len(written) == 2:
             part = min(out.glob("*-*.json"))
             if lost == "deleted":
                 part.unlink()
             else:
                 part.write_text('{"settings"' * (lost == "damaged"))
-        return real(self, image)
 
-    monkeypatch.setattr(ProposalGenerator, "generate", generate)
+    monkeypatch.setattr(Parts, "write", write)
     assert run(*base, out) == 0
-    assert len(calls) == 5 and "1 photos are gone" in capsys.readouterr().err
+    assert len(written) == 5 and "1 photos are gone" in capsys.readouterr().err
     assert contents(out) == contents(tmp_path / "whole")
 
 

@@ -18,7 +18,9 @@ _forms: Final[WeakKeyDictionary[InferenceForm, CompiledForm]] = WeakKeyDictionar
 def check(model: DeepMask) -> None:
     """Raise ``DataError`` unless the model is on a GPU: on CPUs engine torch is faster."""
     if model.mean.device.type != "cuda":
-        raise DataError(f"device must be cuda for engine compile, got {model.mean.device}; on CPUs engine torch is faster")
+        raise DataError(
+            f"device must be cuda for engine compile, got {model.mean.device}; on CPUs engine torch is faster"
+        )
 
 
 class CompiledForm(InferenceForm):
@@ -33,7 +35,7 @@ class CompiledForm(InferenceForm):
 
     def __call__(self, picture: Tensor) -> InferenceMaps:
         taps, codes, score = self._maps(self.framed(picture))
-        return InferenceMaps(taps, codes, score)
+        return InferenceMaps([*taps], codes, score)
 
     def _computed(self, framed: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         taps = self.trunk.taps(framed)
