@@ -198,8 +198,9 @@ def _add_cases(random: Callable[..., Tensor], device: torch.device) -> Iterator[
             inputs = [x.abs().contiguous(memory_format=memory_format) for x in maps]
             options = {"upsample": upsample, "activation": activation}
 
-            def run(backend: str, *inputs: Tensor, options: dict[str, str] = options) -> Tensor:
-                return upsample_add(*inputs, **options, backend=backend)
+            def run(backend: str, *inputs: Tensor, options: dict[str, Any] = options) -> Tensor:
+                mask, lateral = inputs
+                return upsample_add(mask, lateral, **options, backend=backend)
 
             yield f"{upsample}, {activation}, {channels} channels", Case(inputs, run)
 
