@@ -96,6 +96,15 @@ def test_merge_upsample_moves_little_more_than_it_must(monkeypatch: pytest.Monke
     assert roofline.faults()
 
 
+def test_a_decoders_step_does_less_than_the_plain_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for work in roofline.decoder_works():
+        assert work.flops <= work.plain_flops
+        assert work.least <= work.moved
+        assert work.least < work.plain
+    monkeypatch.setattr(roofline, "WIDE", 16)  # so few outputs to a program that each map is read many times
+    assert roofline.faults()
+
+
 def test_pixels_that_tiles_read() -> None:
     """Counted one by one: tiles of 6 x 16 corners, activations around them, taps around those, inside the map."""
     side, total = 20, 0

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import sharpmask_kernels as kernels
 from sharpmask_kernels import Windows
-from sharpmask_kernels.backends.triton import convolutions, device, gather_windows
+from sharpmask_kernels.backends.triton import convolutions, decoder, device, gather_windows
 from sharpmask_kernels.backends.triton.gather_windows import GatherTile
 from sharpmask_kernels.backends.triton.launch import as_map
 from tests import interpreter
@@ -28,6 +28,12 @@ INTERPRETED = device.INTERPRETED and device.unavailable() is None
 
 needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 is not set, or there is no triton")
 CHANNELS_LAST = torch.channels_last
+DECODER_MODES = [
+    ("nearest", "zeros", 16),
+    ("nearest", "replicate", 128),
+    ("bilinear", "replicate", 16),
+    ("bilinear_corners", "zeros", 128),
+]
 MODES = list(itertools.product(("bilinear", "nearest"), ("zeros", "replicate")))
 
 
@@ -61,8 +67,9 @@ def tile(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
     import triton
 
     from sharpmask_kernels.backends.triton.kernels import conv3x3, upsample
+    from sharpmask_kernels.backends.triton.kernels import decoder as decoder_kernels
 
-    for kernel in (conv3x3.forward, conv3x3.input_gradient):
+    for kernel in (conv3x3.forward, conv3x3.input_gradient, decoder_kernels.forward):
         monkeypatch.setattr(kernel, "configs", [triton.Config({"PIXELS": pixels})])
     # At least three rows of 17 activations: two of corners.
     monkeypatch.setattr(upsample.forward, "configs", [triton.Config({"PIXELS": max(pixels, 64)})])
@@ -80,6 +87,28 @@ def test_tiles_of_refinement(
     weights = [random(3, 5, 3, 3), random(3), random(2, 7, 3, 3), random(2)]
     maps = [random(2, c, 5, 19).contiguous(memory_format=CHANNELS_LAST) for c in (5, 4)]
     assert_agrees("refine", [*maps, *weights], upsample=upsample, padding_mode=padding_mode)
+    assert seen() > 10_000
+
+
+@needs_interpreter
+@pytest.mark.parametrize("enough", [1, 99], ids=["all phases in a program", "a program for each phase"])
+@pytest.mark.parametrize(("upsample", "padding_mode", "pixels"), [*DECODER_MODES])
+def test_tiles_of_decoders(
+    enough: int,
+    upsample: str,
+    padding_mode: str,
+    pixels: int,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: Callable[[], int],
+) -> None:
+    """Maps that are cut, or smaller than a tile; more outputs than one block holds, more channels than one step."""
+    tile(monkeypatch, pixels)
+    monkeypatch.setattr(decoder, "ENOUGH", enough)
+    maps = [random(1, 37, 3, 7), random(1, 5, 6, 14)]
+    maps = [x.contiguous(memory_format=CHANNELS_LAST) for x in maps]
+    options = {"upsample": upsample, "padding_mode": padding_mode, "mask_first": pixels == 16}
+    assert_agrees("upsample_merge", [*maps, random(35, 42, 3, 3), random(35)], **options)
+    assert_agrees("upsample_add", [random(2, 3, 5, 6), random(2, 3, 10, 12)], upsample=upsample, activation="relu")
     assert seen() > 10_000
 
 

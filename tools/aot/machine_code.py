@@ -97,6 +97,9 @@ PIXEL = {
     "source": ("C",),
     "grad": ("C", "OUT"),
     "activation": ("SPLIT",),
+    "m": ("A", "C"),
+    "lateral": ("C",),
+    "result": ("C",),
 }
 """The constants that count the channels of a map, by its name in the kernels. A kernel has one of them."""
 

@@ -30,12 +30,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
+from bench.workloads.decoder import UNET
 from bench.workloads.horizontal import HIDDEN
 from bench.workloads.shapes import Level
-from sharpmask_kernels.backends.triton import gather_windows, horizontal, refinement
+from sharpmask_kernels.backends.triton import decoder, gather_windows, horizontal, refinement
 
 from . import machine_code
-from .roofline import LEVELS
+from .roofline import IMAGE, LEVELS
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,20 @@ def compile_gathering(level: Level, dtype: torch.dtype) -> None:
     gather_windows.gather_windows_backward(windows, *places, 32, [side], [side], True, [True], side // 10)
 
 
+def compile_decoder(level: int, dtype: torch.dtype, upsample: str, padding_mode: str) -> None:
+    """All launches of the decoders' ops at one level of a U-Net, forward and backward."""
+    channels, skip_channels, outputs, stride = UNET[level - 1]
+    side = IMAGE // stride
+    mask, lateral = (_meta(dtype, 32, c, side, side) for c in (channels, outputs))
+    skip, out = (_meta(dtype, 32, c, 2 * side, 2 * side) for c in (skip_channels, outputs))
+    weight, bias = _meta(dtype, outputs, channels + skip_channels, 3, 3), _meta(dtype, outputs)
+    modes = (True, upsample, padding_mode, "relu")
+    decoder.upsample_merge(mask, skip, weight, bias, *modes)
+    decoder.upsample_merge_backward(out, out, mask, skip, weight, *modes, True, [True] * 4)
+    decoder.upsample_add(lateral, out, upsample, "relu")
+    decoder.upsample_add_backward(out, out, upsample, "relu", True, [True] * 2)
+
+
 Case = tuple[str, int, str, str, str]  # target, level, dtype, upsample, padding_mode
 
 
@@ -163,7 +178,8 @@ class Compiled:
 
 
 def _multiplies(kernel: str) -> bool:
-    return kernel in ("conv3x3.forward", "conv3x3.input_gradient", "conv3x3.weight_gradient", "upsample.forward")
+    convolving = ("conv3x3.forward", "conv3x3.input_gradient", "conv3x3.weight_gradient")
+    return kernel in (*convolving, "upsample.forward", "decoder.forward")
 
 
 class _Driver:
@@ -208,6 +224,9 @@ def compile_case(case: Case) -> list[Compiled]:
         compile_refinement(LEVELS[level], DTYPES[dtype], upsample, padding_mode)
         compile_horizontal(LEVELS[level], DTYPES[dtype], padding_mode)
         compile_gathering(LEVELS[level], DTYPES[dtype])
+        compile_decoder(level, DTYPES[dtype], "nearest", padding_mode)
+        if upsample == "nearest":
+            compile_decoder(level, DTYPES[dtype], "bilinear_corners", padding_mode)
     return list(found.values())
 
 

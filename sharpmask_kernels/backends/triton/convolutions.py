@@ -77,8 +77,8 @@ class Contraction(NamedTuple):
         return {"PADDED": self.padded, "K": self.step, "PRECISION": self.precision}
 
 
-def _contraction(channels: int, dtype: torch.dtype, most_bytes: int) -> Contraction:
-    """Over nine taps of ``channels``; a step reads at most ``most_bytes`` of a pixel.
+def contraction_of(channels: int, dtype: torch.dtype, most_bytes: int) -> Contraction:
+    """Over the taps of ``channels``; a step reads at most ``most_bytes`` of a pixel.
 
     A product in fp32 is three products in tf32 on NVIDIA (error 1e-6) and exact on AMD. One product in tf32 would have
     an error of 5e-4.
@@ -94,13 +94,13 @@ def _contraction(channels: int, dtype: torch.dtype, most_bytes: int) -> Contract
     return Contraction(padded, step, "ieee" if torch.version.hip else "tf32x3")
 
 
-def _columns(count: int, most: int) -> int:
+def columns_of(count: int, most: int) -> int:
     """Columns of a product: a power of two, no fewer than the matrix unit has."""
     least = 16 if torch.version.hip else 8
     return max(least, power_of_2(count, 32 if INTERPRETED else most))
 
 
-def _pixels(maps: Tensor) -> int:
+def pixels_of(maps: Tensor) -> int:
     batch, _, height, width = maps.shape
     if (pixels := batch * height * width) > MOST_PIXELS:
         raise checks.refusal("maps", f"of at most {MOST_PIXELS} pixels in all on backend 'triton'", pixels)
@@ -117,12 +117,12 @@ def conv(x: Tensor, convolution: Convolution, memory_format: torch.memory_format
     """conv(x), or ReLU(conv(x))."""
     from .kernels import conv3x3 as kernels
 
-    pixels, outputs = _pixels(x), convolution.outputs
+    pixels, outputs = pixels_of(x), convolution.outputs
     batch, channels, height, width = x.shape
     out = layout.empty((batch, outputs, height, width), x, memory_format)
     if pixels == 0:
         return out
-    columns = _columns(outputs, MOST_CHANNELS)
+    columns = columns_of(outputs, MOST_CHANNELS)
     kernels.forward[lambda meta: (tiles(pixels, meta["PIXELS"]), tiles(outputs, columns))](
         as_pixels(x),
         *convolution.pointers(),
@@ -135,7 +135,7 @@ def conv(x: Tensor, convolution: Convolution, memory_format: torch.memory_format
         RELU=relu,
         REPLICATE=convolution.replicate,
         N=columns,
-        **_contraction(channels, x.dtype, 128).constants(),
+        **contraction_of(channels, x.dtype, 128).constants(),
         **FUSED,
     )
     return out
@@ -152,13 +152,13 @@ def conv_relu_upsample(
     """upsample2x(ReLU(conv of one or two joined ``maps`` + addend)), and the bits of the activations if ``save``."""
     from .kernels import upsample as kernels
 
-    pixels, outputs = _pixels(maps[0]), convolution.outputs
+    pixels, outputs = pixels_of(maps[0]), convolution.outputs
     batch, _, height, width = maps[0].shape
     out = layout.empty((batch, outputs, 2 * height, 2 * width), convolution.weight, memory_format)
     active = out.new_empty((batch, outputs, height, tiles(width, 8)) if save else (0,), dtype=torch.uint8)
     if pixels == 0:
         return out, active
-    columns = _columns(outputs, MOST_CHANNELS)
+    columns = columns_of(outputs, MOST_CHANNELS)
     halo = int(upsample == "bilinear")
 
     def grid(meta: dict[str, Any]) -> tuple[int, int]:
@@ -182,7 +182,7 @@ def conv_relu_upsample(
         REPLICATE=convolution.replicate,
         COLS=COLS,
         N=columns,
-        **_contraction(convolution.inputs, out.dtype, 64).constants(),
+        **contraction_of(convolution.inputs, out.dtype, 64).constants(),
         **FUSED,
     )
     return out, active
@@ -207,7 +207,7 @@ def before_relu(grad: Tensor, active: Tensor, upsample: str) -> Tensor:
         height,
         width,
         OUT=outputs,
-        BILINEAR=upsample == "bilinear",
+        UPSAMPLE=upsample,
         N=columns,
         PIXELS=tile,
         **FUSED,
@@ -222,14 +222,17 @@ def input_gradients(
     channels_last: bool,
     needs: Sequence[bool],
     activation: Tensor | None = None,
+    scale: int = 1,
 ) -> list[Tensor | None]:
     """The gradients of a convolution's inputs: one map, or two that were joined, with their ``channels``.
 
-    ``activation`` is the first input if a ReLU made it; its gradient is then the one before that ReLU.
+    ``activation`` is the first input if a ReLU made it; its gradient is then the one before that ReLU. ``scale`` 2: the
+    inputs were upsampled ("nearest") before it, and the weight is the composite one, (outputs, inputs, 4, 4).
     """
     from .kernels import conv3x3 as kernels
 
-    batch, outputs, height, width = grad.shape
+    batch, outputs = grad.shape[:2]
+    height, width = grad.shape[2] // scale, grad.shape[3] // scale
     gradients = [
         layout.empty((batch, count, height, width), grad, layout.chosen(channels_last)) if need else None
         for count, need in zip(channels, needs, strict=True)
@@ -241,7 +244,7 @@ def input_gradients(
     first = 0 if a else channels[0]
     last = sum(channels) if b else channels[0]
     most = 256 // grad.dtype.itemsize
-    columns = _columns(last - first, most)
+    columns = columns_of(last - first, most)
     # The widest product takes the registers it needs. By default ptxas would spill some rather than go beyond 96
     # (sm_100).
     registers = {"maxnreg": 255} if columns == most and not torch.version.hip else {}
@@ -261,8 +264,9 @@ def input_gradients(
         SPLIT=channels[0],
         OUT=outputs,
         REPLICATE=convolution.replicate,
+        SCALE=scale,
         N=columns,
-        **_contraction(outputs, grad.dtype, 64).constants(),
+        **contraction_of(outputs, grad.dtype, 64).constants(),
         **FUSED,
         **registers,
     )
@@ -270,26 +274,37 @@ def input_gradients(
 
 
 def weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, channels_last: bool) -> Tensor:
-    """The gradient of a convolution's weight. Programs sum shares of the pixels, then these are summed in order."""
+    """The gradient of a convolution's weight."""
+    total = weight_sums(grad, maps, padding_mode)
+    return layout.empty(total.shape, grad, layout.chosen(channels_last)).copy_(total)
+
+
+def weight_sums(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, upsample: str | None = None) -> Tensor:
+    """The gradient of a convolution's weight in fp32, (outputs, inputs, 3, 3) in channels_last.
+
+    Programs sum shares of the pixels, then these are summed in order. ``upsample``: the convolution was one of the
+    first map upsampled; if that is "nearest", the gradient is that of the composite weights, (outputs, inputs, 4, 4).
+    """
     from .kernels import conv3x3 as kernels
 
+    phases, taps, side = (4, 4, 4) if upsample == "nearest" else (1, TAPS, 3)
     batch, outputs, height, width = grad.shape
+    height, width = (height // 2, width // 2) if phases == 4 else (height, width)
     channels = sum(m.shape[1] for m in maps)
-    out = layout.empty((outputs, channels, 3, 3), grad, layout.chosen(channels_last))
     pixels = batch * height * width
     if pixels == 0:
-        return out.zero_()
-    contraction = _contraction(channels, grad.dtype, 128)
+        return grad.new_zeros((outputs, side, side, channels), dtype=torch.float32).permute(0, 3, 1, 2)
+    contraction = contraction_of(channels, grad.dtype, 128)
     # Narrower where two maps are loaded: they take registers, and AMD has 64 KB of shared memory.
-    columns = _columns(TAPS * contraction.padded, 128 if len(maps) == 1 and channels >= MOST_CHANNELS else 64)
+    columns = columns_of(taps * contraction.padded, 128 if len(maps) == 1 and channels >= MOST_CHANNELS else 64)
     rows = max(16, power_of_2(outputs, MOST_CHANNELS))  # 16 are the least that the matrix unit multiplies
-    blocks = tiles(TAPS * contraction.padded, columns), tiles(outputs, rows)
-    shares = max(1, min(WEIGHT_PROGRAMS // (blocks[0] * blocks[1]), pixels // (LEAST_STEPS * WEIGHT_PIXELS)))
+    blocks = tiles(taps * contraction.padded, columns), tiles(outputs, rows)
+    shares = max(1, min(WEIGHT_PROGRAMS // (blocks[0] * blocks[1] * phases), pixels // (LEAST_STEPS * WEIGHT_PIXELS)))
     share = tiles(tiles(pixels, shares), WEIGHT_PIXELS) * WEIGHT_PIXELS
     shares = tiles(pixels, share)
-    partial = torch.empty((shares, outputs, 3, 3, channels), dtype=torch.float32, device=grad.device)
+    partial = torch.empty((shares, outputs, side, side, channels), dtype=torch.float32, device=grad.device)
     a, b = maps if len(maps) == 2 else (maps[0], None)
-    grid = (*blocks, shares)
+    grid = (*blocks, shares * phases)
     kernels.weight_gradient[grid](
         grad,
         as_pixels(a),
@@ -303,6 +318,7 @@ def weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, cha
         B=0 if b is None else b.shape[1],
         OUT=outputs,
         REPLICATE=padding_mode == "replicate",
+        UPSAMPLE=upsample,
         PADDED=contraction.padded,
         PRECISION=contraction.precision,
         M=rows,
@@ -312,7 +328,7 @@ def weight_gradient(grad: Tensor, maps: Sequence[Tensor], padding_mode: str, cha
         num_stages=2,
         **FUSED,
     )
-    return out.copy_(partial.sum(0).permute(0, 3, 1, 2))
+    return partial.sum(0).permute(0, 3, 1, 2)
 
 
 def bias_gradient(grad: Tensor) -> Tensor:

@@ -31,7 +31,15 @@ def unavailable() -> str | None:
 
 BACKEND = Backend(
     "triton",
-    ops=("merge_upsample", "refine", "add_upsample", "gather_windows", "horizontal"),
+    ops=(
+        "merge_upsample",
+        "refine",
+        "add_upsample",
+        "upsample_merge",
+        "upsample_add",
+        "gather_windows",
+        "horizontal",
+    ),
     devices=("cuda",),  # of PyTorch for ROCm, too
     dtypes=(torch.float32, torch.float16, torch.bfloat16),
     self_checked=True,

@@ -9,6 +9,11 @@ places: channel counts that are no power of two, 9 taps that do not fill the las
 products where 144 are needed. The matrix unit is still the better choice: an H100 needs 0.4 to 0.8 clocks of a
 multiprocessor for the 768, and 1.1 for 144 plain multiply-adds. Both are less than the 2.2 clocks that the pixel's 32
 bytes take from memory. So one form serves every channel count.
+
+Nearest upsampling by two and a convolution behind it are together a transposed convolution of 4x4 taps and stride 2. Its
+weights, the composite weights, are sums of up to four. Tap (i, j) carries cell (y, x) into pixel (2y - 1 + i,
+2x - 1 + j). So a pixel, whose row and column are even or odd (its phase, 0 to 3), sees 2x2 cells, and its four products
+do the work of nine.
 """
 
 from __future__ import annotations
@@ -16,11 +21,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .maps import Map, locate, offset
+from .maps import Map, locate, offset, upsampled
 from .tuning import candidates
 
 TAPS = tl.constexpr(9)
 """Of a 3x3 convolution. Tap t looks t // 3 - 1 rows down and t % 3 - 1 columns to the right."""
+
+COMPOSITE_TAPS = tl.constexpr(16)
 
 
 @triton.jit
@@ -36,24 +43,89 @@ def joined_channels(
     width: tl.tensor,
     A: tl.constexpr,
     REPLICATE: tl.constexpr,
+    UPSAMPLE: tl.constexpr = None,
 ) -> tl.tensor:
     """What taps see: ``channel`` of a map, or of two that are joined, at (image, row, col), zero where not ``inside``.
 
     Pixels run along the first dimension, taps and channels along the second. Beyond the border lie the pixels of the
-    border (REPLICATE), or zeros.
+    border (REPLICATE), or zeros. UPSAMPLE: map ``a`` is half as high and wide, and upsampled as it is read.
     """
     if REPLICATE:
         row = tl.minimum(tl.maximum(row, 0), height - 1)
         col = tl.minimum(tl.maximum(col, 0), width - 1)
     else:
         inside = inside & (row >= 0) & (row < height) & (col >= 0) & (col < width)
-    pixel = offset(a, image, row, col)
-    values = tl.load(a.pointer + pixel + channel[None, :], mask=inside & (channel < A)[None, :], other=0)
+    of_a = inside & (channel < A)[None, :]
+    if UPSAMPLE is None:
+        pixel = offset(a, image, row, col)
+        values = tl.load(a.pointer + pixel + channel[None, :], mask=of_a, other=0)
+    else:
+        values = upsampled(a, image, row, col, channel[None, :], of_a, height // 2, width // 2, UPSAMPLE=UPSAMPLE)
+        values = values.to(a.pointer.dtype.element_ty)
     if b is not None:
         pixel = offset(b, image, row, col)
         of_b = inside & (channel >= A)[None, :]
         values += tl.load(b.pointer + pixel + (channel - A)[None, :], mask=of_b, other=0)
     return values
+
+
+@triton.jit
+def composite_tap(tap: tl.tensor, phase: tl.tensor) -> tl.tensor:
+    """The tap of the composite weights by which a pixel of ``phase`` sees cell ``tap`` of its 2x2."""
+    return (3 - 2 * (tap // 2) - phase // 2) * 4 + 3 - 2 * (tap % 2) - phase % 2
+
+
+@triton.jit
+def accumulate(
+    acc: tl.tensor,
+    a: Map,
+    b: Map | None,
+    weight_ptr: tl.tensor,  # (OUT, 3, 3, CHANNELS); of a phase the composite weights, (OUT, 4, 4, CHANNELS)
+    phase: tl.tensor | None,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    n: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    FIRST: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    OUT: tl.constexpr,
+    REPLICATE: tl.constexpr,
+    PADDED: tl.constexpr,
+    K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPSAMPLE: tl.constexpr = None,
+) -> tl.tensor:
+    """``acc`` and the products of the A + B channels of two maps around pixels (image, y, x) (rows), which are FIRST ..
+    of the weight's, for outputs ``n`` (columns).
+
+    Of a ``phase``, a pixel sees the 2x2 cells of which (y, x) is the last.
+    """
+    SIDE: tl.constexpr = 3 if phase is None else 2
+    ENTRIES: tl.constexpr = TAPS if phase is None else COMPOSITE_TAPS
+    for i in tl.range((SIDE * SIDE * PADDED + K - 1) // K):
+        k = i * K + tl.arange(0, K)
+        tap = k // PADDED
+        channel = k % PADDED
+        real = (tap < SIDE * SIDE) & (channel < A + B)
+        row = y[:, None] + (tap // SIDE - 1)[None, :]
+        col = x[:, None] + (tap % SIDE - 1)[None, :]
+        inside = real[None, :]
+        if K <= PADDED:
+            # Always true. Without it LLVM would unroll the whole loop where a step lies within one tap, and forward
+            # would take 72 registers instead of 48 (sm_90, 64 channels).
+            inside = inside & (row >= -1) & (row <= height) & (col >= -1) & (col <= width)
+        values = joined_channels(
+            a, b, image, row, col, channel, inside, height, width, A=A, REPLICATE=REPLICATE, UPSAMPLE=UPSAMPLE
+        )
+        of_weight = tap if phase is None else composite_tap(tap, phase)
+        entry = n[None, :] * (ENTRIES * CHANNELS) + (of_weight * CHANNELS + FIRST + channel)[:, None]
+        weight = tl.load(weight_ptr + entry, mask=real[:, None] & (n < OUT)[None, :], other=0)
+        acc = tl.dot(values, weight, acc, input_precision=PRECISION)
+    return acc
 
 
 @triton.jit
@@ -78,22 +150,14 @@ def convolve(
 ) -> tl.tensor:
     """Outputs ``n`` (columns) of a convolution of the A + B channels of two maps at pixels (image, y, x) (rows)."""
     acc = tl.full((y.shape[0], n.shape[0]), 0.0, tl.float32)
-    for i in tl.range((TAPS * PADDED + K - 1) // K):
-        k = i * K + tl.arange(0, K)
-        tap = k // PADDED
-        channel = k % PADDED
-        real = (tap < TAPS) & (channel < A + B)
-        row = y[:, None] + (tap // 3 - 1)[None, :]
-        col = x[:, None] + (tap % 3 - 1)[None, :]
-        inside = real[None, :]
-        if K <= PADDED:
-            # Always true. Without it LLVM would unroll the whole loop where a step lies within one tap, and forward
-            # would take 72 registers instead of 48 (sm_90, 64 channels).
-            inside = inside & (row >= -1) & (row <= height) & (col >= -1) & (col <= width)
-        values = joined_channels(a, b, image, row, col, channel, inside, height, width, A=A, REPLICATE=REPLICATE)
-        entry = n[None, :] * (TAPS * (A + B)) + (tap * (A + B) + channel)[:, None]
-        weight = tl.load(weight_ptr + entry, mask=real[:, None] & (n < OUT)[None, :], other=0)
-        acc = tl.dot(values, weight, acc, input_precision=PRECISION)
+    acc = accumulate(
+        acc, a, b, weight_ptr, None, image, y, x, n, height, width, A, B, 0, A + B, OUT, REPLICATE, PADDED, K, PRECISION
+    )
+    return add_bias(acc, bias_ptr, n, OUT=OUT)
+
+
+@triton.jit
+def add_bias(acc: tl.tensor, bias_ptr: tl.tensor | None, n: tl.tensor, OUT: tl.constexpr) -> tl.tensor:
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + n, mask=n < OUT, other=0).to(tl.float32)[None, :]
     return acc
@@ -160,7 +224,7 @@ def forward(
 
 @triton.jit
 def output_gradients(
-    grad_ptr: tl.tensor,  # (batch, height, width, OUT)
+    grad_ptr: tl.tensor,  # (batch, SCALE * height, SCALE * width, OUT)
     pixel: tl.tensor,
     y: tl.tensor,
     x: tl.tensor,
@@ -171,22 +235,36 @@ def output_gradients(
     width: tl.tensor,
     OUT: tl.constexpr,
     REPLICATE: tl.constexpr,
+    SCALE: tl.constexpr,
 ) -> tl.tensor:
-    """The gradients of outputs ``o`` that ``tap`` carried ``pixel`` into, zero where there are none or not ``real``."""
-    # A tap that looks down carries a pixel up.
-    down = (1 - tap // 3)[None, :]
-    right = (1 - tap % 3)[None, :]
-    row_inside = real[None, :] & (y + down >= 0) & (y + down < height)
-    col_inside = (x + right >= 0) & (x + right < width)
-    at = (pixel + down * width + right).to(tl.int64) * OUT + o[None, :]
+    """The gradients of outputs ``o`` that ``tap`` carried (y, x) into, zero where there are none or not ``real``.
+
+    SCALE 2: ``tap`` is one of the composite weights', and (y, x) a cell of the map before its upsampling. ``pixel``: the
+    output at (SCALE * y, SCALE * x).
+    """
+    if SCALE == 1:
+        # A tap that looks down carries a pixel up.
+        down = (1 - tap // 3)[None, :]
+        right = (1 - tap % 3)[None, :]
+    else:
+        down = (tap // 4 - 1)[None, :]
+        right = (tap % 4 - 1)[None, :]
+    row_inside = real[None, :] & (SCALE * y + down >= 0) & (SCALE * y + down < SCALE * height)
+    col_inside = (SCALE * x + right >= 0) & (SCALE * x + right < SCALE * width)
+    at = (pixel + down * (SCALE * width) + right).to(tl.int64) * OUT + o[None, :]
     values = tl.load(grad_ptr + at, mask=row_inside & col_inside, other=0)
     if REPLICATE:
         # The taps that looked beyond the border saw the border, and carried it into the outputs on the border.
-        row_edge = real[None, :] & (((down == 1) & (y == 0)) | ((down == -1) & (y == height - 1)))
-        col_edge = ((right == 1) & (x == 0)) | ((right == -1) & (x == width - 1))
-        on_row = (pixel + right).to(tl.int64) * OUT + o[None, :]
-        on_col = (pixel + down * width).to(tl.int64) * OUT + o[None, :]
-        on_both = pixel.to(tl.int64) * OUT + o[None, :]
+        row_edge = real[None, :] & (((down == SCALE) & (y == 0)) | ((down == -1) & (y == height - 1)))
+        col_edge = ((right == SCALE) & (x == 0)) | ((right == -1) & (x == width - 1))
+        edge_down = 0
+        edge_right = 0
+        if SCALE == 2:
+            edge_down = tl.where(down == -1, 1, 0)
+            edge_right = tl.where(right == -1, 1, 0)
+        on_row = (pixel + edge_down * (SCALE * width) + right).to(tl.int64) * OUT + o[None, :]
+        on_col = (pixel + down * (SCALE * width) + edge_right).to(tl.int64) * OUT + o[None, :]
+        on_both = (pixel + edge_down * (SCALE * width) + edge_right).to(tl.int64) * OUT + o[None, :]
         total = values.to(tl.float32)
         total += tl.load(grad_ptr + on_row, mask=row_edge & col_inside, other=0).to(tl.float32)
         total += tl.load(grad_ptr + on_col, mask=row_inside & col_edge, other=0).to(tl.float32)
@@ -201,8 +279,8 @@ def output_gradients(
 )
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
 def input_gradient(
-    grad_ptr: tl.tensor,  # (batch, height, width, OUT)
-    weight_ptr: tl.tensor,  # (OUT, 3, 3, CHANNELS)
+    grad_ptr: tl.tensor,  # (batch, SCALE * height, SCALE * width, OUT)
+    weight_ptr: tl.tensor,  # (OUT, 3, 3, CHANNELS), or the composite weights, (OUT, 4, 4, CHANNELS)
     a: Map | None,
     b: Map | None,
     activation: Map | None,
@@ -215,6 +293,7 @@ def input_gradient(
     SPLIT: tl.constexpr,
     OUT: tl.constexpr,
     REPLICATE: tl.constexpr,
+    SCALE: tl.constexpr,
     PADDED: tl.constexpr,
     K: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -224,20 +303,25 @@ def input_gradient(
     """The gradient of channels FIRST .. LAST of a convolution's input: those before SPLIT go to a, the others to b.
 
     Each pixel gathers from the outputs it went into. If a ReLU made the channels before SPLIT, ``activation`` is what
-    it made, and a becomes the gradient before that ReLU.
+    it made, and a becomes the gradient before that ReLU. SCALE 2: nearest upsampling came before the convolution, and
+    the gradient is the one before both.
     """
+    ENTRIES: tl.constexpr = TAPS if SCALE == 1 else COMPOSITE_TAPS
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     n = FIRST + tl.program_id(1) * N + tl.arange(0, N)
     pixel = tl.minimum(p, pixels - 1)[:, None]
     _, y, x = locate(pixel, height, width)
+    output = pixel if SCALE == 1 else 4 * width * (pixel // width) + 2 * x
     acc = tl.full((PIXELS, N), 0.0, tl.float32)
-    for i in tl.range((TAPS * PADDED + K - 1) // K):
+    for i in tl.range((ENTRIES * PADDED + K - 1) // K):
         k = i * K + tl.arange(0, K)
         tap = k // PADDED
         o = k % PADDED
-        real = (tap < TAPS) & (o < OUT)
-        values = output_gradients(grad_ptr, pixel, y, x, tap, o, real, height, width, OUT=OUT, REPLICATE=REPLICATE)
-        entry = (o * (TAPS * CHANNELS) + tap * CHANNELS)[:, None] + n[None, :]
+        real = (tap < ENTRIES) & (o < OUT)
+        values = output_gradients(
+            grad_ptr, output, y, x, tap, o, real, height, width, OUT=OUT, REPLICATE=REPLICATE, SCALE=SCALE
+        )
+        entry = (o * (ENTRIES * CHANNELS) + tap * CHANNELS)[:, None] + n[None, :]
         weight = tl.load(weight_ptr + entry, mask=real[:, None] & (n < LAST)[None, :], other=0)
         acc = tl.dot(values, weight, acc, input_precision=PRECISION)
     image, _, _ = locate(pixel, height, width)  # not before the loop: ptxas would spill (sm_100)
@@ -261,7 +345,7 @@ def weight_gradient(
     grad_ptr: tl.tensor,  # (batch, height, width, OUT)
     a: Map,
     b: Map | None,
-    partial_ptr: tl.tensor,  # (shares, OUT, 3, 3, A + B)
+    partial_ptr: tl.tensor,  # (shares, OUT, 3, 3, A + B), of the composite weights (shares, OUT, 4, 4, A)
     pixels: tl.tensor,
     share: tl.tensor,  # pixels that one program sums
     height: tl.tensor,
@@ -270,32 +354,43 @@ def weight_gradient(
     B: tl.constexpr,
     OUT: tl.constexpr,
     REPLICATE: tl.constexpr,
+    UPSAMPLE: tl.constexpr,
     PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     PIXELS: tl.constexpr,
 ) -> None:
-    """The gradient of a convolution's weight, from one share of the pixels, in their order."""
+    """The gradient of a convolution's weight, from one share of the pixels, in their order.
+
+    UPSAMPLE: the convolution was one of ``a`` upsampled. "nearest": the gradient is that of the composite weights, the
+    pixels are those before the upsampling, and a program works on one phase.
+    """
+    PHASES: tl.constexpr = 4 if UPSAMPLE == "nearest" else 1
+    SIDE: tl.constexpr = 2 if PHASES == 4 else 3
+    ENTRIES: tl.constexpr = COMPOSITE_TAPS if PHASES == 4 else TAPS
     n = tl.program_id(0) * N + tl.arange(0, N)
     o = tl.program_id(1) * M + tl.arange(0, M)
-    part = tl.program_id(2)
+    part = tl.program_id(2) // PHASES
+    phase = tl.program_id(2) % PHASES
     tap = n // PADDED
     channel = n % PADDED
-    real = (tap < TAPS) & (channel < A + B)
+    of_weight = composite_tap(tap, phase) if PHASES == 4 else tap
+    real = (tap < SIDE * SIDE) & (channel < A + B)
     acc = tl.full((M, N), 0.0, tl.float32)
     end = tl.minimum((part + 1) * share, pixels)
     for begin in tl.range(part * share, end, PIXELS):
         p = begin + tl.arange(0, PIXELS)
         image, y, x = locate(tl.minimum(p, pixels - 1), height, width)
-        row = y[:, None] + (tap // 3 - 1)[None, :]
-        col = x[:, None] + (tap % 3 - 1)[None, :]
+        row = y[:, None] + (tap // SIDE - 1 + phase // 2)[None, :]
+        col = x[:, None] + (tap % SIDE - 1 + phase % 2)[None, :]
         inside = (p < end)[:, None] & real[None, :]
         values = joined_channels(
-            a, b, image[:, None], row, col, channel, inside, height, width, A=A, REPLICATE=REPLICATE
+            a, b, image[:, None], row, col, channel, inside, height, width, A, REPLICATE, None if PHASES == 4 else UPSAMPLE
         )
-        at = p.to(tl.int64)[None, :] * OUT + o[:, None]
+        output = 2 * width * (2 * (p // width) + phase // 2) + 2 * x + phase % 2 if PHASES == 4 else p
+        at = output.to(tl.int64)[None, :] * OUT + o[:, None]
         grad = tl.load(grad_ptr + at, mask=(p < end)[None, :] & (o < OUT)[:, None], other=0)
         acc = tl.dot(grad, values, acc, input_precision=PRECISION)
-    at = (part.to(tl.int64) * OUT + o[:, None]) * (TAPS * (A + B)) + (tap * (A + B) + channel)[None, :]
+    at = (part.to(tl.int64) * OUT + o[:, None]) * (ENTRIES * (A + B)) + (of_weight * (A + B) + channel)[None, :]
     tl.store(partial_ptr + at, acc, mask=(o < OUT)[:, None] & real[None, :])

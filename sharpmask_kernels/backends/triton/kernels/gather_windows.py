@@ -11,21 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .maps import Map, offset
-
-
-@triton.jit
-def cells_and_channels(
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor]:
-    """The cells and channels of a tile from 0 on, along its two dimensions."""
-    if CHANNELS_LAST:
-        cell = tl.arange(0, CELLS)[:, None]
-        channel = tl.arange(0, CHANNELS)[None, :]
-    else:
-        cell = tl.arange(0, CELLS)[None, :]
-        channel = tl.arange(0, CHANNELS)[:, None]
-    return cell, channel
+from .maps import Map, cells_and_channels, offset
 
 
 @triton.jit(do_not_specialize=["this", "scales", "batch", "height", "width", "size", "limit", "step"])

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .conv3x3 import convolve, relu
-from .maps import Map, locate, offset
+from .maps import Map, locate, offset, upsampled_gradient
 from .tuning import candidates
 
 NEARER = tl.constexpr(0.75)
@@ -199,7 +199,7 @@ def backward(
     height: tl.tensor,
     width: tl.tensor,
     OUT: tl.constexpr,
-    BILINEAR: tl.constexpr,
+    UPSAMPLE: tl.constexpr,
     N: tl.constexpr,
     PIXELS: tl.constexpr,
 ) -> None:
@@ -208,21 +208,9 @@ def backward(
     n = tl.program_id(1) * N + tl.arange(0, N)
     image, y, x = locate(tl.minimum(p, pixels - 1), height, width)
     real = (p < pixels)[:, None] & (n < OUT)[None, :]
-    total = tl.full((PIXELS, N), 0.0, tl.float32)
-    SIDE: tl.constexpr = 4 if BILINEAR else 2
-    for i in tl.range(SIDE):
-        for j in tl.static_range(SIDE):
-            if BILINEAR:
-                # The border stands for what lies beyond it, so that its share of the outputs is larger.
-                row = tl.minimum(tl.maximum(2 * y - 1 + i, 0), 2 * height - 1)
-                col = tl.minimum(tl.maximum(2 * x - 1 + j, 0), 2 * width - 1)
-                share = tl.where((i == 1) | (i == 2), NEARER, FARTHER) * (NEARER if j == 1 or j == 2 else FARTHER)
-            else:
-                row = 2 * y + i
-                col = 2 * x + j
-                share = 1.0
-            pixel = offset(grad, image, row, col)[:, None]
-            total += share * tl.load(grad.pointer + pixel + n[None, :], mask=real, other=0).to(tl.float32)
+    total = upsampled_gradient(
+        grad, image[:, None], y[:, None], x[:, None], n[None, :], real, height, width, UPSAMPLE=UPSAMPLE
+    )
     bytes_wide = (width + BYTE - 1) // BYTE
     at = ((image[:, None] * OUT + n[None, :]) * height + y[:, None]) * bytes_wide + (x // BYTE)[:, None]
     bits = tl.load(active_ptr + at, mask=real, other=0).to(tl.int32) >> (x % BYTE)[:, None]
