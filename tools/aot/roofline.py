@@ -46,8 +46,8 @@ FLAT, NARROW = 64, 64
 """Pixels of a program of the flat kernels, and columns of a weight gradient's, in their first configurations."""
 
 WIDE = 128
-"""Outputs of a program of upsample_merge, channels of an input gradient's, and columns of a weight gradient's of one map:
-at most, in 16 bit."""
+"""The most outputs of a program of upsample_merge, channels of an input gradient's, and columns of a weight gradient's
+of one map, in 16 bit."""
 
 
 def _span(first: int, last: int, side: int) -> int:

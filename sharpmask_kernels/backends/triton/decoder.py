@@ -111,7 +111,7 @@ def upsample_merge(
 
 
 def composed(weight: Tensor, first: int, channels: int) -> Tensor:
-    """The composite weights, (outputs, channels, 4, 4), of channels from ``first`` on of a weight; both channels_last."""
+    """The composite weights, (outputs, channels, 4, 4), of a weight's channels from ``first`` on, in channels_last."""
     from .kernels import decoder as kernels
 
     out = layout.empty((weight.shape[0], channels, 4, 4), weight, torch.channels_last)
@@ -208,9 +208,7 @@ def upsample_add_backward(
     return gradients
 
 
-def before_activation(
-    grad: Tensor, out: Tensor | None, activation: str, memory_format: torch.memory_format
-) -> Tensor:
+def before_activation(grad: Tensor, out: Tensor | None, activation: str, memory_format: torch.memory_format) -> Tensor:
     """The gradient before the activation that gave ``out``, in the memory format."""
     from .kernels import decoder as kernels
 
@@ -230,10 +228,8 @@ def before_upsampling(grad: Tensor, upsample: str, memory_format: torch.memory_f
     return out
 
 
-def _elementwise(
-    kernel: Any, maps: Sequence[Tensor], out: Tensor, height: int, width: int, **options: str
-) -> None:
-    """Launches a kernel that makes each element of ``out`` on its own. ``height``, ``width``: as the kernel wants them."""
+def _elementwise(kernel: Any, maps: Sequence[Tensor], out: Tensor, height: int, width: int, **options: str) -> None:
+    """Launches a kernel that makes each element of ``out`` on its own, with the size that it wants."""
     pixels, channels = pixels_of(out), out.shape[1]
     if pixels == 0:
         return

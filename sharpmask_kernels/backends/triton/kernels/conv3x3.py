@@ -9,11 +9,6 @@ places: channel counts that are no power of two, 9 taps that do not fill the las
 products where 144 are needed. The matrix unit is still the better choice: an H100 needs 0.4 to 0.8 clocks of a
 multiprocessor for the 768, and 1.1 for 144 plain multiply-adds. Both are less than the 2.2 clocks that the pixel's 32
 bytes take from memory. So one form serves every channel count.
-
-Nearest upsampling by two and a convolution behind it are together a transposed convolution of 4x4 taps and stride 2. Its
-weights, the composite weights, are sums of up to four. Tap (i, j) carries cell (y, x) into pixel (2y - 1 + i,
-2x - 1 + j). So a pixel, whose row and column are even or odd (its phase, 0 to 3), sees 2x2 cells, and its four products
-do the work of nine.
 """
 
 from __future__ import annotations
@@ -22,12 +17,11 @@ import triton
 import triton.language as tl
 
 from .maps import Map, locate, offset, upsampled
+from .phases import COMPOSITE_TAPS, composite_tap, pixel_of
 from .tuning import candidates
 
 TAPS = tl.constexpr(9)
 """Of a 3x3 convolution. Tap t looks t // 3 - 1 rows down and t % 3 - 1 columns to the right."""
-
-COMPOSITE_TAPS = tl.constexpr(16)
 
 
 @triton.jit
@@ -67,12 +61,6 @@ def joined_channels(
         of_b = inside & (channel >= A)[None, :]
         values += tl.load(b.pointer + pixel + (channel - A)[None, :], mask=of_b, other=0)
     return values
-
-
-@triton.jit
-def composite_tap(tap: tl.tensor, phase: tl.tensor) -> tl.tensor:
-    """The tap of the composite weights by which a pixel of ``phase`` sees cell ``tap`` of its 2x2."""
-    return (3 - 2 * (tap // 2) - phase // 2) * 4 + 3 - 2 * (tap % 2) - phase % 2
 
 
 @triton.jit
@@ -239,8 +227,8 @@ def output_gradients(
 ) -> tl.tensor:
     """The gradients of outputs ``o`` that ``tap`` carried (y, x) into, zero where there are none or not ``real``.
 
-    SCALE 2: ``tap`` is one of the composite weights', and (y, x) a cell of the map before its upsampling. ``pixel``: the
-    output at (SCALE * y, SCALE * x).
+    SCALE 2: ``tap`` is one of the composite weights', and (y, x) a cell of the map before its upsampling. ``pixel`` is
+    the output at (SCALE * y, SCALE * x).
     """
     if SCALE == 1:
         # A tap that looks down carries a pixel up.
@@ -311,7 +299,7 @@ def input_gradient(
     n = FIRST + tl.program_id(1) * N + tl.arange(0, N)
     pixel = tl.minimum(p, pixels - 1)[:, None]
     _, y, x = locate(pixel, height, width)
-    output = pixel if SCALE == 1 else 4 * width * (pixel // width) + 2 * x
+    output = pixel if SCALE == 1 else pixel_of(pixel, x, width, 0)
     acc = tl.full((PIXELS, N), 0.0, tl.float32)
     for i in tl.range((ENTRIES * PADDED + K - 1) // K):
         k = i * K + tl.arange(0, K)
@@ -367,6 +355,7 @@ def weight_gradient(
     pixels are those before the upsampling, and a program works on one phase.
     """
     PHASES: tl.constexpr = 4 if UPSAMPLE == "nearest" else 1
+    AS_READ: tl.constexpr = None if PHASES == 4 else UPSAMPLE
     SIDE: tl.constexpr = 2 if PHASES == 4 else 3
     ENTRIES: tl.constexpr = COMPOSITE_TAPS if PHASES == 4 else TAPS
     n = tl.program_id(0) * N + tl.arange(0, N)
@@ -385,10 +374,8 @@ def weight_gradient(
         row = y[:, None] + (tap // SIDE - 1 + phase // 2)[None, :]
         col = x[:, None] + (tap % SIDE - 1 + phase % 2)[None, :]
         inside = (p < end)[:, None] & real[None, :]
-        values = joined_channels(
-            a, b, image[:, None], row, col, channel, inside, height, width, A, REPLICATE, None if PHASES == 4 else UPSAMPLE
-        )
-        output = 2 * width * (2 * (p // width) + phase // 2) + 2 * x + phase % 2 if PHASES == 4 else p
+        values = joined_channels(a, b, image[:, None], row, col, channel, inside, height, width, A, REPLICATE, AS_READ)
+        output = pixel_of(p, x, width, phase) if PHASES == 4 else p
         at = output.to(tl.int64)[None, :] * OUT + o[:, None]
         grad = tl.load(grad_ptr + at, mask=(p < end)[None, :] & (o < OUT)[:, None], other=0)
         acc = tl.dot(grad, values, acc, input_precision=PRECISION)

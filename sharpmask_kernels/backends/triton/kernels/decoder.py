@@ -1,8 +1,8 @@
 """upsample_merge and upsample_add: upsampling by two inside what follows it, and the way back.
 
-The upsampled map and the concatenation are never made. A program of ``forward`` multiplies the taps of the mask and then
-those of the skip into the same sums. With nearest upsampling it works on one phase of the pixels at a time (see
-conv3x3.py): 4 products a channel of the mask where the upsampled map would take 9. A program takes one phase after the
+The upsampled map and the concatenation are never made. A program of ``forward`` multiplies the taps of the mask and
+then those of the skip into the same sums. With nearest upsampling it works on one phase of the pixels at a time (see
+phases.py): 4 products a channel of the mask where the upsampled map would take 9. A program takes one phase after the
 other, whose taps meet in the L1 cache; where the maps are so small that the programs would not fill the machine, four
 programs share the phases. The order of a sum is the same.
 
@@ -15,8 +15,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .conv3x3 import COMPOSITE_TAPS, TAPS, accumulate, add_bias, relu
+from .conv3x3 import TAPS, accumulate, add_bias, relu
 from .maps import Map, cells_and_channels, locate, offset, upsampled, upsampled_gradient
+from .phases import COMPOSITE_TAPS
 from .tuning import candidates
 
 LEAK = tl.constexpr(0.01)
@@ -46,7 +47,7 @@ def compose(
     A: tl.constexpr,
     SIZE: tl.constexpr,
 ) -> None:
-    """The composite weights of A channels from FIRST on: each is a sum of two taps by two that fall on the same cell."""
+    """The composite weights of A channels from FIRST on: a sum each of the taps that fall on the same cell."""
     i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     channel = i % A
     tap = i // A % COMPOSITE_TAPS

@@ -56,7 +56,7 @@ def cells_and_channels(
 def lag(row: tl.tensor, length: tl.tensor, UPSAMPLE: tl.constexpr) -> tl.tensor:
     """How many cells before ``row / 2`` a row of the upsampled map lies, in a map of ``length`` cells.
 
-    A quarter, or, where the corners of both maps coincide ("bilinear_corners"), 0 for the first row to 1/2 for the last.
+    A quarter. Where the corners of both maps coincide ("bilinear_corners"): 0 for the first row to 1/2 for the last.
     """
     if UPSAMPLE == "bilinear_corners":
         cells = row.to(tl.float32) / (4 * length - 2).to(tl.float32)
@@ -111,9 +111,7 @@ def upsampled(
 
 
 @triton.jit
-def went_into(
-    i: tl.tensor, y: tl.tensor, length: tl.tensor, UPSAMPLE: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor]:
+def went_into(i: tl.tensor, y: tl.tensor, length: tl.tensor, UPSAMPLE: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """Row ``i``, of four (of two in "nearest"), of the upsampled map that cell ``y`` went into, and its share there."""
     if UPSAMPLE == "nearest":
         row = 2 * y + i
