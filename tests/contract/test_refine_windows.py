@@ -132,6 +132,27 @@ def test_channels_from_few_to_many_and_back(
         assert_logits(out, top_down.formula(upsample, padding_mode), torch.float32)
 
 
+@each_dtype("refine_windows")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("upsample", "padding_mode"), MODES)
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_windows_in_the_lanes_of_vectors(
+    subject: Subject,
+    dtype: torch.dtype,
+    size: int,
+    upsample: str,
+    padding_mode: str,
+    layout: Callable[[Tensor], Tensor],
+) -> None:
+    """Kernels may take as many windows at a time as a vector has lanes, and those that are left one by one."""
+    count = 7 if subject.interpreted else 37
+    top_down = TopDownPass(dtype, device=subject.device, count=count, size=size, widths=(2, 5, 3), convs=2)
+    top_down.encoding = layout(top_down.encoding)
+    top_down.horizontals = [[layout(m) for m in levels] for levels in top_down.horizontals]
+    out = top_down(upsample=upsample, padding_mode=padding_mode, backend=subject.backend)
+    assert_logits(out, top_down.formula(upsample, padding_mode), dtype)
+
+
 @each("refine_windows")
 def test_it_has_no_gradient(subject: Subject) -> None:
     top_down = TopDownPass(torch.float32, device=subject.device)

@@ -242,4 +242,27 @@ inline void transpose(Vector<T> (&rows)[lanes<T>]) {
     }
 }
 
+#if defined __AVX2__ && !defined __AVX512F__
+// Halves of a vector are exchanged last: before, every step is one instruction for each vector.
+template <>
+inline void transpose<float>(Vector<float> (&rows)[8]) {
+    Vector<float> pairs[8];
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    Vector<double> fours[8];
+    for (int i = 0; i < 8; ++i) {
+        const int first = i / 4 * 4 + i % 4 / 2;
+        const auto a = reinterpret_cast<Vector<double>>(pairs[first]);
+        const auto b = reinterpret_cast<Vector<double>>(pairs[first + 2]);
+        fours[i] = i % 2 == 0 ? _mm256_unpacklo_pd(a, b) : _mm256_unpackhi_pd(a, b);
+    }
+    for (int i = 0; i < 4; ++i) {
+        rows[i] = reinterpret_cast<Vector<float>>(_mm256_permute2f128_pd(fours[i], fours[i + 4], 0x20));
+        rows[i + 4] = reinterpret_cast<Vector<float>>(_mm256_permute2f128_pd(fours[i], fours[i + 4], 0x31));
+    }
+}
+#endif
+
 }  // namespace sharpmask::SHARPMASK_ISA
