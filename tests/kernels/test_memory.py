@@ -22,8 +22,8 @@ def test_refine_windows_takes_less_than_a_megabyte_a_thread(threads: int) -> Non
         taken = memory.extra_of_refine_windows(200, PHOTO, "cpu")
     finally:
         torch.set_num_threads(before)
-    # Looking now and then has seen the planes of the last stage, 2 channels of 160x160, at least.
-    assert 2 * 160 * 160 * 4 < taken < threads * 1_000_000
+    # Looking now and then has seen at least the planes of one window's last convolution, 2 channels of 80x80.
+    assert 2 * 80 * 80 * 4 < taken < threads * 1_000_000
 
 
 def test_the_measurement_sees_what_others_take() -> None:

@@ -132,7 +132,7 @@ class BundlePass {
         int64_t planes[lanes<T>];
         for (int lane = 0; lane < lanes<T>; ++lane) {
             const Place& at = places_[source * lanes<T> + lane];
-            fetch(at, row + ahead, channels);
+            fetch_row(at, row + ahead, channels);
             const WindowRow<T> found =
                 read_window(at, row, channels, width, by_pixel, run >= lanes<T>,
                             copies_.get() + lane * copied_, copies_.get() + lanes<T> * copied_);

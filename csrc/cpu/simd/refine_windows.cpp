@@ -86,10 +86,10 @@ class TopDownPass {
                 } else {
                     conv.part_of_pixels(from, in.col, in.plane, y, 0, conv.inputs, out_.get());
                 }
-                if (i == 0) fetch(encoding_place(a_, upcoming), y, conv.inputs);
+                if (i == 0) fetch_row(encoding_place(a_, upcoming), y, conv.inputs);
                 for (int64_t phase = 0; phase < phases; ++phase) {
                     const int64_t row = y * phases + phase;
-                    fetch(next, row, conv.outputs);
+                    fetch_row(next, row, conv.outputs);
                     if (step.then == Then::output) {
                         each_vector(conv, phase, scratch_.get(), 0,
                                     [](int64_t, int64_t, auto v) { return v; });

@@ -48,7 +48,7 @@ inline Place horizontal_place(const RefineWindows& a, int64_t window, int64_t st
 }
 
 // Asks for a row of a map to be brought into the cache.
-inline void fetch(const Place& at, int64_t row, int64_t channels) {
+inline void fetch_row(const Place& at, int64_t row, int64_t channels) {
     const Strides& s = at.map->strides;
     const int64_t y = at.top + row, x = at.left + at.cols.begin, size = bytes_of(at.map->dtype);
     if (y < 0 || y >= at.map->height || at.cols.begin == at.cols.end) return;
