@@ -24,7 +24,7 @@ from .options import EngineOptions, SearchOptions
 from .output import show
 from .parts import hash_of
 
-MOST_AT_ONCE = 4
+MOST_AT_ONCE = 2
 """Most photos that are searched at once, because each takes memory."""
 
 

@@ -129,12 +129,10 @@ def test_what_is_searched_is_finished_after_an_interrupt(photo: int) -> None:
 
 def test_several_photos_are_searched_at_once() -> None:
     """Each waits for its neighbour's search, which one at a time would never come to."""
-    barrier, seen = threading.Barrier(2, timeout=20), list[int]()
-    steps = Steps[int, None](
-        lambda photo: None, lambda photo, _: barrier.wait() and None, lambda photo, _: None, at_once=2
-    )
-    overlapped(range(8), steps, lambda photo, outcome: seen.append(photo) or outcome.result())
-    assert seen == list(range(8))
+    barrier, seen = threading.Barrier(2, timeout=20), list[tuple[int, BaseException | None]]()
+    steps = Steps[int, None](lambda photo: None, lambda photo, _: barrier.wait(), lambda photo, _: None, at_once=2)
+    overlapped(range(8), steps, lambda photo, outcome: seen.append((photo, outcome.exception())))
+    assert seen == [(photo, None) for photo in range(8)]
 
 
 def test_no_more_than_asked_are_searched_at_once() -> None:
