@@ -10,11 +10,6 @@
 namespace sharpmask::SHARPMASK_ISA {
 namespace {
 
-template <class V, class T>
-V lerp(V low, V high, T fraction) {
-    return low * (1 - fraction) + high * fraction;
-}
-
 // Logits are sampled in T. Where T is float and a sample lies so near the limit that rounding might decide,
 // it is sampled again in fp64.
 template <class T>
@@ -23,21 +18,31 @@ class Sampler final : public ColumnSampler {
     Sampler(const TypedMap& logits, double limit)
         : logits_(logits),
           side_(logits.height),
-          row_(round_up<T>(side_)),
+          in_place_(bytes_of(logits.dtype) == sizeof(T) && logits.strides.col == 1 && side_ % lanes<T> == 0),
+          row_(in_place_ ? logits.strides.row : round_up<T>(side_)),
           limit_(limit),
-          window_(side_ * row_) {}
+          copy_(in_place_ ? 0 : side_ * row_) {}
 
     void start(int64_t window, const Samples& vertical) override {
         vertical_ = &vertical;
-        for (int64_t y = 0; y < side_; ++y)
-            read_row(logits_, window, y, 0, 1, side_, window_.get() + y * row_, 0);
+        window_ =
+            in_place_ ? static_cast<const T*>(logits_.data) + window * logits_.strides.batch : copy_.get();
+        for (int64_t y = 0; y < side_ && !in_place_; ++y)
+            read_row(logits_, window, y, 0, 1, side_, copy_.get() + y * row_, 0);
         set_bounds();
         const int64_t length = (vertical.count() + 63) / 64 * 64;
         if (length > length_) {
             length_ = length;
             for (Buffer<T>& strip : strips_) strip = Buffer<T>(lanes<T> * length);
+            rows_ = Buffer<Row>(length);
+            shares_ = Buffer<T>(length);
         }
         held_[0] = held_[1] = -1;
+        for (int64_t p = 0; p < length; ++p) {
+            const int64_t pixel = std::min(p, vertical.count() - 1), low = vertical.low[pixel];
+            rows_.get()[p] = {low * row_, std::min(low + 1, side_ - 1) * row_};
+            shares_.get()[p] = static_cast<T>(vertical.fraction[pixel]);
+        }
     }
 
     void column(int64_t low, double fraction, std::uint64_t* bits) override {
@@ -46,7 +51,8 @@ class Sampler final : public ColumnSampler {
         for (int64_t begin = 0; begin < count; begin += 64) {
             std::uint64_t above = 0, maybe = 0;
             for (int i = 0; i < 64; i += lanes<T>) {
-                const Vector<T> value = lerp(load(left + begin + i), load(right + begin + i), share);
+                const Vector<T> value =
+                    between(load(left + begin + i), load(right + begin + i), splat(share));
                 above |= std::uint64_t{greater(value, splat(surely_))} << i;
                 maybe |= std::uint64_t{greater(value, splat(maybe_))} << i;
             }
@@ -63,11 +69,20 @@ class Sampler final : public ColumnSampler {
     }
 
   private:
+    struct Row {
+        int64_t low, high;  // where the rows of logits around a pixel begin
+    };
+
     const TypedMap& logits_;
-    const int64_t side_, row_;
+    const int64_t side_;
+    const bool in_place_;
+    const int64_t row_;
     const double limit_;
     const Samples* vertical_ = nullptr;
-    Buffer<T> window_;     // the logits
+    const T* window_ = nullptr;  // the logits
+    Buffer<T> copy_;             // of them, where they cannot be read in place
+    Buffer<Row> rows_;           // of each vertical pixel, and of some beyond the last
+    Buffer<T> shares_;
     Buffer<T> strips_[2];  // as many columns of logits as there are lanes, sampled at the vertical pixels
     int64_t held_[2] = {-1, -1}, length_ = 0;
     T surely_ = 0, maybe_ = 0;  // above the first: above the limit; not above the second: not above it
@@ -75,11 +90,12 @@ class Sampler final : public ColumnSampler {
 
     void set_bounds() {
         surely_ = maybe_ = static_cast<T>(limit_);
-        if (std::is_same_v<T, double>) return;
         Vector<T> most{};
-        for (int64_t i = 0; i < side_ * row_; i += lanes<T>) {
-            const Vector<T> v = load(window_.get() + i), size = v < Vector<T>{} ? -v : v;
-            most = size > most ? size : most;
+        for (int64_t y = 0; y < side_; ++y) {
+            for (int64_t x = 0; x < side_; x += lanes<T>) {
+                const Vector<T> v = load(window_ + y * row_ + x), size = v < Vector<T>{} ? -v : v;
+                most = size > most ? size : most;
+            }
         }
         double largest = std::abs(limit_);
         for (int i = 0; i < lanes<T>; ++i) largest = std::max<double>(largest, most[i]);
@@ -100,27 +116,29 @@ class Sampler final : public ColumnSampler {
     }
 
     void sample(int64_t x, T* to) const {
-        const int64_t count = vertical_->count();
-        const T* from = window_.get() + x;
-        for (int64_t p = 0; p < count; p += lanes<T>) {
+        const T* from = window_ + x;
+        for (int64_t p = 0; p < vertical_->count(); p += lanes<T>) {
             Vector<T> square[lanes<T>];
             for (int i = 0; i < lanes<T>; ++i) {
-                const int64_t pixel = std::min(p + i, count - 1), low = vertical_->low[pixel];
-                square[i] = lerp(load(from + low * row_), load(from + std::min(low + 1, side_ - 1) * row_),
-                                 static_cast<T>(vertical_->fraction[pixel]));
+                const Row& row = rows_.get()[p + i];
+                square[i] = between(load(from + row.low), load(from + row.high), splat(shares_.get()[p + i]));
             }
             transpose<T>(square);
             for (int i = 0; i < lanes<T>; ++i) store(to + i * length_ + p, square[i]);
         }
     }
 
+    static Vector<T> between(Vector<T> low, Vector<T> high, Vector<T> share) {
+        return fma(share, high - low, low);
+    }
+
     bool is_above(int64_t pixel, int64_t left, int64_t right, double fraction) const {
         const int64_t low = vertical_->low[pixel];
-        const T *above = window_.get() + low * row_,
-                *below = window_.get() + std::min(low + 1, side_ - 1) * row_;
+        const T *above = window_ + low * row_, *below = window_ + std::min(low + 1, side_ - 1) * row_;
         const double share = vertical_->fraction[pixel];
-        return lerp(lerp<double>(above[left], below[left], share),
-                    lerp<double>(above[right], below[right], share), fraction) > limit_;
+        const auto lerp = [](double from, double to, double part) { return from * (1 - part) + to * part; };
+        return lerp(lerp(above[left], below[left], share), lerp(above[right], below[right], share),
+                    fraction) > limit_;
     }
 };
 
