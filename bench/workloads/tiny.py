@@ -9,6 +9,7 @@ import torch
 from sharpmask_kernels import Windows, topk_windows
 
 from .base import Plain, Workload
+from .decoder import Level, UpsampleAdd, UpsampleMerge
 from .encode_windows import EncodeWindows
 from .gather_windows import GatherWindows
 from .horizontal import Horizontal
@@ -35,9 +36,14 @@ def tiny() -> dict[str, Workload]:
         "inverted_residual": (1, lambda: InvertedResidual(Block(C, C, C, 3, 1, 1))),
     }
     found = {op: _workload(op, module, [(1, C, SIDE, SIDE)] * count) for op, (count, module) in maps.items()}
-    logits = (1, 4 * SIDE, 4 * SIDE)
-    encode = _workload("encode_windows", lambda: EncodeWindows(_window(), (SIDE, SIDE), [1.0]), [logits])
-    return found | {"encode_windows": encode}
+    twice = [(1, C, SIDE, SIDE), (1, C, 2 * SIDE, 2 * SIDE)]
+    logits = [(1, 4 * SIDE, 4 * SIDE)]
+    others = [
+        _workload("upsample_merge", lambda: UpsampleMerge(Level(C, C, C, 1), "relu"), twice),
+        _workload("upsample_add", UpsampleAdd, twice),
+        _workload("encode_windows", lambda: EncodeWindows(_window(), (SIDE, SIDE), [1.0]), logits),
+    ]
+    return found | {workload.op: workload for workload in others}
 
 
 def _window() -> Windows:
