@@ -1,7 +1,8 @@
-"""``fuse(model)`` lets the ops compute the refinement modules of a user's model.
+"""``fuse(model)`` lets the ops compute the decoder steps and refinement modules of a user's model.
 
-:mod:`.trace` records a module's forward as a graph, :mod:`.match` finds refinement modules in the graph,
-:mod:`.swapped` has the classes that run the rewritten graph, :mod:`.adapters` the modules that need no trace.
+:mod:`.trace` records a module's forward as a graph, :mod:`.match` finds what the ops compute in it
+(:mod:`.upsample_first`, :mod:`.upsample_last`), :mod:`.swapped` has the classes that run the rewritten graph, which
+calls :mod:`.run`; :mod:`.adapters` are for modules that need no trace.
 """
 
 from __future__ import annotations
@@ -54,13 +55,16 @@ class FuseReport:
 
 
 def fuse(model: nn.Module) -> FuseReport:
-    """Let the ops compute the refinement modules of ``model``, in place, and report which.
+    """Let the ops compute the decoder steps and refinement modules of ``model``, in place, and report which.
 
-    A refinement module is an upsampling x2, bilinear (half-pixel centres) or nearest, of one of these:
+    Found is, around an upsampling x2, nearest or bilinear:
 
-    - ReLU(Conv(Concat(S, M))), in either order: becomes ``refine`` if S = ReLU(Conv(F)) has the same padding mode
+    - act(Norm(Conv(Concat(up2(M), S, ...)))): becomes ``upsample_merge``; batch normalisation in evaluation mode is
+      folded into the weights, and where sizes do not double the module computes as before;
+    - act(L + up2(M)): becomes ``upsample_add``;
+    - up2(ReLU(Conv(Concat(S, M)))), in either order: becomes ``refine`` if S = ReLU(Conv(F)) has the same padding mode
       and no other use, else ``merge_upsample``;
-    - ReLU(H + Conv(M)): becomes ``add_upsample``;
+    - up2(ReLU(H + Conv(M))): becomes ``add_upsample``;
     - a module that an adapter knows (:func:`register_adapter`).
 
     Every module stays the same object with its attributes, parameters, hooks and names. A swapped module gets a

@@ -1,0 +1,85 @@
+"""fuse on models by others: segmentation_models_pytorch, MONAI, torchvision. The weights are random."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import monai.networks.nets as monai_nets
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from sharpmask_kernels.fuse import fuse
+from tests.kernels.fusing import assert_near, ops_of, results, tensors
+
+MERGE, ADD = "upsample_merge", "upsample_add"
+
+
+def of_smp(name: str, encoder: str = "resnet18", **options: Any) -> Callable[[], nn.Module]:
+    return lambda: getattr(smp, name)(encoder, encoder_weights=None, **options)
+
+
+def basic_unet(**options: Any) -> Callable[[], nn.Module]:
+    widths = (4, 4, 8, 8, 16, 4)
+    return lambda: monai_nets.BasicUNet(2, 3, 2, widths, upsample="nontrainable", **options)
+
+
+def flexible_unet() -> nn.Module:
+    return monai_nets.FlexibleUNet(3, 2, "efficientnet-b0", decoder_channels=(16, 16, 8, 8, 4))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], int, list[str]]] = {
+    "smp Unet": (of_smp("Unet"), 5, [MERGE] * 5),
+    "smp Unet, EfficientNet": (of_smp("Unet", "efficientnet-b0"), 5, [MERGE] * 5),
+    "smp Unet, bilinear, no norm": (
+        of_smp("Unet", decoder_interpolation="bilinear", decoder_use_norm=False),
+        5,
+        [MERGE] * 5,
+    ),
+    "smp Unet, GroupNorm": (
+        of_smp("Unet", decoder_use_norm={"type": "groupnorm", "num_groups": 8}),
+        5,
+        [MERGE] * 5,
+    ),
+    "smp Unet, attention": (of_smp("Unet", decoder_attention_type="scse"), 1, [MERGE]),
+    "smp UnetPlusPlus": (of_smp("UnetPlusPlus"), 11, [MERGE] * 11),
+    "smp MAnet": (of_smp("MAnet"), 1, [MERGE]),
+    "smp Linknet": (of_smp("Linknet"), 0, []),
+    "smp FPN": (of_smp("FPN"), 6, [MERGE] * 3 + [ADD] * 3),
+    "smp PAN": (of_smp("PAN"), 6, [ADD] * 5),
+    "MONAI BasicUNet": (basic_unet(), 4, [MERGE] * 4),
+    "MONAI BasicUNet, BatchNorm": (basic_unet(norm="batch", act="relu"), 4, [MERGE] * 4),
+    "MONAI FlexibleUNet": (flexible_unet, 5, [MERGE] * 5),
+    "MONAI UNet": (lambda: monai_nets.UNet(2, 3, 2, (4, 8, 8), (2, 2)), 0, []),
+}
+
+
+def image(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    torch.manual_seed(2)
+    side = 128 if kind == "smp PAN" else 64  # PAN pools its deepest map three times more
+    return torch.randn(2, 3, side, side, dtype=dtype)
+
+
+def models(kind: str) -> tuple[nn.Module, nn.Module, Any]:
+    """The model, fused, as it was, and the report."""
+    torch.manual_seed(1)
+    plain = MODELS[kind][0]().double().eval()
+    model = copy.deepcopy(plain)
+    return model, plain, fuse(model)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_public_model_gives_the_same_results(kind: str) -> None:
+    model, plain, report = models(kind)
+    _, swapped, ops = MODELS[kind]
+    assert int(report) == swapped, report
+    assert not any("roxy" in reason for reason in report.left.values())
+    assert sorted(ops_of(model, image(kind))) == sorted(ops), report
+    for training in (False, True):
+        assert_near(results(model.train(training), image(kind)), results(plain.train(training), image(kind)), 1e-6)
