@@ -42,7 +42,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, list[str]]] = {
         5,
         [MERGE] * 5,
     ),
-    "smp Unet, InstanceNorm": (of_smp("Unet", decoder_use_norm="instancenorm"), 5, [MERGE] * 5),
     "smp Unet, attention": (of_smp("Unet", decoder_attention_type="scse"), 0, []),
     "smp UnetPlusPlus": (of_smp("UnetPlusPlus"), 11, [MERGE] * 11),
     "smp MAnet": (of_smp("MAnet"), 1, [MERGE]),
