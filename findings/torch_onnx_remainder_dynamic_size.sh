@@ -22,12 +22,12 @@ class ByNumber(torch.nn.Module):
     """A sequence twice."""
 
     def forward(self, x):
-        return x[torch.arange(2 * len(x)).remainder(len(x))]
+        return x[torch.arange(2 * x.shape[0]).remainder(x.shape[0])]
 
 
 class ByTensor(torch.nn.Module):
     def forward(self, x):
-        return x[torch.arange(2 * len(x)).remainder(torch.full((), len(x)))]
+        return x[torch.arange(2 * x.shape[0]).remainder(torch.full((), x.shape[0]))]
 
 
 def export(module, sizes):
