@@ -8,16 +8,16 @@ import time
 
 import segmentation_models_pytorch as smp
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sharpmask_kernels import fuse
 
 
-def decode(model: nn.Module, features: list[Tensor]) -> Tensor:
+def decode(model: smp.Unet, features: list[Tensor]) -> Tensor:
     return model.segmentation_head(model.decoder(features))
 
 
-def milliseconds(model: nn.Module, features: list[Tensor]) -> float:
+def milliseconds(model: smp.Unet, features: list[Tensor]) -> float:
     """The best of a few runs of the decoder."""
     times = []
     for _ in range(5):

@@ -164,7 +164,7 @@ def decoder_works() -> Iterator[Work]:
         yield Work("upsample_merge", number, flops, least, moved, weights, plain_flops, plain)
 
         # Gradient before ReLU, then of the mask (four rows of pixels for every two), of the skip, of the weights.
-        back = 2 * 3 * large * out
+        back = 2.0 * 3 * large * out
         back += 2 * (2 * large * out * math.ceil(mask / WIDE) + cells * mask)
         back += 2 * (flat_pixels(2 * side) * out * math.ceil(skip / WIDE) + large * skip)
         back += 4 * weight_gradient_bytes(side, mask, out, WIDE, taps=4)
