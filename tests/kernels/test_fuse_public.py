@@ -47,7 +47,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, list[str]]] = {
     "smp MAnet": (of_smp("MAnet"), 1, [MERGE]),
     "smp Linknet": (of_smp("Linknet"), 0, []),
     "smp FPN": (of_smp("FPN"), 6, [MERGE] * 3 + [ADD] * 3),
-    "smp PAN": (of_smp("PAN"), 6, [ADD] * 5),
+    "smp PAN": (of_smp("PAN"), 6, [ADD] * 4),
     "MONAI BasicUNet": (basic_unet(), 4, [MERGE] * 4),
     "MONAI BasicUNet, BatchNorm": (basic_unet(norm="batch", act="relu"), 4, [MERGE] * 4),
     "MONAI FlexibleUNet": (flexible_unet, 5, [MERGE] * 5),
