@@ -62,10 +62,9 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(trylast=True)  # after -k and -m: what is left is covered
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--full"):
-        left_out = set(grid.left_out(items))
-        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-        items[:] = [item for item in items if item not in left_out]
+    left_out = set(grid.left_out(items, full=config.getoption("--full")))
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
     run_slow = config.getoption("--run-slow") or "slow" in config.option.markexpr
     for item in items:
         if "slow" in item.keywords and not run_slow:

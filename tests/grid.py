@@ -2,7 +2,8 @@
 
 A test marked ``grid`` gives all combinations of its parameters. Of these, as many run by default as it takes for every
 two values to meet (pairwise testing), on each op and backend. What goes wrong for one value, or for two together, still
-shows; 144 combinations become a dozen.
+shows; 144 combinations become a dozen. A test marked ``grid(whole=False)`` has so many that ``--full`` leaves it at the
+selection.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ def covering(combinations: Sequence[tuple[Hashable, ...]]) -> set[int]:
     return chosen
 
 
-def left_out(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """The tests of ``items`` that run with ``--full`` only."""
+def left_out(items: Sequence[pytest.Item], full: bool) -> list[pytest.Item]:
+    """The tests of ``items`` that do not run, with ``--full`` or without."""
     grids: dict[tuple[str, Hashable], list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("grid") and hasattr(item, "callspec"):
+        marker = item.get_closest_marker("grid")
+        if marker and hasattr(item, "callspec") and not (full and marker.kwargs.get("whole", True)):
             function = item.nodeid.partition("[")[0]
             grids.setdefault((function, item.callspec.params.get("subject")), []).append(item)
     out = []

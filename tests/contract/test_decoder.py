@@ -24,7 +24,7 @@ from .test_gradients import differ, leaves
 from .test_hostile import HOSTILE
 from .test_nonfinite import VALUES, assert_non_finite_as
 
-pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.grid]
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.grid(whole=False)]
 
 OPS = ("upsample_merge", "upsample_add")
 Size = tuple[int, int, int]

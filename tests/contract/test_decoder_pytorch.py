@@ -23,7 +23,7 @@ from .test_flops import forward_and_backward
 from .test_pytorch import fresh_compiler  # noqa: F401
 from .test_transforms import WAYS, by_batched_gradients, by_dual_numbers, by_grad, by_jvp, by_vmap
 
-pytestmark = pytest.mark.grid
+pytestmark = pytest.mark.grid(whole=False)
 
 FORMATS = pytest.mark.parametrize("layout", [contiguous, channels_last, sliced])
 WIDTHS = pytest.mark.parametrize("widths", [(3, 2, 4), (3, 0, 4)])
