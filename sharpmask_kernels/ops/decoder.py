@@ -174,10 +174,17 @@ _MODES = (
 )
 
 
+def _size(mode: tuple[str, str, str, bool, torch.memory_format]) -> tuple[int, int]:
+    """Of the mask in a case; the first is large enough for several threads."""
+    return (21, 33) if mode is _MODES[0] else (4, 7)
+
+
 def _merge_cases(random: Callable[..., Tensor], device: torch.device) -> Iterator[tuple[str, Case]]:
-    for upsample, padding_mode, activation, mask_first, memory_format in _MODES:
+    for mode in _MODES:
+        (height, width), (upsample, padding_mode, activation, mask_first, memory_format) = _size(mode), mode
         for skip_channels in (20, 0):
-            maps = [random(2, 9, 9, 21), *([random(2, skip_channels, 18, 42)] if skip_channels else [])]
+            skips = [random(2, skip_channels, 2 * height, 2 * width)] if skip_channels else []
+            maps = [random(2, 9, height, width), *skips]
             maps = [x.contiguous(memory_format=memory_format) for x in maps]
             # Positive: no activation near 0, where rounding decides. Small: sums fit into fp16.
             inputs = [x.abs() / 4 for x in [*maps, random(6, 9 + skip_channels, 3, 3), random(6)]]
@@ -192,9 +199,10 @@ def _merge_cases(random: Callable[..., Tensor], device: torch.device) -> Iterato
 
 
 def _add_cases(random: Callable[..., Tensor], device: torch.device) -> Iterator[tuple[str, Case]]:
-    for upsample, _, activation, _, memory_format in _MODES:
+    for mode in _MODES:
+        (height, width), (upsample, _, activation, _, memory_format) = _size(mode), mode
         for channels in (9, 1):
-            maps = [random(2, channels, 21, 33), random(2, channels, 42, 66)]
+            maps = [random(2, channels, height, width), random(2, channels, 2 * height, 2 * width)]
             inputs = [x.abs().contiguous(memory_format=memory_format) for x in maps]
             options = {"upsample": upsample, "activation": activation}
 

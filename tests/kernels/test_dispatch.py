@@ -321,12 +321,14 @@ def test_the_backend_of_the_forward_runs_the_backward(made_up: MadeUp) -> None:
 
 
 @pytest.mark.parametrize("backend", registry.BACKENDS)
-def test_backends_pass(backend: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """On the CPU: kernels for GPUs are interpreted or emulated, and without --full in one dtype only: they are slow."""
+def test_backends_pass(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU kernels for GPUs are interpreted or emulated, with an op's last case only, because they are slow."""
     if reason := registry.backend(backend).unavailable():
         pytest.skip(f"backend {backend}: {reason}")
-    if registry.backend(backend).simulated() and not request.config.getoption("--full"):
+    if registry.backend(backend).simulated():
+        whole = self_check.cases
         monkeypatch.setattr(self_check, "TOLERANCE", {torch.float32: 1e-5})
+        monkeypatch.setattr(self_check, "cases", lambda *given: list(whole(*given))[-1:])
     found = self_check.check(backend, CPU)
     assert set(found) == {op for op in registry.OPS if registry.backend(backend).has(op)}
     assert set(found.values()) == {"ok"}
