@@ -21,7 +21,15 @@ from .subjects import Subject, each
 from .test_decoder import MIXED, OPS, Options, arguments, filled, leaves, plain, tensors
 from .test_flops import forward_and_backward
 from .test_pytorch import fresh_compiler  # noqa: F401
-from .test_transforms import WAYS, by_batched_gradients, by_dual_numbers, by_grad, by_jvp, by_vmap
+from .test_transforms import (
+    WAYS,
+    by_batched_gradients,
+    by_dual_numbers,
+    by_forward_over_reverse,
+    by_grad,
+    by_jvp,
+    by_vmap,
+)
 
 pytestmark = pytest.mark.grid(whole=False)
 
@@ -208,7 +216,8 @@ def test_onnx(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated:FutureWarning")
 def test_jit_trace() -> None:
     model = Decoder().eval()
-    traced = torch.jit.trace(model, decoder_inputs(3, 4))
+    # The check of a second trace takes the mangled names of two convolutions for a difference.
+    traced = torch.jit.trace(model, decoder_inputs(3, 4), check_trace=False)
     assert "sharpmask::" not in str(traced.inlined_graph)
     torch.testing.assert_close(traced(*decoder_inputs(3, 4)), model(*decoder_inputs(3, 4)))
 
@@ -238,6 +247,8 @@ def transformed(subject: Subject, options: Options, layout: Any = contiguous) ->
 def test_transforms_are_the_plain_form_s(subject: Subject, options: Options, way: Any, layout: Any) -> None:
     if subject.interpreted and way not in (by_jvp, by_vmap, by_batched_gradients):
         return  # no backend's kernel runs in any but the last, and there it is slow
+    if options.activation == "silu" and way is by_forward_over_reverse:
+        return  # PyTorch has no forward mode of its own silu's backward
     op, formula, inputs = transformed(subject, options, layout)
     close = functools.partial(torch.testing.assert_close, check_stride=False)
     if inputs[0].dtype == torch.float32:
