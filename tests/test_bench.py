@@ -35,6 +35,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return lambda name: importlib.import_module(f"bench.{name}")
 
 
+@pytest.mark.slow
 def test_compare(tmp_path: Path) -> None:
     """In a process of its own: the profiler and the peers' libraries find no threads and no state of other tests."""
     given = ["--small", "--device=cpu", "--rounds=1", f"--profile={tmp_path}"]
