@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 
 import sharpmask
+from sharpmask.cli.overlap import Steps
 from sharpmask.convert.layers import Layer
 from sharpmask.data.tile_config import TileConfig
 from sharpmask.errors import DataError
@@ -34,7 +35,7 @@ def all_settings() -> list[type]:
                 defaults = [str(f.type) for f in fields(value) if f.default is not MISSING]
                 if issubclass(value, Settings) or any(re.search(r"\b(int|float)\b", text) for text in defaults):
                     found.add(value)
-    return sorted(found - {Range, Layer}, key=lambda cls: cls.__name__)
+    return sorted(found - {Range, Layer, Steps}, key=lambda cls: cls.__name__)
 
 
 def unlimited(hint: Any, limits: tuple[Any, ...] = ()) -> Iterator[str]:
