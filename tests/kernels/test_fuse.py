@@ -14,27 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils import parametrizations, prune, spectral_norm
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from sharpmask_kernels import merge_upsample
 from sharpmask_kernels.fuse import FuseReport, fuse, register_adapter
 from sharpmask_kernels.modules import Refinement
+from tests.kernels.fusing import OpsCalled
 
 SAME = {"rtol": 1e-11, "atol": 1e-11}  # fp64; the ops may add up in another order
-
-
-class OpsCalled(TorchDispatchMode):
-    """Counts the ops of this package that run inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "sharpmask":
-            self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def maps(*channels: int, size: tuple[int, int] = (5, 4)) -> list[Tensor]:
