@@ -1,30 +1,39 @@
-"""Turn a click, or a detector's box, into a mask.
+"""Turn clicks, or a detector's boxes, into masks.
 
-Writes two overlay pictures into the current folder.
+Writes a picture of each answer into the current folder.
 """
 
 from importlib.resources import files
 
-from sharpmask import ProposalGenerator, load_model
+import numpy as np
 
-POINTS = [(280, 110), (365, 285)]  # x, y in pixels: the cup, the spoon
-BOXES = [(165, 15, 240, 205), (320, 235, 85, 95)]  # x, y, width, height: the same two
+from sharpmask import MaskPredictor, load_model
+from sharpmask.data.images import load_image
+from sharpmask.visualize import overlay, save_picture
+
+CUP, SPOON = (280, 110), (365, 285)  # x, y in pixels
+BOXES = [(165, 15, 405, 220), (320, 235, 405, 330)]  # x0, y0, x1, y1: the same two
 
 
 def main() -> None:
     photo = str(files("sharpmask") / "assets" / "coffee.jpg")
-    generator = ProposalGenerator(load_model())
+    predictor = MaskPredictor(load_model())
+    predictor.set_image(photo)  # takes most of the time
 
-    clicked = generator.at_points(photo, POINTS)
-    for (x, y), mask in zip(POINTS, clicked.masks(), strict=True):
-        print(f"click at {x}, {y}: {mask.sum()} pixels, contains the click: {mask[y, x]}")
-    clicked.save_overlay("clicks.png")
+    masks, scores, _ = predictor.predict(points=[CUP])
+    for mask, score in zip(masks, scores, strict=True):
+        print(f"click on the cup: {mask.sum()} pixels, score {score:.2f}")
 
-    boxed = generator.in_boxes(photo, BOXES)
-    for box, tight in zip(BOXES, boxed.boxes, strict=True):
-        print(f"box {box}: the mask's own box is {tight.round().astype(int).tolist()}")
-    boxed.save_overlay("boxes.png")
-    print("clicks.png, boxes.png: the masks over the photo")
+    masks, scores, _ = predictor.predict(points=[CUP, SPOON], labels=[1, 0])
+    best = masks[np.argmax(scores)]
+    print(f"the cup without the spoon: {best.sum()} pixels, contains the spoon: {best[SPOON[1], SPOON[0]]}")
+
+    masks, scores, _ = predictor.predict(boxes=BOXES, multimask=False)
+    for box, mask in zip(BOXES, masks[:, 0], strict=True):
+        rows, cols = np.nonzero(mask)
+        print(f"box {box}: the mask's own box is {cols.min(), rows.min(), cols.max() + 1, rows.max() + 1}")
+    save_picture(overlay(load_image(photo), masks[:, 0], scores[:, 0].tolist()), "boxes.png")
+    print("boxes.png: the masks over the photo")
 
 
 if __name__ == "__main__":

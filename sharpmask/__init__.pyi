@@ -12,6 +12,7 @@ from .models import ModelConfig as ModelConfig
 from .models import SearchConfig as SearchConfig
 from .models import SharpMask as SharpMask
 from .models import build_model as build_model
+from .search import MaskPredictor as MaskPredictor
 from .search import ProposalGenerator as ProposalGenerator
 from .search import Proposals as Proposals
 from .version import __version__ as __version__

@@ -18,7 +18,7 @@ from sharpmask_kernels import registry
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("page", ["docs/drop-in.md", "docs/kernels.md"])
+@pytest.mark.parametrize("page", ["docs/drop-in.md", "docs/kernels.md", "docs/predictor.md"])
 def test_snippets(page: str) -> None:
     """They run one after another, as a reader would paste them."""
     snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -12,10 +12,12 @@ from rich.table import Table
 from ..checkpoint import load_model, read_training, save_model
 from ..convert import convert as convert_file
 from ..data.synthetic import synthesize
+from ..errors import DataError
 from ..files import output_folder, remove_leftovers, write_text
+from ..formats import datasets
 from ..search import ProposalGenerator
 from ..visualize import film_strip, save_picture
-from .options import Convert, Demo, Pack, Synth
+from .options import Convert, ConvertDataset, Demo, Pack, Synth
 from .output import ERR, say, show
 from .shared import print_timing, search_settings
 
@@ -65,6 +67,20 @@ def pack(options: Pack) -> int:
     remove_leftovers(options.out.parent, options.out.name)
     save_model(model, options.out, training=read_training(options.checkpoint), dtype=torch.float16)
     say(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def convert_dataset(options: ConvertDataset) -> int:
+    """Write annotations of another program as a COCO instances file."""
+    out = options.out or options.dataset / "instances.json"
+    if options.out is None and out.exists():
+        raise DataError(f"out: {out} is there already; move it away, or give --out a file")
+    document, notes = datasets.convert(options.dataset, options.layout, options.exif)
+    remove_leftovers(out.parent, out.name)
+    write_text(out, json.dumps(document))
+    for note in notes:
+        say(f"{options.dataset}: {note}", ERR)
+    say(f"{out}: {len(document['images'])} photos, {len(document['annotations'])} objects")
     return 0
 
 

@@ -15,6 +15,8 @@ from ..errors import DataError
 from ..models.config import INSIDE, Geometry, SearchScale
 from ..ranges import Length, Range, Settings
 
+FORMATS = ("coco", "labelme", "yolo", "png", "parquet")
+"""What ``propose`` can write."""
 TopN: TypeAlias = Annotated[int, Range(1, 100_000)]
 Side: TypeAlias = Annotated[int, Range(64, 8192)]
 
@@ -90,6 +92,8 @@ class Propose(Settings):
     """Folder to write into."""
     refine: bool = True
     """Refine the masks; otherwise keep the coarse ones."""
+    format: str = "coco"
+    """What to write, separated by commas: coco, labelme, yolo, png, parquet (docs/command-line.md)."""
     overlay: bool = True
     """Write overlay pictures."""
     timing: bool = False
@@ -98,6 +102,18 @@ class Propose(Settings):
     """Go on with a stopped run: photos whose results of the same settings are in the output folder are done."""
     search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
     compute: Annotated[EngineOptions, arg(name="")] = field(default_factory=EngineOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.formats:
+            if name not in FORMATS:
+                known = ", ".join(FORMATS)
+                raise DataError(f"format must be some of {known}, separated by commas, got {name!r} in {self.format!r}")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The names in ``format``."""
+        return tuple(name.strip() for name in self.format.split(","))
 
 
 @dataclass(frozen=True)
@@ -179,6 +195,20 @@ class Synth(Settings):
     """photo: cut from the photos of scikit-image. generated: drawn. auto: photo if scikit-image is installed."""
 
 
+@dataclass(frozen=True)
+class ConvertDataset(Settings):
+    """Turn annotations of labelme, Pascal VOC or YOLO (segmentation) into a COCO instances file for training."""
+
+    dataset: Positional[Path]
+    """Folder with photos and their annotations."""
+    out: Path | None = None
+    """File to write. Without one: instances.json in the folder, where training finds it."""
+    layout: Literal["labelme", "voc", "yolo"] | None = None
+    """Which program's files to read. Without one: those that are there."""
+    exif: Exif | None = None
+    """Pixels that annotations refer to: as stored, or turned by EXIF. Needed for photos with an EXIF orientation."""
+
+
 OPTIONS: dict[str, Any] = {
     "demo": Demo,
     "propose": Propose,
@@ -186,6 +216,7 @@ OPTIONS: dict[str, Any] = {
     "synth": Synth,
     "pack": Pack,
     "convert": Convert,
+    "convert-dataset": ConvertDataset,
 }
 STAGES: dict[str, str] = {
     "deepmask": "Train the coarse mask and the score (the paper's first stage).",

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -101,8 +102,13 @@ class Parts:
             )
         return there
 
-    def merge(self, photos: Sequence[Searched], path: Path) -> list[bool]:
-        """Join the photos' results in one file, an entry a line, and say for each photo whether it had some.
+    def entries(self, photo: Searched) -> Entries:
+        """A photo's results; empty if there are none."""
+        record = self._read(photo)
+        return record["proposals"] if record else []
+
+    def merge(self, photos: Sequence[Searched], path: Path | None) -> list[bool]:
+        """Join the photos' results in one file, if given, an entry a line. Says for each photo whether it had some.
 
         Only one photo's results are in memory at a time.
         """
@@ -118,7 +124,10 @@ class Parts:
                     separator = ",\n"
             yield "\n]\n" if separator == ",\n" else "[]\n"
 
-        write_text(path, lines())
+        if path is None:
+            deque(lines(), maxlen=0)
+        else:
+            write_text(path, lines())
         return there
 
     def _differ(self, photo: Searched, record: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ def prepare(argv: Sequence[str]) -> Command:
         check_paths(config, out_is_file=False)
         return train.prepared(config)
     options = parse(name, rest)
-    check_paths(options, out_is_file=name in ("pack", "convert"))
+    check_paths(options, out_is_file=name in ("pack", "convert", "convert-dataset"))
     if name == "propose":
         check_images(options.images)
         found = find_photos(options.images, recursive=options.recursive)
@@ -48,7 +48,7 @@ def prepare(argv: Sequence[str]) -> Command:
         return partial(evaluate, options)
     from . import commands
 
-    return partial(getattr(commands, name), options)
+    return partial(getattr(commands, name.replace("-", "_")), options)
 
 
 def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:

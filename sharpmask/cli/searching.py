@@ -28,13 +28,14 @@ def search_all(
     steps: Steps[P, Entries],
     refuse: Callable[[P, DataError], None],
     *,
-    merged: Path,
+    merged: Path | None,
     resume: bool,
 ) -> list[P]:
     """Search the photos, or with ``resume`` those that have no results yet, and join all results in ``merged``.
 
+    Without ``merged`` they are not joined.
     ``refuse`` is told of each photo that cannot be searched, and may raise its error to stop. Returns the photos
-    whose results are in ``merged``.
+    that have results.
     """
     done = parts.finished(photos) if resume else [False] * len(photos)
     if resume:

@@ -48,8 +48,17 @@ def make_generator(
     """
     settings = search_settings(model, options)
     side = options.max_side or None
-    engine = (compute.engine, compute.precision, compute.calibrate)
-    generator = ProposalGenerator(model, top_n, refine, settings, side, exif, *engine)
+    generator = ProposalGenerator(
+        model,
+        top_n,
+        refine=refine,
+        search=settings,
+        max_side=side,
+        exif=exif,
+        engine=compute.engine,
+        precision=compute.precision,
+        calibration=compute.calibrate,
+    )
     if compute.engine != "torch":
         _ = generator.form  # kept
     return generator

@@ -124,3 +124,13 @@ def grid_of(maps: ImageMaps, window: int) -> Grid:
     score = torch.cat([s.flatten() for s in maps.score]).float()
     fields = (torch.cat(p).to(score.device) for p in zip(*parts, strict=True))
     return Grid(torch.where(score.isnan(), -torch.inf, score), *fields)
+
+
+def window_boxes(maps: ImageMaps, windows: Windows, window: int) -> npt.NDArray[np.float64]:
+    """What windows of ``window`` pixels cover of the photo: (N, 4), x, y, width, height, which may leave it."""
+    height, width = maps.size
+    sizes = np.array([scaled_size(height, width, scale) for scale in maps.scales])
+    scale, row, col = (field.cpu().numpy() for field in windows[2:])
+    tall, wide = height / sizes[scale, 0], width / sizes[scale, 1]
+    half = window / 2
+    return np.stack([(STRIDE * col - half) * wide, (STRIDE * row - half) * tall, window * wide, window * tall], 1)

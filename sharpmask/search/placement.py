@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sharpmask_kernels import Windows, encode_windows
-from sharpmask_kernels.windows import scaled_size
+from sharpmask_kernels.windows import sample_positions, scaled_size
 
 from ..models.config import Geometry
 from .released import Released, ReleasedExact
@@ -33,6 +34,9 @@ class Placement(Protocol):
         self, logits: Tensor, windows: Windows, image_size: tuple[int, int], scales: list[float], threshold: float
     ) -> list[dict[str, object]]:
         """Mask logits as COCO RLE of the image (h, w); ``threshold`` is a probability."""
+
+    def spread(self, logits: Tensor, windows: Windows, image_size: tuple[int, int], scales: list[float]) -> Tensor:
+        """Mask logits at the pixels of the image: (N, h, w), -inf outside of the window."""
 
 
 class Centres:
@@ -61,6 +65,25 @@ class Centres:
     ) -> list[dict[str, object]]:
         """Mask logits (N, S, S) as COCO RLE of the image (h, w)."""
         return encode_windows(logits, windows, image_size, scales, threshold=threshold)
+
+    def spread(self, logits: Tensor, windows: Windows, image_size: tuple[int, int], scales: list[float]) -> Tensor:
+        """Mask logits (N, S, S), sampled bilinearly at the centres of pixels: (N, h, w), -inf outside of the window."""
+        logits = logits.float()
+        found = logits.new_full((len(logits), *image_size), -torch.inf)
+        for out, mask, i, *cells in zip(found, logits, *(v.tolist() for v in windows[2:]), strict=True):
+            (y, rows), (x, cols) = (
+                self._samples(length, scales[i], cell, mask) for length, cell in zip(image_size, cells, strict=True)
+            )
+            out[y : y + len(rows), x : x + len(cols)] = rows @ mask @ cols.T
+        return found
+
+    def _samples(self, length: int, scale: float, cell: int, mask: Tensor) -> tuple[int, Tensor]:
+        """The first pixel of an axis that samples a mask (S, S), and the weights (n, S) of the pixels from there on."""
+        first, places = sample_positions(length, scale, cell, self.window)
+        at = torch.from_numpy(places)
+        # Hat functions: a place between two cells takes of each what is left to the other.
+        weights = (1 - (at[:, None] - torch.arange(self.window)).abs()).clamp(min=0)
+        return first, weights.to(mask)
 
 
 PLACEMENTS: Mapping[Geometry, type[Placement]] = {

@@ -14,6 +14,8 @@ from pycocotools import mask as coco_mask
 
 from ..data.images import reduced
 from ..data.orientation import Exif
+from ..formats import outputs as formats
+from ..formats.packages import needed
 from ..visualize import format_of, overlay, save_picture
 from .pictures import PhotoFile
 
@@ -35,6 +37,10 @@ class Proposals:
     """Seconds that each stage took, in order."""
     exif: Exif | None = None
     """Whether masks are of the photo as ``turned`` by its EXIF orientation or as ``stored``; None for an array."""
+    stability: npt.NDArray[np.float32] | None = None
+    """How sharp each mask is, in [0, 1], (N); None where that is not known."""
+    windows: npt.NDArray[np.float64] | None = None
+    """The window that each mask was read in: (N, 4), x, y, width, height in pixels of the photo, which it may leave."""
 
     def __len__(self) -> int:
         return len(self.rles)
@@ -57,6 +63,11 @@ class Proposals:
         """Tight boxes of the masks: (N, 4), x, y, width, height in pixels."""
         return np.asarray(coco_mask.toBbox(self.rles)) if self.rles else np.zeros((0, 4))
 
+    @property
+    def areas(self) -> npt.NDArray[np.float64]:
+        """The number of pixels of each mask, (N)."""
+        return areas(self.rles)
+
     def masks(self) -> npt.NDArray[np.bool_]:
         """All masks: bool (N, h, w). Where that is too large, :meth:`iter_masks` gives one at a time."""
         masks = np.zeros((len(self), *self.size), dtype=bool)
@@ -77,9 +88,66 @@ class Proposals:
                 "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
                 "bbox": [float(v) for v in box],
                 "score": float(score),
+                "area": int(area),
+                **own,
             }
-            for rle, box, score in zip(self.rles, self.boxes, self.scores, strict=True)
+            for rle, box, score, area, own in zip(
+                self.rles, self.boxes, self.scores, self.areas, self._of_windows(), strict=True
+            )
         ]
+
+    def _of_windows(self) -> Iterator[dict[str, Any]]:
+        """What is known of the window of each mask, as JSON has it."""
+        for i in range(len(self)):
+            sharp = {} if self.stability is None else {"stability": float(self.stability[i])}
+            yield sharp if self.windows is None else sharp | {"window": self.windows[i].tolist()}
+
+    def to_supervision(self) -> Any:
+        """The proposals as ``supervision.Detections``, in their order.
+
+        Boxes are corners (x0, y0, x1, y1), x1 and y1 beyond the last pixel; the score is the confidence, and all have
+        class 0. ``data`` has ``area``, and ``stability`` and ``window`` where they are known. Raises ``DataError``
+        without the package supervision.
+        """
+        detections = needed("supervision", "to_supervision").Detections
+        known = {"area": self.areas, "stability": self.stability, "window": self.windows}
+        return detections(
+            xyxy=np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], 1),
+            mask=self.masks(),
+            confidence=self.scores,
+            class_id=np.zeros(len(self), dtype=int),
+            data={name: values for name, values in known.items() if values is not None},
+        )
+
+    def to_labelme(self, image: str | Path) -> dict[str, Any]:
+        """The proposals as a labelme document, ready for ``json.dump``.
+
+        ``image``: the photo's path as labelme will open it, relative to the JSON file. A mask of several parts is
+        several polygons with one ``group_id``; polygons draw the masks' pixels exactly, holes too. Raises ``DataError``
+        without the package supervision.
+        """
+        return formats.labelme(self.iter_masks(), self.scores.tolist(), self.size, Path(image).as_posix())
+
+    def to_yolo(self) -> str:
+        """The proposals as a YOLO segmentation label: a line each, all of class 0, without their scores.
+
+        Parts of a mask are joined by lines of one pixel, because a line is an object; a mask of one part keeps its
+        pixels exactly, holes too. Raises ``DataError`` without the package supervision.
+        """
+        return formats.yolo(self.iter_masks(), self.size)
+
+    def to_png(self, folder: str | Path) -> None:
+        """Write the masks as pictures into a folder, which is made.
+
+        ``mask_00001.png`` and so on are black and white, best first. ``index.png`` holds at each pixel the number of
+        the best mask there, 0 for none: 8-bit, of more than 255 masks 16-bit. Raises ``DataError`` for more than 65,535
+        masks, ``OSError`` for a folder that cannot be written.
+        """
+        formats.png(self.iter_masks(), len(self), self.size, Path(folder))
+
+    def cutouts(self) -> list[npt.NDArray[np.uint8]]:
+        """Each object cut out of the photo: uint8 (h', w', 4) RGBA of its box, transparent outside of the mask."""
+        return formats.cutouts(self.image, self.iter_masks(), self.boxes)
 
     def save_overlay(self, path: str | Path, limit: int = 20, max_side: int | None = 4096) -> None:
         """Write the photo with the best ``limit`` masks in distinct colours, as PNG or JPEG by the path's suffix.
@@ -96,6 +164,13 @@ class Proposals:
         best = sorted(range(len(self)), key=lambda i: -scores[i])[:limit]
         rles = [resized(self.rles[i], picture.shape[:2]) for i in best]
         save_picture(overlay(picture, rles, [scores[i] for i in best], limit=limit), path)
+
+
+def areas(rles: list[Rle]) -> npt.NDArray[np.float64]:
+    """The number of pixels of each mask, (N)."""
+    # pycocotools' area fails on more than 255 masks with numpy 2.
+    parts = [coco_mask.area(rles[i : i + 255]) for i in range(0, len(rles), 255)]
+    return np.concatenate([np.zeros(0), *parts]).astype(np.float64)
 
 
 def resized(rle: Rle, size: tuple[int, ...]) -> Rle:
@@ -168,9 +243,7 @@ class MaskOverlaps:
         self.rles, self.limit = rles, limit
         x, y, width, height = np.array(coco_mask.toBbox(rles)).T
         self.left, self.right, self.top, self.bottom = map(np.ascontiguousarray, (x, x + width, y, y + height))
-        # pycocotools' area fails on more than 255 masks with numpy 2.
-        parts = [coco_mask.area(rles[i : i + 255]) for i in range(0, len(rles), 255)]
-        self.area = np.concatenate(parts).astype(np.float64)
+        self.area = areas(rles)
 
     def row(self, i: int, left: npt.NDArray[np.bool_]) -> Row:
         """IoU of the i-th with those that are ``left`` and near it."""

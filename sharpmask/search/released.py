@@ -7,6 +7,7 @@ corner to corner and without smoothing; masks are resized to a whole number of p
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -49,16 +50,29 @@ class Released:
         A mask is resized to floor(window / scale) pixels and moved by whole pixels.
         """
         bound = logit(threshold)
+        return [
+            {"size": list(image_size), "counts": encode((part > bound).cpu().numpy(), origin, image_size)}
+            for part, origin in self._placed(logits, windows, image_size, scales)
+        ]
+
+    def spread(self, logits: Tensor, windows: Windows, image_size: tuple[int, int], scales: list[float]) -> Tensor:
+        """Mask logits (N, s, s) at the pixels of the image: (N, h, w), -inf outside of the window."""
+        found = logits.new_full((len(logits), *image_size), -torch.inf, dtype=torch.float32)
+        for out, (part, (y, x)) in zip(found, self._placed(logits, windows, image_size, scales), strict=True):
+            out[y : y + part.shape[0], x : x + part.shape[1]] = part
+        return found
+
+    def _placed(
+        self, logits: Tensor, windows: Windows, image_size: tuple[int, int], scales: list[float]
+    ) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+        """The part of each mask that lies inside the image, resized, and its first pixel (y, x)."""
         weights: dict[int, Tensor] = {}  # by scale
-        masks: list[dict[str, object]] = []
         for mask, i, row, col in zip(logits.float(), *(v.tolist() for v in windows[2:]), strict=True):
             size = max(1, math.floor(self.window / scales[i]))
             if i not in weights:
                 weights[i] = torch.from_numpy(resize_weights(mask.shape[0], size)).to(mask.device)
             targets = [places(cell, scales[i], self.window, size) for cell in (row, col)]
-            bits, origin = _visible(mask, weights[i], targets, image_size, bound)
-            masks.append({"size": list(image_size), "counts": encode(bits, origin, image_size)})
-        return masks
+            yield _visible(mask, weights[i], targets, image_size)
 
 
 class ReleasedExact(Released):
@@ -111,25 +125,20 @@ def places(cell: int, scale: float, window: int, size: int) -> npt.NDArray[np.in
 
 
 def _visible(
-    mask: Tensor,
-    weights: Tensor,
-    targets: list[npt.NDArray[np.int64]],
-    image_size: tuple[int, int],
-    bound: float,
-) -> tuple[npt.NDArray[np.bool_], tuple[int, int]]:
+    mask: Tensor, weights: Tensor, targets: list[npt.NDArray[np.int64]], image_size: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
     """The part of a mask that lies inside the image, and its first pixel (y, x).
 
     mask (s, s): logits. weights (size, s): resize one axis. targets: image rows, image columns of the resized
-    mask, (size) each. A pixel is set where its logit is above ``bound``. Empty if the mask misses the image.
+    mask, (size) each. Empty if the mask misses the image.
     """
     inside = [np.flatnonzero((t >= 0) & (t < side)) for t, side in zip(targets, image_size, strict=True)]
     if not (len(inside[0]) and len(inside[1])):
-        return np.zeros((0, 0), dtype=bool), (0, 0)
+        return mask[:0, :0], (0, 0)
     # The positions inside the image are consecutive.
     rows, cols = (slice(int(i[0]), int(i[-1]) + 1) for i in inside)
-    bits = ((weights[rows] @ (mask @ weights[cols].T)) > bound).cpu().numpy()
     y, x = (t[i] for t, i in zip(targets, inside, strict=True))
     # Where rounding skips an image row or column, it stays empty.
-    part = np.zeros((y[-1] - y[0] + 1, x[-1] - x[0] + 1), dtype=bool)
-    part[np.ix_(y - y[0], x - x[0])] = bits
+    part = mask.new_full((int(y[-1] - y[0]) + 1, int(x[-1] - x[0]) + 1), -torch.inf)
+    part[np.ix_(y - y[0], x - x[0])] = weights[rows] @ (mask @ weights[cols].T)
     return part, (int(y[0]), int(x[0]))

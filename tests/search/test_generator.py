@@ -21,6 +21,7 @@ from sharpmask.models import SharpMask, from_config
 from sharpmask.models.config import SearchConfig
 from sharpmask.models.inference import InferenceForm, InferenceMaps
 from sharpmask.search.generator import ProposalGenerator, best_channel
+from sharpmask.search.looking import stability
 from sharpmask.search.maps import ImageMaps, Stopwatch
 from sharpmask_kernels import Windows, topk_windows
 
@@ -47,6 +48,12 @@ def look(generator: ProposalGenerator, image: np.ndarray) -> ImageMaps:
 def segment(generator: ProposalGenerator, maps: ImageMaps, windows: Windows) -> list[dict[str, Any]]:
     with torch.inference_mode():
         return generator.segment(maps, windows, Stopwatch(torch.device("cpu")))
+
+
+def sharpness(generator: ProposalGenerator, maps: ImageMaps, windows: Windows) -> list[float]:
+    """The stability of the masks of some windows."""
+    with torch.inference_mode():
+        return stability(generator.window_logits(maps, windows, Stopwatch(torch.device("cpu")))).tolist()
 
 
 def decode(rles: list[dict[str, Any]]) -> list[np.ndarray]:
@@ -346,8 +353,8 @@ def test_windows_without_a_score_are_dropped(
     with monkeypatch.context() as patch:
         spoil(patch, none)
         assert len(generator.generate(photo)) == 0
-        # Every point and box still has an answer, with a score of 0.
-        assert generator.in_boxes(photo, [(10, 10, 40, 40)]).scores.tolist() == [0.0]
+        # Every point and box still has an answer; a point, with a score of 0.
+        assert len(generator.in_boxes(photo, [(10, 10, 40, 40)])) == 1
         assert generator.at_points(photo, [(10, 10)]).scores.tolist() == [0.0]
     assert generator.generate(photo).rles == expected.rles
 
@@ -404,15 +411,21 @@ def test_a_point_gets_the_best_mask_that_contains_it(generator: ProposalGenerato
     contained = 0
     for (px, py), rle, score in zip(points[:5], found.rles, found.scores, strict=False):
         reach = [OBJECT / 2 / scale for scale in maps.scales]
-        near = [c for c in grid(maps) if max(abs(c[3] - px), abs(c[4] - py)) <= reach[c[0]]]
-        assert near
-        near = sorted(near, key=lambda c: -c[5])[:16]
-        rles = segment(generator, maps, as_windows(near))
-        covering = [i for i, mask in enumerate(decode(rles)) if mask[int(py), int(px)]]
-        expected = covering[0] if covering else 0
-        assert rle == rles[expected]
-        assert score == pytest.approx(1 / (1 + math.exp(-near[expected][5])), rel=1e-5)
-        contained += bool(covering)
+
+        def order(cell: tuple[Any, ...], px: float = px, py: float = py, reach: list[float] = reach) -> Any:
+            """Windows whose object may cover the point by their score, then the nearest of the others."""
+            return max(0.0, max(abs(cell[3] - px), abs(cell[4] - py)) / reach[cell[0]] - 1), -cell[5]
+
+        best = [c for s in range(3) for c in sorted((c for c in grid(maps) if c[0] == s), key=order)[:6]]
+        rles = segment(generator, maps, as_windows(best))
+        sharp = sharpness(generator, maps, as_windows(best))
+        scores = [
+            mask[int(py), int(px)] * s / (1 + math.exp(-cell[5]))
+            for mask, s, cell in zip(decode(rles), sharp, best, strict=True)
+        ]
+        assert score == pytest.approx(max(scores), rel=1e-5)
+        assert score == 0 or rle == rles[int(np.argmax(scores))]
+        contained += score > 0
     assert contained >= 3
 
 
@@ -424,10 +437,10 @@ def test_a_click_passes_over_better_masks_beside_it(generator: ProposalGenerator
     covers_one = [mask[int(y), int(x)] for (x, y), mask in zip(points, one.iter_masks(), strict=True)]
     assert sum(covers) > sum(covers_one)
     assert all(b for a, b in zip(covers_one, covers, strict=True) if a)
-    assert all(a == b for a, b, c in zip(found.rles, one.rles, covers_one, strict=True) if c)
+    assert all((score > 0) == covered for score, covered in zip(found.scores, covers, strict=True))
 
 
-def test_a_box_gets_the_window_that_fits_it_best(generator: ProposalGenerator, photo: np.ndarray) -> None:
+def test_a_box_gets_the_best_of_the_windows_that_fit_it(generator: ProposalGenerator, photo: np.ndarray) -> None:
     maps = look(generator, photo)
     cells = grid(maps)
     boxes = [(40.0, 30.0, 30.0, 20.0), (0.0, 0.0, 60.0, 60.0), (100.0, 70.0, 10.0, 44.0), (-20.0, 90.0, 25.0, 5.0)]
@@ -439,20 +452,12 @@ def test_a_box_gets_the_window_that_fits_it_best(generator: ProposalGenerator, p
             distance = math.hypot(cell[3] - x - w / 2, cell[4] - y - h / 2) * scale
             return (distance / 11.5) ** 2 + (math.log2(max(w, h) * scale / OBJECT) / 0.45) ** 2
 
-        best = min(cells, key=misfit)
-        assert [rle] == segment(generator, maps, as_windows([best]))
-        assert score == pytest.approx(1 / (1 + math.exp(-best[5])), rel=1e-5)
-
-
-def test_a_box_made_for_a_window_finds_it(generator: ProposalGenerator, photo: np.ndarray) -> None:
-    maps = look(generator, photo)
-    cells = grid(maps)[::7]
-    boxes = []
-    for scale, _, _, x, y, _ in cells:
-        side = OBJECT / maps.scales[scale]
-        boxes.append((x - side / 2, y - side / 3, side, side * 2 / 3))
-    found = generator.in_boxes(photo, boxes)
-    assert found.rles == segment(generator, maps, as_windows(cells))
+        best = sorted(cells, key=misfit)[:6]
+        rles = segment(generator, maps, as_windows(best))
+        overlap = coco_mask.iou(coco_mask.toBbox(rles), np.array([(x, y, w, h)]), [0])[:, 0]
+        scores = overlap * sharpness(generator, maps, as_windows(best))
+        assert score == pytest.approx(max(scores), rel=1e-5)
+        assert score == 0 or rle == rles[int(np.argmax(scores))]
 
 
 def test_points_and_boxes_must_be_numbers(generator: ProposalGenerator, photo: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sharpmask import ProposalGenerator, SharpMask, load_model
 from sharpmask.cli import main
-from sharpmask.search.generator import stability
+from sharpmask.search.looking import stability
 
 
 def test_stability_is_the_sharp_share_of_a_mask() -> None:
