@@ -3,7 +3,7 @@
 
 ARGS ?=
 
-.PHONY: help install test bench lint docs wheels
+.PHONY: help install test torches bench lint docs wheels
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ install: ## Install the package editable, with everything that the other targets
 
 test: ## Run the tests
 	pytest -n auto $(ARGS)
+
+torches: ## Run the ops' contract on the oldest PyTorch and the newest (minutes)
+	tools/torches.sh $(ARGS)
 
 bench: ## Time every op next to plain PyTorch (minutes; with ARGS="--small", seconds)
 	python -m bench.compare $(ARGS)

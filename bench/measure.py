@@ -70,10 +70,11 @@ class Setting:
         self.module.zero_grad()
         return cost(counter.get_total_flops(), [*self.sets[0], *self.module.parameters(), *self.expected])
 
-    def runner(self, contestant: Contestant, first: int = 0) -> Callable[[], None]:
+    def runner(self, contestant: Contestant, first: int = 0, wait: bool = True) -> Callable[[], None]:
         """A function that runs ``contestant`` once, on the next set of inputs, beginning with set ``first``.
 
-        Raises :class:`WrongResult` if its result is not that of plain PyTorch.
+        It returns when a GPU has done its work, unless told not to ``wait``. Raises :class:`WrongResult` if its result
+        is not that of plain PyTorch.
         """
         x = self.sets[0][0]
         module = self._module(x.dtype, x.device)
@@ -85,7 +86,7 @@ class Setting:
         upcoming = itertools.islice(itertools.cycle(sets), first, None)
         parameters, gradient = list(module.parameters()), self._gradient(contestant)
         differentiated = [i for i in range(len(sets[0])) if i not in self.workload.frozen]
-        synchronize = torch.cuda.synchronize if self.sets[0][0].is_cuda else lambda: None
+        synchronize = torch.cuda.synchronize if wait and x.is_cuda else lambda: None
 
         def forward() -> None:
             function(*next(upcoming))

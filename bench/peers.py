@@ -160,7 +160,7 @@ def contestants(
         if reason := backend_obstacle(name, workload.op, dtype, device):
             left_out[name] = reason
         else:
-            found += both_formats(Contestant(name, _prepare_op(name), backend=name), module.maps)
+            found += both_formats(Contestant(name, prepare_op(name), backend=name), module.maps)
     return found, left_out
 
 
@@ -187,7 +187,7 @@ def _prepare_variant(name: str) -> Prepare:
     return lambda module, example: module.variants()[name]
 
 
-def _prepare_op(backend: str) -> Prepare:
+def prepare_op(backend: str) -> Prepare:
     return lambda module, example: lambda *inputs: module.op(backend, *inputs)
 
 

@@ -12,7 +12,8 @@ import importlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,12 +32,21 @@ def cases(op: str, random: Callable[..., Tensor], device: torch.device) -> Itera
     return found
 
 
+class Problem(NamedTuple):
+    """A case in which a backend does not agree with the reference."""
+
+    told: str
+    inputs: Sequence[Tensor]
+
+
 def check(backend: str, device: torch.device) -> dict[str, str]:
     """Every op that ``backend`` has, with "ok" or what differed from the reference."""
-    return {op: _check_op(op, backend, device) for op in registry.OPS if registry.backend(backend).has(op)}
+    ops = [op for op in registry.OPS if registry.backend(backend).has(op)]
+    return {op: next((problem.told for problem in problems(op, backend, device)), "ok") for op in ops}
 
 
-def _check_op(op: str, backend: str, device: torch.device) -> str:
+def problems(op: str, backend: str, device: torch.device) -> Iterator[Problem]:
+    """The cases of an op in which ``backend`` differs from the reference, or fails."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -45,24 +55,29 @@ def _check_op(op: str, backend: str, device: torch.device) -> str:
     for (name, case), dtype in itertools.product(cases(op, random, device), TOLERANCE):
         if registry.backend(backend).refusal(device, dtype):
             continue
-        try:
-            error = _error(case, backend, dtype)
-        except Exception as problem:  # whatever a kernel may do wrong is a finding
-            return f"{name}, {dtype}: {type(problem).__name__}: {problem}"
-        if not error <= TOLERANCE[dtype]:
-            return f"{name}, {dtype}: off by {error:.1e} of the largest value, allowed {TOLERANCE[dtype]:.0e}"
-    return "ok"
+        if told := _problem(case, backend, dtype):
+            yield Problem(f"{name}, {dtype}: {told}", case.inputs)
+
+
+def _problem(case: Case, backend: str, dtype: torch.dtype) -> str | None:
+    try:
+        error = _error(case, backend, dtype)
+    except Exception as problem:  # whatever a kernel may do wrong is a finding
+        return f"{type(problem).__name__}: {problem}"
+    if error <= TOLERANCE[dtype]:
+        return None
+    return f"off by {error:.1e} of the largest value, allowed {TOLERANCE[dtype]:.0e}"
 
 
 def _error(case: Case, backend: str, dtype: torch.dtype) -> float:
     """The largest error of output and gradients, each as a share of the largest value of its tensor."""
     rounded = [x.to(dtype) for x in case.inputs]
-    found = _outcome(case, backend, rounded)
-    expected = _outcome(case, "reference", [x.double() for x in rounded])
+    found = outcome(case, backend, rounded)
+    expected = outcome(case, "reference", [x.double() for x in rounded])
     return max((_relative(f, e) for f, e in zip(found, expected, strict=True)), default=0.0)
 
 
-def _outcome(case: Case, backend: str, inputs: list[Tensor]) -> list[Tensor]:
+def outcome(case: Case, backend: str, inputs: list[Tensor]) -> list[Tensor]:
     """The output and, where the op has them, the gradients of the inputs."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     out = case.run(backend, *leaves)

@@ -92,7 +92,7 @@ def _device_name(device: torch.device) -> str:
 @functools.cache
 def _sources() -> str:
     """A hash of this package, so that a changed kernel is checked again."""
-    files = sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".so", ".pyd"))
+    files = sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".json", ".so", ".pyd"))
     compiled = native.load("_cuda")  # in a checkout, perhaps the installed one
     files += [] if isinstance(compiled, str) else [Path(str(compiled.__file__))]
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:16]

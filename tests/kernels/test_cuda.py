@@ -316,7 +316,7 @@ def test_a_threshold_is_a_bound_on_the_double() -> None:
         assert below <= x < float(torch.nextafter(torch.tensor(below), torch.tensor(float("inf"))))
 
 
-# Streams, devices and errors. What only a GPU can show is in test_cuda_gpu.py.
+# Streams, devices and errors. What only a GPU can show is in test_gpu.py.
 
 
 def test_the_stream_is_the_current_one_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,45 +1,21 @@
-"""What is said of the CUDA kernels where there is no GPU, the report for whoever has one, and TensorRT as a peer."""
+"""What is said of the CUDA kernels where there is no GPU, and TensorRT as a peer."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from bench import gpu, tensorrt_peer
+from bench import tensorrt_peer
 from bench.workloads.gather_windows import GatherWindows
 from bench.workloads.refinement import MergeUpsample
 from tools.aot import cuda as gates
 
 from ..contract.inputs import windows_at
-
-
-@pytest.mark.parametrize("obstacle", [None, "torch_tensorrt is not installed"])
-def test_every_step_is_in_the_report(obstacle: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(tensorrt_peer, "missing", lambda: obstacle)
-    monkeypatch.setattr(gpu, "run", lambda step: (int("pytest" in step), f"output of {step}"))
-    monkeypatch.setattr(sys, "argv", ["gpu", str(tmp_path / "report.md")])
-    assert gpu.main() == 1  # one step has failed; those after it are there
-    report = (tmp_path / "report.md").read_text()
-    steps = gpu.STEPS if obstacle else gpu.STEPS + gpu.TENSORRT
-    assert [line[10:] for line in report.splitlines() if line.startswith("## python ")] == steps
-    assert all(f"output of {step}" in report for step in steps)
-    assert report.count("Exit status 1.") == 1
-    assert (f"TensorRT was not measured: {obstacle}." in report) == (obstacle is not None)
-
-
-def test_no_gpu_no_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu", str(tmp_path / "report.md")])
-    with pytest.raises(SystemExit):
-        gpu.main()
-    assert not (tmp_path / "report.md").exists()
 
 
 def test_tensorrt_takes_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,14 +47,6 @@ def test_report_of_the_cuda_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert ("for GPUs of", "unknown") in env.cuda_module()
 
 
-def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    tuning = pytest.importorskip("sharpmask_kernels.backends.triton.kernels.tuning")
-    monkeypatch.setattr(tuning, "INTERPRETED", False)
-    monkeypatch.setenv("SHARPMASK_AUTOTUNE", "no")
-    with pytest.raises(ValueError, match="SHARPMASK_AUTOTUNE must be 0 or 1, got 'no'"):
-        tuning.candidates((64, 4, 2), interpreted=16)
-
-
 def test_columns_are_aligned() -> None:
     assert env.table([("a", "bb", "c"), ("ddd", "e", "")]) == "a    bb  c\nddd  e"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import sharpmask_kernels as kernels
 from sharpmask_kernels import Windows
-from sharpmask_kernels.backends.triton import convolutions, decoder, device, gather_windows
+from sharpmask_kernels.backends.triton import convolutions, decoder, device, gather_windows, tuning
 from sharpmask_kernels.backends.triton.gather_windows import GatherTile
 from sharpmask_kernels.backends.triton.launch import as_map
 from tests import interpreter
@@ -64,15 +64,11 @@ def assert_agrees(name: str, inputs: list[Tensor], **options: Any) -> None:
 
 
 def tile(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
-    import triton
+    def chosen(kernel: str, *shape: Any) -> dict[str, int]:
+        # Of upsample.forward at least three rows of 17 activations: two of corners.
+        return {"PIXELS": max(pixels, 64) if kernel == "upsample.forward" else pixels}
 
-    from sharpmask_kernels.backends.triton.kernels import conv3x3, upsample
-    from sharpmask_kernels.backends.triton.kernels import decoder as decoder_kernels
-
-    for kernel in (conv3x3.forward, conv3x3.input_gradient, decoder_kernels.forward):
-        monkeypatch.setattr(kernel, "configs", [triton.Config({"PIXELS": pixels})])
-    # At least three rows of 17 activations: two of corners.
-    monkeypatch.setattr(upsample.forward, "configs", [triton.Config({"PIXELS": max(pixels, 64)})])
+    monkeypatch.setattr(tuning, "chosen", chosen)
     monkeypatch.setattr(convolutions, "WEIGHT_PIXELS", pixels)
 
 

@@ -40,10 +40,10 @@ BATCHES = (32, 256)
 GPUS = {"A100": (312, 2.039), "H100": (989, 3.35), "MI300X": (1307, 5.3), "B200": (2250, 8.0)}
 
 PIXELS, COLS = 128, 16
-"""The tile of upsample.forward's first configuration."""
+"""The tile of upsample.forward where no table has another."""
 
 FLAT, NARROW = 64, 64
-"""Pixels of a program of the flat kernels, and columns of a weight gradient's, in their first configurations."""
+"""Pixels of a program of the flat kernels, where no table has others, and columns of a weight gradient's."""
 
 WIDE = 128
 """The most outputs of a program of upsample_merge, channels of an input gradient's, and columns of a weight gradient's

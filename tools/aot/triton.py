@@ -1,13 +1,15 @@
 """Compiles the Triton kernels for GPUs that need not be here, and gates what the compiler made of them.
 
 The backend's own functions are called on tensors without memory. So what is compiled is what a GPU would run: every
-kernel, every configuration that autotune chooses from, specialised as at run time. Gates:
+kernel in the configuration of this GPU's table, specialised as at run time; and every entry of the tables that no op
+here asks for. Gates:
 
 - nothing is spilled;
 - the matrix unit is used, in 16 bit always. A product in fp32 is three in tf32 (NVIDIA) or exact (AMD), never one in
   tf32;
 - a map in channels_last is loaded at least 64 bits at a time, or a whole pixel where that has less;
-- the first configuration of each kernel fits into shared memory (autotune drops others that do not).
+- a program fits into shared memory, in a configuration of a table also into that of GPUs that take the table of
+  another (tuning.MOST_SHARED).
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
 from bench.workloads.decoder import UNET
 from bench.workloads.horizontal import HIDDEN
 from bench.workloads.shapes import Level
-from sharpmask_kernels.backends.triton import decoder, gather_windows, horizontal, refinement
+from sharpmask_kernels.backends.triton import convolutions, decoder, gather_windows, horizontal, refinement, tuning
+from sharpmask_kernels.backends.triton.convolutions import Convolution
 
 from . import machine_code
 from .roofline import IMAGE, LEVELS
@@ -120,7 +122,40 @@ def compile_decoder(level: int, dtype: torch.dtype, upsample: str, padding_mode:
     decoder.upsample_add_backward(out, out, upsample, "relu", True, [True] * 2)
 
 
-Case = tuple[str, int, str, str, str]  # target, level, dtype, upsample, padding_mode
+def entries() -> list[tuple[str, tuning.Shape]]:
+    """What the ops at all levels look up in a table."""
+    with mock.patch.object(JITFunction, "run"), tuning.force({}):
+        for dtype, level, upsample in itertools.product(("fp16", "fp32"), LEVELS, ("nearest", "bilinear")):
+            compile_ops(level, DTYPES[dtype], upsample, "zeros")
+        return sorted(tuning.asked())
+
+
+ENTRIES = "entries"
+"""In the place of the modes in a case: the entries of a target's table."""
+
+
+def compile_entry(kernel: str, shape: tuning.Shape, dtype: torch.dtype) -> None:
+    """A launch of a kernel that asks for this entry."""
+    side, ins, outs = 20, shape.inputs, shape.outputs
+    if kernel == "conv3x3.input_gradient":
+        grad, weight = _meta(dtype, 32, ins, side, side), _meta(dtype, ins, outs, 3, 3)
+        convolutions.input_gradients(grad, Convolution(weight, None, "zeros"), (outs,), True, (True,))
+        return
+    first = max(1, ins // 2)
+    rest = [ins - first] * (ins > first)
+    maps, weight = [_meta(dtype, 32, c, side, side) for c in (first, *rest)], _meta(dtype, outs, ins, 3, 3)
+    if kernel == "conv3x3.forward":
+        x = _meta(dtype, 32, ins, side, side)
+        convolutions.conv(x, Convolution(weight, None, "zeros"), torch.channels_last, relu=True)
+    elif kernel == "upsample.forward":
+        convolution = Convolution(weight, None, "replicate")
+        convolutions.conv_relu_upsample(maps, None, convolution, "bilinear", False, torch.channels_last)
+    else:
+        skip = _meta(dtype, 32, rest[0], 2 * side, 2 * side) if rest else None
+        decoder.upsample_merge(maps[0], skip, weight, None, True, "nearest", "zeros", "relu")
+
+
+Case = tuple[str, int, str, str, str]  # target, level, dtype, upsample or ENTRIES, padding_mode
 
 
 def cases(targets: list[str], quick: bool) -> Iterator[Case]:
@@ -129,6 +164,7 @@ def cases(targets: list[str], quick: bool) -> Iterator[Case]:
         return
     yield from itertools.product(targets, LEVELS, DTYPES, ("bilinear",), ("replicate",))
     yield from itertools.product(targets, LEVELS, ("fp16",), ("nearest",), ("zeros",))
+    yield from itertools.product((t for t in targets if t in tuning.tables()), (0,), DTYPES, (ENTRIES,), ("",))
 
 
 @dataclass(frozen=True)
@@ -138,7 +174,7 @@ class Compiled:
     kernel: str
     case: Case
     config: str
-    first: bool  # what autotune takes when pinned
+    shared_limit: int  # bytes
     warps: int
     registers: int
     spills: int
@@ -168,7 +204,7 @@ class Compiled:
         faults = [f"{name} is loaded less than 64 bits at a time" for name in self.narrow]
         if self.spills:
             faults.append(f"{self.spills} spills")
-        if self.first and self.shared > TARGETS[self.case[0]].shared:
+        if self.shared > self.shared_limit:
             faults.append(f"{self.shared} bytes of shared memory")
         if self.precision:
             faults.append(self.precision)
@@ -206,39 +242,47 @@ def compile_case(case: Case) -> list[Compiled]:
     found: dict[str, Compiled] = {}
     compile_only = JITFunction.run
 
-    def run(self: Any, *args: Any, grid: Any, warmup: bool, first: bool = True, **kwargs: Any) -> None:
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         kernel = compile_only(self, *args, grid=grid, warmup=True, **kwargs)
-        compiled = inspect(kernel, self, kwargs, case, first)
+        compiled = inspect(kernel, self, kwargs, case)
         found[f"{compiled.name} {kernel.hash}"] = compiled
-
-    def tune(self: Any, *args: Any, **kwargs: Any) -> None:
-        for i, config in enumerate(self.configs):
-            self.fn.run(*args, **{**kwargs, **config.all_kwargs()}, first=i == 0)
 
     hip = "6" if target.gpu.backend == "hip" else None
     with (
         mock.patch.object(JITFunction, "run", run),
-        mock.patch.object(Autotuner, "run", tune),
         mock.patch.object(torch.version, "hip", hip),
+        mock.patch.object(tuning, "architecture", lambda device: name),
+        tuning.force({}),  # forgets what was looked up for another target
     ):
-        compile_refinement(LEVELS[level], DTYPES[dtype], upsample, padding_mode)
-        compile_horizontal(LEVELS[level], DTYPES[dtype], padding_mode)
-        compile_gathering(LEVELS[level], DTYPES[dtype])
-        compile_decoder(level, DTYPES[dtype], "nearest", padding_mode)
-        if upsample == "nearest":
-            compile_decoder(level, DTYPES[dtype], "bilinear_corners", padding_mode)
+        if upsample == ENTRIES:
+            for kernel, shape in tuning.tables()[name]:
+                if shape.bits == 8 * DTYPES[dtype].itemsize:
+                    compile_entry(kernel, shape, DTYPES[dtype])
+        else:
+            compile_ops(level, DTYPES[dtype], upsample, padding_mode)
     return list(found.values())
 
 
-def inspect(kernel: Any, function: Any, constants: dict[str, Any], case: Case, first: bool) -> Compiled:
+def compile_ops(level: int, dtype: torch.dtype, upsample: str, padding_mode: str) -> None:
+    compile_refinement(LEVELS[level], dtype, upsample, padding_mode)
+    compile_horizontal(LEVELS[level], dtype, padding_mode)
+    compile_gathering(LEVELS[level], dtype)
+    compile_decoder(level, dtype, "nearest", padding_mode)
+    if upsample == "nearest":
+        compile_decoder(level, dtype, "bilinear_corners", padding_mode)
+
+
+def inspect(kernel: Any, function: Any, constants: dict[str, Any], case: Case) -> Compiled:
     config = f"{constants['PIXELS']}px " if "PIXELS" in constants else ""
     metadata = kernel.metadata
     module = function.fn.__module__.rpartition(".")[2]
+    name = f"{module}.{function.fn.__name__}"
+    serves_others = case[0] in tuning.tables() and name in tuning.UNTUNED
     return Compiled(
-        kernel=f"{module}.{function.fn.__name__}",
+        kernel=name,
         case=case,
         config=f"{config}{metadata.num_warps}w {metadata.num_stages}s",
-        first=first,
+        shared_limit=tuning.MOST_SHARED if serves_others else TARGETS[case[0]].shared,
         warps=metadata.num_warps,
         shared=metadata.shared,
         narrow=machine_code.narrow_loads(kernel, constants, DTYPES[case[2]].itemsize),
@@ -252,12 +296,21 @@ def report(found: list[Compiled], console: Console) -> None:
     table = Table(title="Kernels, compiled ahead of time")
     for column in columns.split():
         table.add_column(column, justify="left" if column in ("kernel", "target", "modes", "config") else "right")
-    for c in sorted(found, key=lambda c: (c.case, c.kernel, not c.first)):
+    for c in sorted(found, key=lambda c: (c.case, c.kernel)):
         target, level, dtype, upsample, padding_mode = c.case
-        shared = f"{c.shared}{'' if c.shared <= TARGETS[target].shared else ' (dropped)'}"
         narrow = sum(n for bits, n in c.loads.items() if bits < 32)
         wide = [c.loads.get(bits, 0) for bits in (128, 64, 32)]
-        cells = [c.kernel, target, level, dtype, f"{upsample} {padding_mode}", c.config, c.registers, c.spills, shared]
+        cells = [
+            c.kernel,
+            target,
+            level,
+            dtype,
+            f"{upsample} {padding_mode}",
+            c.config,
+            c.registers,
+            c.spills,
+            c.shared,
+        ]
         cells += [c.matrix, *wide, narrow, c.instructions, f"{c.occupancy}/{TARGETS[target].warps}"]
         table.add_row(*map(str, cells), style="red" if c.faults() else None)
     console.print(table)

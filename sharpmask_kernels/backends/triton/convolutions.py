@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ... import checks, layout
 from ..needs import ConvNeeds
+from . import tuning
 from .device import INTERPRETED
 from .launch import FUSED, as_map, as_pixels, power_of_2, tiles
 
@@ -123,7 +124,8 @@ def conv(x: Tensor, convolution: Convolution, memory_format: torch.memory_format
     if pixels == 0:
         return out
     columns = columns_of(outputs, MOST_CHANNELS)
-    kernels.forward[lambda meta: (tiles(pixels, meta["PIXELS"]), tiles(outputs, columns))](
+    chosen = tuning.chosen("conv3x3.forward", x, channels, outputs)
+    kernels.forward[(tiles(pixels, chosen["PIXELS"]), tiles(outputs, columns))](
         as_pixels(x),
         *convolution.pointers(),
         as_map(out),
@@ -136,6 +138,7 @@ def conv(x: Tensor, convolution: Convolution, memory_format: torch.memory_format
         REPLICATE=convolution.replicate,
         N=columns,
         **contraction_of(channels, x.dtype, 128).constants(),
+        **chosen,
         **FUSED,
     )
     return out
@@ -160,13 +163,11 @@ def conv_relu_upsample(
         return out, active
     columns = columns_of(outputs, MOST_CHANNELS)
     halo = int(upsample == "bilinear")
-
-    def grid(meta: dict[str, Any]) -> tuple[int, int]:
-        rows = meta["PIXELS"] // (COLS + halo) - halo
-        return batch * tiles(height + halo, rows) * tiles(width + halo, COLS), tiles(outputs, columns)
-
+    chosen = tuning.chosen("upsample.forward", out, convolution.inputs, outputs)
+    rows = chosen["PIXELS"] // (COLS + halo) - halo
+    programs = batch * tiles(height + halo, rows) * tiles(width + halo, COLS)
     a, b = maps if len(maps) == 2 else (maps[0], None)
-    kernels.forward[grid](
+    kernels.forward[(programs, tiles(outputs, columns))](
         as_pixels(a),
         None if b is None else as_pixels(b),
         *convolution.pointers(),
@@ -183,6 +184,7 @@ def conv_relu_upsample(
         COLS=COLS,
         N=columns,
         **contraction_of(convolution.inputs, out.dtype, 64).constants(),
+        **chosen,
         **FUSED,
     )
     return out, active
@@ -249,7 +251,8 @@ def input_gradients(
     # (sm_100).
     registers = {"maxnreg": 255} if columns == most and not torch.version.hip else {}
     weight, _ = convolution.pointers()
-    kernels.input_gradient[lambda meta: (tiles(pixels, meta["PIXELS"]), tiles(last - first, columns))](
+    chosen = tuning.chosen("conv3x3.input_gradient", grad, outputs, last - first)
+    kernels.input_gradient[(tiles(pixels, chosen["PIXELS"]), tiles(last - first, columns))](
         grad,
         weight,
         a,
@@ -267,6 +270,7 @@ def input_gradients(
         SCALE=scale,
         N=columns,
         **contraction_of(outputs, grad.dtype, 64).constants(),
+        **chosen,
         **FUSED,
         **registers,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from ... import layout
 from ..needs import UpsampleAddNeeds, UpsampleMergeNeeds
 from ..reference.decoder import activation_backward
+from . import tuning
 from .convolutions import (
     MOST_CHANNELS,
     Convolution,
@@ -77,11 +78,8 @@ def upsample_merge(
     each = phases if tiles(pixels // phases, TILE) * tiles(outputs, columns) >= ENOUGH else 1
     of_mask = contraction_of(channels, mask.dtype, 128)
     of_skip = contraction_of(max(1, skip_channels), mask.dtype, 128)
-
-    def grid(meta: dict[str, Any]) -> tuple[int, int]:
-        return tiles(pixels // phases, meta["PIXELS"]) * phases // each, tiles(outputs, columns)
-
-    kernels.forward[grid](
+    chosen = tuning.chosen("decoder.forward", mask, channels + skip_channels, outputs)
+    kernels.forward[(tiles(pixels // phases, chosen["PIXELS"]) * phases // each, tiles(outputs, columns))](
         as_pixels(mask),
         None if skip is None else as_pixels(skip),
         weights,
@@ -106,6 +104,7 @@ def upsample_merge(
         PRECISION=of_mask.precision,
         EACH=each,
         N=columns,
+        **chosen,
         **FUSED,
     )
     return out

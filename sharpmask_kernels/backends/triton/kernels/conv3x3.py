@@ -18,7 +18,6 @@ import triton.language as tl
 
 from .maps import Map, locate, offset, upsampled
 from .phases import COMPOSITE_TAPS, composite_tap, pixel_of
-from .tuning import candidates
 
 TAPS = tl.constexpr(9)
 """Of a 3x3 convolution. Tap t looks t // 3 - 1 rows down and t % 3 - 1 columns to the right."""
@@ -156,10 +155,6 @@ def relu(x: tl.tensor) -> tl.tensor:
     return tl.where(x <= 0, 0, x)  # tl.maximum may drop NaN
 
 
-@triton.autotune(
-    candidates((64, 4, 3), (64, 4, 4), (128, 8, 3), interpreted=64),
-    key=["CHANNELS", "OUT", "RELU", "REPLICATE"],
-)
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
 def forward(
     x: Map,
@@ -261,10 +256,6 @@ def output_gradients(
     return values
 
 
-@triton.autotune(
-    candidates((64, 4, 3), (128, 8, 2), interpreted=64),
-    key=["CHANNELS", "FIRST", "LAST", "OUT", "REPLICATE"],
-)
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
 def input_gradient(
     grad_ptr: tl.tensor,  # (batch, SCALE * height, SCALE * width, OUT)

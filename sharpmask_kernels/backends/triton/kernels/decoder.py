@@ -18,7 +18,6 @@ import triton.language as tl
 from .conv3x3 import TAPS, accumulate, add_bias, relu
 from .maps import Map, cells_and_channels, locate, offset, upsampled, upsampled_gradient
 from .phases import COMPOSITE_TAPS
-from .tuning import candidates
 
 LEAK = tl.constexpr(0.01)
 """The slope of leaky ReLU below 0."""
@@ -63,10 +62,6 @@ def compose(
     tl.store(out_ptr + i, total.to(out_ptr.dtype.element_ty), mask=i < elements)
 
 
-@triton.autotune(
-    candidates((64, 4, 3), (128, 8, 3), (64, 4, 4), interpreted=64),
-    key=["A", "B", "OUT", "UPSAMPLE", "REPLICATE", "EACH"],
-)
 @triton.jit(do_not_specialize=["pixels", "height", "width"])
 def forward(
     a: Map,

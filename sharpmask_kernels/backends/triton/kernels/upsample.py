@@ -15,7 +15,6 @@ import triton.language as tl
 
 from .conv3x3 import convolve, relu
 from .maps import Map, locate, offset, upsampled_gradient
-from .tuning import candidates
 
 NEARER = tl.constexpr(0.75)
 FARTHER = tl.constexpr(0.25)
@@ -135,10 +134,6 @@ def store_upsampled(
             tl.store(out.pointer + at, value.to(out.pointer.dtype.element_ty), mask=written[:, None] & outputs)
 
 
-@triton.autotune(
-    candidates((128, 4, 2), (128, 4, 3), (256, 8, 2), interpreted=128),
-    key=["A", "B", "OUT", "BILINEAR", "REPLICATE"],
-)
 @triton.jit(do_not_specialize=["height", "width"])
 def forward(
     a: Map,
