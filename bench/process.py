@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 ROOT = Path(__file__).parents[1]
 
 Answer = dict[str, Any]
+P = TypeVar("P", bound="Process")
 
 
 class Failed(RuntimeError):
@@ -85,7 +86,7 @@ class Process:
             self.process.kill()
             self.process.wait()
 
-    def __enter__(self) -> Process:
+    def __enter__(self: P) -> P:
         return self
 
     def __exit__(
@@ -99,11 +100,17 @@ def serve(ready: Callable[[], object]) -> None:
     # Libraries print; only answers go to the asker.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    found: list[object] = []
-    _reply(answers, lambda: found.append(ready()) or {})
+    found: object = None
+
+    def prepare() -> Answer:
+        nonlocal found
+        found = ready()
+        return {}
+
+    _reply(answers, prepare)
     for line in sys.stdin:
         question = json.loads(line)
-        method = getattr(found[0], question.pop("what"))
+        method = getattr(found, question.pop("what"))
         _reply(answers, lambda method=method, question=question: method(**question))  # type: ignore[misc]
 
 

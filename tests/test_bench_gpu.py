@@ -46,7 +46,7 @@ def test_a_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for stage in STAGES:
         assert f"\n## {stage.name}: " in text
     counts = [row for step in found["stages"]["prove"].values() for row in step["rows"]]
-    assert [row["passed"] > 0 for row in counts] == [True] * len(prove.REHEARSED)
+    assert counts == [{"failed": 0}, {"passed": 5}]
     assert tuning.read(tmp_path / "tuning" / "interpreted.json").keys() == {("upsample.forward", Shape(32, 8, 4))}
 
     monkeypatch.setattr(run.Runner, "step", lambda *step: pytest.fail("it is finished"))

@@ -55,8 +55,6 @@ def times(run: Run, device: torch.device, capture: bool = True) -> Times:
 
 def warm(run: Run, device: torch.device) -> float:
     """Seconds of one call after another, as in :func:`times`; of what a graph can hold."""
-    for _ in range(SETS):
-        run()
     if device.type != "cuda":
         return on_host(run, lambda: None)
     return on_device(graph_of(run, 2 * SETS)) / (2 * SETS)

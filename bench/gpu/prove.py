@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..process import ROOT
@@ -26,25 +27,21 @@ OTHERS = ("tests/kernels/test_gpu.py", "tests/search")
 LONG = ("test_gradients", "test_decoder", "test_refinement", "test_pytorch", "test_horizontal")
 """Files to be begun first."""
 
-REHEARSED = {
-    "cuda": ("test_refine_windows", "test_layouts"),
-    "triton": ("test_gather_windows", "test_out_of_the_map"),
-}
-"""The file and tests of a backend that a rehearsal runs."""
+REHEARSED = ("test_refine_windows", "test_gather_windows")
+REHEARSED_TESTS = "(cuda and test_layouts) or (triton and test_out_of_the_map)"
+"""What a rehearsal runs, in one process."""
 
 
 def steps(plan: Plan) -> list[Step]:
     checks = [_check(backend, plan) for backend in BACKENDS]
     if plan.rehearse:
-        return [
-            *checks[:1],
-            *(_tests(f"{CONTRACT}/{f}.py", b, f"{b} and {k}", plan) for b, (f, k) in REHEARSED.items()),
-        ]
+        return [checks[0], _tests("contract", REHEARSED, REHEARSED_TESTS, plan)]
     names = sorted((path.stem for path in (ROOT / CONTRACT).glob("test_*.py")), key=lambda name: name not in LONG)
     contract = [
-        _tests(f"{CONTRACT}/{name}.py", b, f"{b}-cuda and not onnx", plan) for name in names for b in BACKENDS[::-1]
+        _tests(f"{name} {b}", (name,), f"{b}-cuda and not onnx", plan) for name in names for b in BACKENDS[::-1]
     ]
-    return [*checks, *contract, *(_tests(path, "", "", plan) for path in OTHERS)]
+    others = [_tests(Path(path).stem, (), "", plan, path) for path in OTHERS]
+    return [*checks, *contract, *others]
 
 
 def _check(backend: str, plan: Plan) -> Step:
@@ -53,11 +50,10 @@ def _check(backend: str, plan: Plan) -> Step:
     return Step(f"self-check {backend}", 100.0, command)
 
 
-def _tests(path: str, backend: str, chosen: str, plan: Plan) -> Step:
-    command = ["-m", "pytest", "-q", "-x" if plan.rehearse else "--maxfail=40", "-p", "no:cacheprovider"]
-    command += ["-p", "bench.gpu.failures", *([] if plan.rehearse else ["-m", "gpu"]), path]
-    command += ["-k", chosen] if chosen else []
-    name = f"{Path(path).stem} {backend}".strip()
+def _tests(name: str, contract: Sequence[str], chosen: str, plan: Plan, *paths: str) -> Step:
+    command = ["-m", "pytest", "-q", "--maxfail=40", "-p", "no:cacheprovider", "-p", "bench.gpu.failures"]
+    command += [*([] if plan.rehearse else ["-m", "gpu"]), *(["-k", chosen] if chosen else [])]
+    command += [*(f"{CONTRACT}/{file}.py" for file in contract), *paths]
     return Step(name, SECONDS, tuple(command), environment={VARIABLE: str(Path(plan.folder, "failures"))})
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests import emulator, interpreter
+import importlib
 
 
 def prepare() -> None:
     """Before Triton is imported, with TRITON_INTERPRET=1."""
-    interpreter.install()
-    emulator.install()
+    for name in ("interpreter", "emulator"):
+        importlib.import_module(f"tests.{name}").install()

@@ -27,13 +27,13 @@ SUMMARY = re.compile(r"=+ (?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+)
 ALLOCATE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """Else tensors are parts of larger allocations, and the tools do not see their ends."""
 
-REHEARSED = [("cuda", "refine_windows"), ("triton", "upsample_add")]
+REHEARSED = ("triton", "gather_windows")
 
 
 def steps(plan: Plan) -> list[Step]:
     works = [(b, op) for b in ("cuda", "triton") for op in registry.OPS if registry.backend(b).has(op)]
     if plan.rehearse:
-        return [_step("rehearsal", *work, (), ("--rehearse",), None) for work in REHEARSED]
+        return [_step("rehearsal", *REHEARSED, (), ("--rehearse",), None)]
     program = shutil.which(NAME) or _beside_nvcc()
     obstacle = None if program else f"{NAME}, which comes with the CUDA toolkit, is not on the path"
     return [

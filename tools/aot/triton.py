@@ -14,6 +14,7 @@ here asks for. Gates:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.runtime.interpreter import GridExecutor
 from triton.runtime.jit import JITFunction
 
 from bench.workloads.decoder import UNET
@@ -124,7 +126,11 @@ def compile_decoder(level: int, dtype: torch.dtype, upsample: str, padding_mode:
 
 def entries() -> list[tuple[str, tuning.Shape]]:
     """What the ops at all levels look up in a table."""
-    with mock.patch.object(JITFunction, "run"), tuning.force({}):
+    launches = ((JITFunction, "run"), (GridExecutor, "__call__"))  # the second in Triton's interpreter
+    with contextlib.ExitStack() as stack:
+        for launch in launches:
+            stack.enter_context(mock.patch.object(*launch))
+        stack.enter_context(tuning.force({}))
         for dtype, level, upsample in itertools.product(("fp16", "fp32"), LEVELS, ("nearest", "bilinear")):
             compile_ops(level, DTYPES[dtype], upsample, "zeros")
         return sorted(tuning.asked())
