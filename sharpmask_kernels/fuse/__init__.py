@@ -113,6 +113,14 @@ def _ways_to_call(kind: type[nn.Module]) -> list[list[str]]:
     return [way for i, way in enumerate(ways) if way not in ways[:i]]
 
 
+def _plain_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and its parts, without those that are swapped."""
+    if not isinstance(module, Swapped):
+        yield module
+        for child in module.children():
+            yield from _plain_parts(child)
+
+
 def _owners(nodes: Iterable[fx.Node]) -> set[nn.Module]:
     """The modules whose calls recorded these nodes."""
     return {owner for node in nodes for owner in node.meta["owners"]}
@@ -201,7 +209,7 @@ class _Run:
             return [(given, self.traced(module, given))]
         except Loops as loop:
             traces: list[tuple[Given, Trace]] = []
-            if given[loop.argument] is None and upsamples(module):
+            if given[loop.argument] is None and any(upsamples(part) for part in _plain_parts(module)):
                 for length in LENGTHS:
                     with contextlib.suppress(Exception):  # forward may need a longer list
                         traces += self.unrolled(module, {**given, loop.argument: length})

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from ..hooks import customized
 from .graph import RELU, Chain, argument, calls, module_of
-from .run import normalised, upsampled_shape
+from .run import normalised, upsampled_shape, with_same_average
 
 DROPOUT = (nn.Dropout, nn.Dropout2d)
 FUNCTIONS = {F.elu: ("elu", "alpha", 1), F.leaky_relu: ("leaky_relu", "negative_slope", 0.01), F.silu: ("silu", "", 0)}
@@ -36,6 +36,7 @@ class CallChain:
     inputs: tuple[Any, ...]  # nodes and what holds nodes
     modules: dict[str, Any]  # names of modules, as keyword arguments
     options: dict[str, Any]
+    averages: tuple[fx.Node, ...] = ()  # nodes that average the upsampled map; they may average the small one instead
 
     def replace(self, graph: fx.Graph) -> None:
         """Put the call into the graph and erase the nodes that it replaces."""
@@ -46,15 +47,19 @@ class CallChain:
         for node in reversed(self.nodes):
             graph.erase_node(node)
         if self.path:
-            self._read_shapes(graph)
+            self._read_of_small(graph)
         for node in reversed(self.path):
             if not node.users:
                 graph.erase_node(node)
 
-    def _read_shapes(self, graph: fx.Graph) -> None:
-        """Compute the upsampled map's shape from the small map's, so that the map need not be made for it."""
+    def _read_of_small(self, graph: fx.Graph) -> None:
+        """Compute the upsampled map's shape and averages from the small map, so that the map need not be made."""
         up = self.path[0]
         mask, size = self.inputs[0], self.inputs[1]
+        for node in set(self.averages).intersection(up.users):
+            with graph.inserting_before(node):
+                same = graph.call_function(with_same_average, (mask, size), {"mode": self.options["mode"]})
+            node.replace_input_with(up, same)
         for node in [node for node in up.users if is_shape(node)]:
             with graph.inserting_before(node):
                 dims = node.args[1:] if node.op == "call_method" else ()

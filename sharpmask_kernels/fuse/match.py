@@ -5,12 +5,17 @@ from __future__ import annotations
 from torch import fx, nn
 
 from .graph import Chain, Differs, Upsampling, in_order, upsampling_of
+from .sums import unstack
 from .upsample_first import UpsampleFirst
 from .upsample_last import UpsampleLast
 
 
 def find(root: nn.Module, graph: fx.Graph) -> tuple[list[Chain], dict[str, str]]:
-    """The chains in the graph of ``root``, and the near misses as {module's name: what differs}."""
+    """The chains in the graph of ``root``, and the near misses as {module's name: what differs}.
+
+    Sums over stacks are written out in the graph.
+    """
+    unstack(root, graph)
     chains: list[Chain] = []
     missed: dict[str, str] = {}
     left: list[tuple[fx.Node, Upsampling, str, str | None]] = []

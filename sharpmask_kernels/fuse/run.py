@@ -31,6 +31,7 @@ def merged(
     size: Any,
     pad: tuple[Sequence[int], str] | None,
     rest: tuple[Tensor, ...],
+    gate: Tensor | None,
     *,
     conv: nn.Conv2d,
     norm: nn.BatchNorm2d | None,
@@ -42,15 +43,17 @@ def merged(
     align_corners: bool | None,
     activation: str,
 ) -> Tensor:
-    """act(dropout(norm(conv(cat[..., up2(mask), ...])))), the upsampled map at ``position`` among the ``rest``.
+    """act(dropout(norm(conv(cat[..., up2(mask) * gate, ...])))), the upsampled map at ``position`` among the ``rest``.
 
-    ``dropouts`` are those of the upsampled map, of the concatenation and of the convolution's result; ``padded`` says
-    that a layer of its own pads before the convolution.
+    A ``gate`` has one value for each channel. ``dropouts`` are those of the upsampled map, of the concatenation and of
+    the convolution's result; ``padded`` says that a layer of its own pads before the convolution.
     """
     before, after, last = dropouts
-    fits = _fits(mask, size, rest, least=2 if padding == "reflect" else 1) and _convolves(conv, mask, rest)
-    if not fits or _drops(before + after) or (pad is not None and any(pad[0])):
-        x = _dropped(_upsampled(mask, size, mode, align_corners), before)
+    small = _gated(mask, gate)
+    fits = small is not None and _fits(small, size, rest, 2 if padding == "reflect" else 1)
+    if small is None or not fits or not _convolves(conv, small, rest) or _drops(before + after) or _pads(pad):
+        x = _upsampled(mask, size, mode, align_corners)
+        x = _dropped(x if gate is None else x * gate, before)
         x = x if pad is None else F.pad(x, list(pad[0]), pad[1])
         x = _dropped(torch.cat([*rest[:position], x, *rest[position:]], 1), after) if rest or after else x
         x = conv(_padded(x, 1, padding) if padded else x)
@@ -60,7 +63,7 @@ def merged(
     left = None if folds else norm
     early = left is None and not _drops(last)  # the op can compute the activation too
     x = _merge(
-        mask, rest, weight, bias, position, padding, op_mode(mode, align_corners), activation if early else "none"
+        small, rest, weight, bias, position, padding, op_mode(mode, align_corners), activation if early else "none"
     )
     return x if early else _finished(x, left, last, activation)
 
@@ -118,6 +121,11 @@ def normalised(x: Tensor, *, conv: nn.Conv2d, norm: nn.BatchNorm2d, dropouts: Dr
     return _finished(x, None, dropouts, activation)
 
 
+def with_same_average(mask: Tensor, size: Any, *, mode: str) -> Tensor:
+    """A map whose channels average to the same as the upsampled map's, where ``mode`` is one of the nearest."""
+    return mask if _fits(mask, size, ()) else _upsampled(mask, size, mode, None)
+
+
 def upsampled_shape(mask: Tensor, size: Any, dim: int | None = None) -> Any:
     """The shape of the upsampled map, or its size along ``dim``."""
     height, width = _doubled(mask) if size is None else (size, size) if isinstance(size, int) else tuple(size)
@@ -162,6 +170,17 @@ def _convolves(conv: nn.Conv2d, mask: Tensor, rest: tuple[Tensor, ...]) -> bool:
 
 def _doubled(mask: Tensor) -> tuple[int, int]:
     return 2 * mask.shape[2], 2 * mask.shape[3]
+
+
+def _gated(mask: Tensor, gate: Tensor | None) -> Tensor | None:
+    """The small map times the gate, or None if the gate differs between rows or columns."""
+    if gate is None:
+        return mask
+    return mask * gate if not exporting() and gate.ndim == 4 and gate.shape[2:] == (1, 1) else None
+
+
+def _pads(pad: tuple[Sequence[int], str] | None) -> bool:
+    return pad is not None and any(pad[0])
 
 
 def _drops(dropouts: Dropouts) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from ..checks import PADDING_MODES
 from ..hooks import customized
 from .chains import DROPOUT, CallChain, Tail, is_shape
+from .gates import MULTIPLY, is_average, is_per_channel
 from .graph import ADD, ADD_IN_PLACE, CONCATENATE, Flow, Upsampling, argument, calls, conv_problem, module_of
 from .run import added, merged
 
@@ -33,6 +34,7 @@ class _Path:
     rest: tuple[fx.Node, ...] = ()  # what the upsampled map is concatenated with
     position: int = 0  # of the upsampled map among these
     after: tuple[str, ...] = ()  # dropouts of the concatenation
+    gate: fx.Node | None = None  # what the upsampled map is multiplied with, one value for each channel
     padding: str | None = None  # of a layer that pads by 1 before the convolution
 
     def with_(self, node: fx.Node, **changes: Any) -> _Path:
@@ -79,19 +81,29 @@ class UpsampleFirst(Flow):
         """Look at all that uses ``node``, which is the end of ``path``."""
         for user in list(node.users):
             module = module_of(self.root, user)
-            if user.op == "output" or is_shape(user):
+            if user.op == "output" or is_shape(user) or is_average(self.root, user):
                 continue
             if module is not None and customized(module):
                 self.differs(f"{user.target!r} has hooks or a forward of its own")
             elif isinstance(module, nn.Conv2d):
                 self.convolved(user, module, path)
-            elif calls(user, ADD) and not path.joined and path.pad is None and path.padding is None:
+            elif calls(user, ADD) and self.is_bare(path):
                 self.summed(user, path)
             elif further := self.step(node, user, module, path):
                 self.follow(user, further)
             else:
-                what = "concatenation" if path.joined else "upsampling"
-                self.differs(f"{self.described(user)} stands after the {what}, not a 3x3 convolution")
+                self.differs(self.unexpected(user, path))
+
+    @staticmethod
+    def is_bare(path: _Path) -> bool:
+        """Whether the end of the path is the upsampled map itself, but for dropout."""
+        return not path.joined and path.pad is None and path.padding is None and path.gate is None
+
+    def unexpected(self, user: fx.Node, path: _Path) -> str:
+        what = "concatenation" if path.joined else "upsampling"
+        if calls(user, MULTIPLY) and len(user.all_input_nodes) == 2:
+            return f"an attention weighs the result of the {what}; what fits is one weight per channel of the small map"
+        return f"{self.described(user)} stands after the {what}, not a 3x3 convolution"
 
     def step(self, node: fx.Node, user: fx.Node, module: nn.Module | None, path: _Path) -> _Path | None:
         """The path with ``user`` at its end, if that may stand between the upsampling and the convolution."""
@@ -101,6 +113,8 @@ class UpsampleFirst(Flow):
             names = (str(user.target),)
             changes = {"after": path.after + names} if path.joined else {"before": path.before + names}
             return path.with_(user, **changes)
+        if calls(user, MULTIPLY) and self.is_bare(path):
+            return self.gated(node, user, path)
         if calls(user, CONCATENATE) and not path.joined and path.padding is None:
             return self.concatenated(node, user, path)
         if (padding := self.padding(user, module)) is not None and path.padding is None:
@@ -109,6 +123,10 @@ class UpsampleFirst(Flow):
         if mode in ("constant", "replicate") and not path.joined and path.pad is None and path.padding is None:
             return path.with_(user, pad=(argument(user, 1, "pad"), mode))
         return None
+
+    def gated(self, node: fx.Node, user: fx.Node, path: _Path) -> _Path | None:
+        gate = next((each for each in user.all_input_nodes if each is not node), None)
+        return path.with_(user, gate=gate) if is_per_channel(self.root, gate) else None
 
     def concatenated(self, node: fx.Node, user: fx.Node, path: _Path) -> _Path | None:
         tensors = argument(user, 0, "tensors")
@@ -147,7 +165,7 @@ class UpsampleFirst(Flow):
         tail = Tail.of(self.root, node)
         modules = {"conv": name, "norm": tail.norm, "dropouts": (path.before, path.after, tail.dropouts)}
         options = {"position": path.position, "padding": padding, "padded": path.padding is not None}
-        inputs = (self.mask, self.upsampling.size, path.pad, path.rest)
+        inputs = (self.mask, self.upsampling.size, path.pad, path.rest, path.gate)
         self.add(name, tail, path, merged, inputs, modules, options)
 
     def summed(self, total: fx.Node, path: _Path) -> None:
@@ -173,6 +191,8 @@ class UpsampleFirst(Flow):
         self.nodes = [*path.nodes, stop]
         joined = next((node for node in path.nodes if calls(node, CONCATENATE)), stop)
         reads = [(self.mask, self.up), *((each, joined) for each in path.rest)]
+        if path.gate is not None:
+            reads.append((path.gate, next(node for node in path.nodes if calls(node, MULTIPLY))))
         return all(isinstance(each, fx.Node) and not self.may_change(each, start, stop) for each, start in reads)
 
     def add(
@@ -187,4 +207,6 @@ class UpsampleFirst(Flow):
     ) -> None:
         ways = {"mode": self.upsampling.torch_mode, "align_corners": self.upsampling.align_corners}
         options = {**options, **ways, "activation": tail.activation}
-        self.found.append(CallChain(name, tail.nodes, list(path.nodes), function, inputs, modules, options))
+        nearest = self.upsampling.mode == "nearest"
+        averages = tuple(node for node in self.up.users if nearest and is_average(self.root, node))
+        self.found.append(CallChain(name, tail.nodes, list(path.nodes), function, inputs, modules, options, averages))

@@ -1,76 +1,30 @@
-"""fuse on whole decoders as people write them: a depth network's, a residual U-Net's, loops over lists of skips."""
+"""fuse on whole decoders as people write them: a depth network's, a residual U-Net's, loops over lists of skips.
+
+The decoders of segmentation_models_pytorch are built narrow here; test_fuse_public has whole models.
+"""
 
 from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
-from collections import OrderedDict
+import re
 from collections.abc import Callable
+from pathlib import Path
 
+import onnxruntime
 import pytest
+import segmentation_models_pytorch.decoders as smp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.models import DepthDecoder
 from sharpmask_kernels.fuse import fuse
 from tests.kernels.fusing import assert_near, check, ops_of, results, tensors
 
 MERGE, ADD = "upsample_merge", "upsample_add"
-
-
-class Conv3x3(nn.Module):
-    def __init__(self, ins: int, outs: int, reflect: bool) -> None:
-        super().__init__()
-        self.pad = nn.ReflectionPad2d(1) if reflect else nn.ZeroPad2d(1)
-        self.conv = nn.Conv2d(ins, outs, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.pad(x))
-
-
-class ConvBlock(nn.Module):
-    def __init__(self, ins: int, outs: int, reflect: bool) -> None:
-        super().__init__()
-        self.conv = Conv3x3(ins, outs, reflect)
-        self.nonlin = nn.ELU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.nonlin(self.conv(x))
-
-
-def upsample(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-class DepthDecoder(nn.Module):
-    """In the style of monodepth2: ELU, padding by reflection, layers in a dictionary, outputs kept on the module."""
-
-    def __init__(self, encoder: tuple[int, ...], widths: tuple[int, ...], reflect: bool = True) -> None:
-        super().__init__()
-        self.levels = len(widths)
-        self.convs: dict[tuple[str, int] | tuple[str, int, int], nn.Module] = OrderedDict()
-        for i in reversed(range(self.levels)):
-            ins = encoder[-1] if i == self.levels - 1 else widths[i + 1]
-            self.convs["upconv", i, 0] = ConvBlock(ins, widths[i], reflect)
-            skip = encoder[i - 1] if i > 0 else 0
-            self.convs["upconv", i, 1] = ConvBlock(widths[i] + skip, widths[i], reflect)
-            self.convs["dispconv", i] = Conv3x3(widths[i], 1, reflect)
-        self.decoder = nn.ModuleList(self.convs.values())
-        self.sigmoid = nn.Sigmoid()
-
-    def forward(self, input_features: list[Tensor]) -> dict[tuple[str, int], Tensor]:
-        self.outputs = {}
-        x = input_features[-1]
-        for i in range(self.levels - 1, -1, -1):
-            x = self.convs["upconv", i, 0](x)
-            x = [upsample(x)]
-            if i > 0:
-                x += [input_features[i - 1]]
-            x = torch.cat(x, 1)
-            x = self.convs["upconv", i, 1](x)
-            self.outputs["disp", i] = self.sigmoid(self.convs["dispconv", i](x))
-        return self.outputs
 
 
 class Residual(nn.Module):
@@ -135,6 +89,9 @@ DECODERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] 
     "depth, zeros": (lambda: DepthDecoder((4, 5, 6, 7), (3, 4, 5, 6), False), (4, 5, 6, 7), [MERGE] * 4),
     "residual": (lambda: ResUNet((4, 5, 6, 7)), (4, 5, 6, 7), [MERGE] * 3),
     "pyramid": (lambda: Pyramid((4, 5, 6), 3), (4, 5, 6), [ADD] * 2),
+    "smp Unet": (lambda: smp.unet.decoder.UnetDecoder((3, 4, 5, 6), (6, 5, 4), 3), (3, 4, 5, 6), [MERGE] * 3),
+    "smp MAnet": (lambda: smp.manet.decoder.MAnetDecoder((3, 4, 5, 6), (6, 5, 4), 3), (3, 4, 5, 6), [MERGE] * 3),
+    "smp FPN": (lambda: smp.fpn.decoder.FPNDecoder((4, 5, 6, 7), 3, 8, 32), (4, 5, 6, 7), [MERGE] * 3 + [ADD] * 6),
 }
 
 
@@ -219,29 +176,73 @@ def test_an_exported_decoder_holds_plain_operators(kind: str) -> None:
     assert_near(list(tensors(program.module()(inputs))), list(tensors(plain(inputs))), 1e-9)
 
 
-def test_bfloat16_is_as_close_as_the_original() -> None:
-    model, _, ops = decoder("residual")
-    exact = copy.deepcopy(model).eval()
-    rounded = model.to(torch.bfloat16).eval()
-    plain = copy.deepcopy(rounded)
-    fuse(rounded)
-    inputs = features(4, 5, 6, 7, dtype=torch.bfloat16)
-    assert ops_of(rounded, inputs) == ops
-    exact.load_state_dict(plain.state_dict())
-    expected = exact([x.double() for x in inputs])
-    errors = [(each(inputs).double() - expected).abs().max().item() for each in (rounded, plain)]
-    assert errors[0] <= 1.5 * errors[1], errors
-
-
-def test_autocast_as_in_the_original() -> None:
-    model, _, _ = decoder("residual")
+@pytest.mark.parametrize("kind", ["depth", "smp Unet", "smp FPN"])
+def test_onnx_holds_plain_operators_that_give_the_same_results(kind: str, tmp_path: Path) -> None:
+    model, inputs, _ = decoder(kind)
     model = model.float().eval()
-    plain = copy.deepcopy(model)
+    inputs = [x.detach().float() for x in inputs]
+    expected = [x.numpy() for x in tensors(copy.deepcopy(model)(inputs))]
     fuse(model)
-    inputs = features(4, 5, 6, 7, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        found, expected = model(inputs), plain(inputs)
-    assert_near([found], [expected], 0.03)
+    program = torch.onnx.export(model, (inputs,), dynamo=True, verbose=False)
+    assert program is not None
+    assert {node.domain for node in program.model_proto.graph.node} == {""}
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    names = [x.name for x in session.get_inputs()]
+    found = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+    assert_near(list(map(torch.from_numpy, found)), list(map(torch.from_numpy, expected)), 1e-5)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("size", [(32, 16), (20, 28)])
+def test_other_sizes(kind: str, size: tuple[int, int]) -> None:
+    """The second halves to maps of odd sizes, which do not double."""
+    model, inputs, _ = decoder(kind)
+    inputs = features(*(x.shape[1] for x in inputs), size=size)
+    plain = copy.deepcopy(model).eval()
+    fuse(model.eval())
+    try:
+        expected = results(plain, inputs)
+    except RuntimeError as error:
+        with pytest.raises(RuntimeError, match=re.escape(str(error))):
+            model(inputs)
+    else:
+        assert_near(results(model, inputs), expected, 1e-9)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", ["depth", "residual", "smp Unet", "smp MAnet", "smp FPN"])
+def test_bfloat16_is_as_close_as_the_original(kind: str, training: bool) -> None:
+    """Outputs and gradients, with parameters in bfloat16 and under autocast."""
+    exact, inputs, ops = decoder(kind)
+    without_dropout(exact).train(training)
+    rounded = copy.deepcopy(exact).bfloat16()
+    exact.load_state_dict(rounded.state_dict())
+    given = [x.detach().bfloat16() for x in inputs]
+    expected = results(exact, [x.double().requires_grad_() for x in given])
+    for autocast in (False, True):
+        dtype = torch.float32 if autocast else torch.bfloat16
+        errors = []
+        for fused in (True, False):
+            model = copy.deepcopy(rounded).to(dtype)
+            if fused:
+                fuse(model)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                found = results(model, [x.to(dtype).requires_grad_() for x in given])
+                assert not fused or sorted(ops_of(model, given)) == sorted(ops)
+            errors.append(math.fsum(map(relative_error, found, expected)))
+        assert errors[0] <= 1.3 * errors[1], (autocast, errors)
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0.0
+    return model
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    difference = torch.linalg.vector_norm(found.double() - expected)
+    return float(difference / torch.linalg.vector_norm(expected).clamp(min=1e-3))
 
 
 class Branches(nn.Module):

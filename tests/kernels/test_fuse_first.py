@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpmask_kernels.fuse import fuse
+from sharpmask_kernels.fuse import fuse, run
 from tests.kernels.fusing import assert_near, check, ops_of, results
 
 MERGE, ADD = "upsample_merge", "upsample_add"
@@ -45,14 +45,34 @@ class Block(nn.Module):
 class ToSkip(nn.Module):
     """Upsampling to the skip's size."""
 
-    def __init__(self, size: Callable[[Tensor], Any], **options: Any) -> None:
+    def __init__(self, size: Callable[[Tensor], Any], weigh: nn.Module | None = None, **options: Any) -> None:
         super().__init__()
-        self.size, self.options = size, options
+        self.size, self.options, self.weigh = size, options, weigh
         self.conv = nn.Conv2d(3 + 2, 4, 3, padding=1)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         up = F.interpolate(x, size=self.size(skip), **self.options)
+        if self.weigh is not None:
+            up = up * self.weigh(up)
         return F.relu(self.conv(torch.cat([up, skip], 1)))
+
+
+class Attended(nn.Module):
+    """A map upsampled, then multiplied by an attention that is computed from it."""
+
+    def __init__(self, attention: Callable[[Tensor], Tensor], **options: Any) -> None:
+        super().__init__()
+        self.attention, self.options = attention, options
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = F.interpolate(x, scale_factor=2, **self.options)
+        return up * self.attention(up)
+
+
+def squeeze() -> nn.Module:
+    """The attention of squeeze-and-excitation: one weight for each channel."""
+    layers = nn.Conv2d(3, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(2, 3, 1), nn.Sigmoid()
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), *layers)
 
 
 def trained(norm: nn.Module) -> nn.Module:
@@ -84,6 +104,10 @@ SPELLINGS: dict[str, Callable[[], nn.Module]] = {
     "Identity between": lambda: Block(up=nn.Sequential(nn.Upsample(scale_factor=2), nn.Identity())),
     "Dropout after up": lambda: Block(up=nn.Sequential(nn.Upsample(scale_factor=2), nn.Dropout(0.3))),
     "Dropout after norm": lambda: Block(norm=nn.Sequential(trained(nn.BatchNorm2d(4)), nn.Dropout2d(0.3))),
+    "attention": lambda: Block(up=Attended(squeeze())),
+    "attention, bilinear": lambda: Block(up=Attended(squeeze(), mode="bilinear")),
+    "attention of means": lambda: Block(up=Attended(lambda x: x.mean((2, 3), keepdim=True).sigmoid())),
+    "attention, Dropout": lambda: Block(up=nn.Sequential(Attended(squeeze()), nn.Dropout(0.3))),
     "no bias": lambda: Block(conv=nn.Conv2d(5, 4, 3, padding=1, bias=False)),
     "same, replicate": lambda: Block(conv=nn.Conv2d(5, 4, 3, padding="same", padding_mode="replicate")),
     "reflect": lambda: Block(conv=nn.Conv2d(5, 4, 3, padding=1, padding_mode="reflect")),
@@ -111,6 +135,13 @@ def test_every_spelling_is_one_upsample_merge(spelling: str) -> None:
     torch.manual_seed(0)
     report = check(SPELLINGS[spelling]().double(), maps(3, 2), [MERGE])
     assert report.left == {}
+
+
+def test_attention_needs_no_upsampled_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Block(up=Attended(squeeze())).double()
+    fuse(model)
+    monkeypatch.setattr(run, "_upsampled", None)
+    assert ops_of(model, *maps(3, 2)) == [MERGE]
 
 
 class Lateral(nn.Module):
@@ -141,6 +172,7 @@ SUMS: dict[str, Callable[[], Lateral]] = {
     "+=": lambda: Lateral(lambda lateral, up: add_assign(up, lateral), twice),
     "torch.add, ReLU": lambda: Lateral(lambda lateral, up: torch.add(lateral, up).relu(), twice),
     "size": lambda: Lateral(torch.add, lambda top, lateral: F.interpolate(top, size=lateral.shape[-2:])),
+    "a sum over a stack": lambda: Lateral(lambda lateral, up: torch.stack([up, lateral]).sum(dim=0), twice),
     "bilinear": lambda: Lateral(
         torch.add, lambda top, lateral: F.interpolate(top, lateral.shape[2:], mode="bilinear", align_corners=True)
     ),
@@ -151,6 +183,15 @@ SUMS: dict[str, Callable[[], Lateral]] = {
 def test_every_sum_is_one_upsample_add(spelling: str) -> None:
     torch.manual_seed(0)
     assert check(SUMS[spelling]().double(), maps(3, 2), [ADD]).left == {}
+
+
+def test_a_sum_over_a_stack_has_the_dtype_of_autocast() -> None:
+    model = SUMS["a sum over a stack"]()
+    plain = copy.deepcopy(model)
+    fuse(model)
+    inputs = [x.detach().bfloat16() for x in maps(3, 2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_near([model(*inputs)], [plain(*inputs)], 0.02)
 
 
 # Sizes that do not double: the calls as they were written.
@@ -174,6 +215,7 @@ class Padded(nn.Module):
 OTHER_SIZES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "to the skip's size": (lambda: ToSkip(lambda skip: skip.shape[2:]), MERGE),
     "padded": (Padded, MERGE),
+    "attention": (lambda: ToSkip(lambda skip: skip.shape[2:], weigh=squeeze()), MERGE),
     "a sum": (SUMS["size"], ADD),
     "a sum that broadcasts": (SUMS["+"], ADD),
 }
@@ -318,6 +360,11 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "the padding before 'conv.1' is by reflection, not zeros or replicated",
     ),
     "a product": (lambda: Block(up=lambda x: 2 * F.interpolate(x, scale_factor=2)), "", f"mul {AFTER_UP}"),
+    "spatial attention": (
+        lambda: Block(up=Attended(nn.Conv2d(3, 1, 1))),
+        "up",
+        "an attention weighs the result of the upsampling; what fits is one weight per channel of the small map",
+    ),
     "transposed": (
         lambda: Block(up=nn.ConvTranspose2d(3, 3, 2, stride=2)),
         "up",

@@ -25,9 +25,9 @@ def of_smp(name: str, encoder: str = "resnet18", **options: Any) -> Callable[[],
     return lambda: getattr(smp, name)(encoder, encoder_weights=None, **options)
 
 
-def basic_unet(**options: Any) -> Callable[[], nn.Module]:
+def basic_unet(name: str = "BasicUNet", **options: Any) -> Callable[[], nn.Module]:
     widths = (4, 4, 8, 8, 16, 4)
-    return lambda: monai_nets.BasicUNet(2, 3, 2, widths, upsample="nontrainable", **options)
+    return lambda: getattr(monai_nets, name)(2, 3, 2, widths, upsample="nontrainable", **options)
 
 
 def flexible_unet() -> nn.Module:
@@ -42,15 +42,17 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, list[str]]] = {
         5,
         [MERGE] * 5,
     ),
-    "smp Unet, attention": (of_smp("Unet", decoder_attention_type="scse"), 0, []),
+    "smp Unet, attention": (of_smp("Unet", decoder_attention_type="scse"), 1, [MERGE]),
     "smp UnetPlusPlus": (of_smp("UnetPlusPlus"), 11, [MERGE] * 11),
-    "smp MAnet": (of_smp("MAnet"), 1, [MERGE]),
+    "smp MAnet": (of_smp("MAnet"), 5, [MERGE] * 5),
     "smp Linknet": (of_smp("Linknet"), 0, []),
-    "smp FPN": (of_smp("FPN"), 6, [MERGE] * 3 + [ADD] * 3),
+    "smp FPN": (of_smp("FPN"), 9, [MERGE] * 3 + [ADD] * 6),
     "smp PAN": (of_smp("PAN"), 6, [ADD] * 4),
     "MONAI BasicUNet": (basic_unet(), 4, [MERGE] * 4),
     "MONAI BasicUNet, BatchNorm": (basic_unet(norm="batch", act="relu"), 4, [MERGE] * 4),
     "MONAI FlexibleUNet": (flexible_unet, 5, [MERGE] * 5),
+    "MONAI BasicUNetPlusPlus": (basic_unet("BasicUNetPlusPlus"), 10, [MERGE] * 10),
+    "MONAI SegResNet": (lambda: monai_nets.SegResNet(2, 8, 3, 2), 3, [ADD] * 3),
     "MONAI UNet": (lambda: monai_nets.UNet(2, 3, 2, (4, 8, 8), (2, 2)), 0, []),
 }
 
