@@ -15,7 +15,18 @@ from ..checks import PADDING_MODES
 from ..hooks import customized
 from .chains import DROPOUT, CallChain, Tail, is_shape
 from .gates import MULTIPLY, is_average, is_per_channel
-from .graph import ADD, ADD_IN_PLACE, CONCATENATE, Flow, Upsampling, argument, calls, conv_problem, module_of
+from .graph import (
+    ADD,
+    ADD_IN_PLACE,
+    CONCATENATE,
+    Flow,
+    Upsampling,
+    argument,
+    calls,
+    conv_problem,
+    module_of,
+    upsampling_of,
+)
 from .run import added, merged
 
 REDUCTIONS = (torch.mean, torch.sum, torch.amax, "mean", "sum", "amax")
@@ -54,8 +65,8 @@ class UpsampleFirst(Flow):
         """The chains that use the upsampling. If there is none, ``reason`` says what differs, or is empty."""
         self.upsampling = upsampling
         self.reason = self.unusable() or ""
-        if not self.reason:
-            self.mask = argument(self.up, 0, "input")
+        self.mask = argument(self.up, 0, "input")
+        if not self.reason and not is_per_channel(self.root, self.mask):  # one row and column become a whole map
             self.follow(self.up, _Path((self.up,)))
         return self.found
 
@@ -135,6 +146,9 @@ class UpsampleFirst(Flow):
             return None
         position = list(tensors).index(node)
         rest = tuple(each for each in tensors if each is not node)
+        if not self.upsampling.doubles and any(upsampling_of(self.root, each) for each in rest):
+            self.differs("maps of several sizes are upsampled and concatenated; what fits is one that is doubled")
+            return None
         return path.with_(user, joined=True, rest=rest, position=position)
 
     def padding(self, user: fx.Node, module: nn.Module | None) -> str | None:
