@@ -53,7 +53,8 @@ def of_smp(name: str, size: tuple[int, int], small: bool, whole: bool = False) -
     """A model of segmentation_models_pytorch with a ResNet-34, or its decoder and the encoder's maps."""
     import segmentation_models_pytorch as smp
 
-    model = getattr(smp, name)("resnet18" if small else "resnet34", encoder_weights=None)
+    narrow = {"decoder_channels": (16,) * 5} if small and name.startswith("Unet") else {}
+    model = getattr(smp, name)("resnet18" if small else "resnet34", encoder_weights=None, **narrow)
     image = torch.randn(1, 3, *size)
     if whole:
         return model, (image,)
@@ -124,10 +125,10 @@ class DepthDecoder(nn.Module):
         x = input_features[-1]
         for i in range(self.levels - 1, -1, -1):
             x = self.convs["upconv", i, 0](x)
-            x = [upsample(x)]
+            maps = [upsample(x)]
             if i > 0:
-                x += [input_features[i - 1]]
-            x = torch.cat(x, 1)
+                maps += [input_features[i - 1]]
+            x = torch.cat(maps, 1)
             x = self.convs["upconv", i, 1](x)
             self.outputs["disp", i] = self.sigmoid(self.convs["dispconv", i](x))
         return self.outputs

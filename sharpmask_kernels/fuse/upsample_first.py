@@ -90,7 +90,8 @@ class UpsampleFirst(Flow):
 
     def follow(self, node: fx.Node, path: _Path) -> None:
         """Look at all that uses ``node``, which is the end of ``path``."""
-        for user in list(node.users):
+        # A product first: where nothing fits, it is a better reason than what computes its other factor.
+        for user in sorted(node.users, key=lambda user: not calls(user, MULTIPLY)):
             module = module_of(self.root, user)
             if user.op == "output" or is_shape(user) or is_average(self.root, user):
                 continue
