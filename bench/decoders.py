@@ -36,8 +36,12 @@ from .timing import cell, interleaved, milliseconds
 PAGE = ROOT / "docs" / "drop-in.md"
 """Where ``--docs`` writes the table."""
 
-TOLERANCE = (1e-4, 1e-3)
-"""The largest error of an output and of a gradient, as :func:`bench.measure.error` counts it."""
+TOLERANCE = (1e-4, 5e-2)
+"""The largest error of an output and of a gradient, as :func:`bench.measure.error` counts it.
+
+Rounding decides whether ReLU lets an activation near 0 through, which in a small model changes the gradients of all
+layers before by 2%, also between the two layouts of plain PyTorch. The tests compare gradients in double precision.
+"""
 
 HEADER = [
     "swapped",
