@@ -8,17 +8,17 @@ import torch
 
 from .errors import DataError
 
-
-def check_device(name: str) -> None:
-    """Raise ``DataError`` as :func:`usable_device` does."""
-    usable_device(name)
+AUTO = "auto"
+"""The name that stands for a GPU where PyTorch can use one, and else for the CPU."""
 
 
 def usable_device(name: str) -> torch.device:
-    """The device called ``name``.
+    """The device called ``name``, or the one that ``auto`` stands for.
 
     Raises ``DataError`` if PyTorch does not know it, the machine lacks it, or it cannot compute, as "meta" cannot.
     """
+    if name == AUTO:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch warns of names that it once knew.

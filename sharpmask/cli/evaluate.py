@@ -11,6 +11,7 @@ from typing import Any
 from ..checkpoint import load_model
 from ..data.coco import CocoFolder, Photo
 from ..data.images import read_header
+from ..devices import usable_device
 from ..errors import DataError
 from ..evaluation import Recall, Validator, average_recall, load_results, plot_recall, recall_table
 from ..files import output_folder, write_text
@@ -20,7 +21,7 @@ from .output import ERR, say, show
 from .overlap import Steps
 from .parts import Entries, Parts
 from .searching import is_large, search_all
-from .shared import check_device, make_generator, searching, settings_of
+from .shared import make_generator, searching, settings_of
 
 Results = Sequence[Mapping[str, Any]]
 Recalls = dict[str, Recall]
@@ -50,8 +51,7 @@ def evaluate(options: Eval) -> int:
             rows: dict[str, Results] = {options.results.stem: load_results(options.results, truth)}
             check_pixels(options.results, rows[options.results.stem], folder)
         else:
-            check_device(options.search.device)
-            model = load_model(options.checkpoint, options.search.device)
+            model = load_model(options.checkpoint, usable_device(options.search.device))
             if options.patches:  # before the search, which takes longer: it may find nothing to measure
                 patches = Validator(folder, model.config, samples=options.patches)(model)
             rows, truth = search(model, folder, truth, options)

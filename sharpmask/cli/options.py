@@ -44,7 +44,7 @@ class SearchOptions(Settings):
     max_side: Annotated[int, Range(0, 100_000)] = 800
     """A photo with a longer side is searched as if that side had this many pixels; 0 for no limit."""
     device: str = "cpu"
-    """Device to compute on: cpu, cuda, cuda:1, ..."""
+    """Device to compute on: cpu, cuda, cuda:1, ..., or auto: cuda where there is a GPU, else cpu."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Propose(Settings):
     """
 
     images: Positional[tuple[Path, ...]]
-    """Photos, or folders of photos."""
+    """Photos, folders of photos, patterns such as 'a/*.jpg', or - to read paths from stdin, one a line."""
     recursive: bool = False
     """Search the photos in subfolders too."""
     exif: Exif = "turned"
@@ -100,11 +100,17 @@ class Propose(Settings):
     """Print the time of each stage."""
     resume: bool = False
     """Go on with a stopped run: photos whose results of the same settings are in the output folder are done."""
+    json: bool = False
+    """Print the results of one photo to stdout, and write no file."""
+    quiet: bool = False
+    """Print errors only."""
     search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
     compute: Annotated[EngineOptions, arg(name="")] = field(default_factory=EngineOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.json and (self.resume or self.format != "coco"):
+            raise DataError("json: it writes no file, so leave out --resume and --format, or --json")
         for name in self.formats:
             if name not in FORMATS:
                 known = ", ".join(FORMATS)

@@ -13,6 +13,7 @@ from ..data.photos import find_photos
 from ..errors import DataError
 from .arguments import parse_arguments
 from .checks import check_images, check_paths
+from .images import expanded
 from .options import OPTIONS, STAGES
 from .output import say, show
 
@@ -37,8 +38,9 @@ def prepare(argv: Sequence[str]) -> Command:
     options = parse(name, rest)
     check_paths(options, out_is_file=name in ("pack", "convert", "convert-dataset"))
     if name == "propose":
-        check_images(options.images)
-        found = find_photos(options.images, recursive=options.recursive)
+        images = expanded(options.images)
+        check_images(images)
+        found = find_photos(images, recursive=options.recursive)
         from .propose import propose
 
         return partial(propose, options, found)

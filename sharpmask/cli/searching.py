@@ -30,20 +30,21 @@ def search_all(
     *,
     merged: Path | None,
     resume: bool,
+    quiet: bool = False,
 ) -> list[P]:
     """Search the photos, or with ``resume`` those that have no results yet, and join all results in ``merged``.
 
-    Without ``merged`` they are not joined.
+    Without ``merged`` they are not joined. ``quiet``: without a line of progress.
     ``refuse`` is told of each photo that cannot be searched, and may raise its error to stop. Returns the photos
     that have results.
     """
     done = parts.finished(photos) if resume else [False] * len(photos)
-    if resume:
+    if resume and not quiet:
         say(f"{sum(done)} of {len(photos)} photos have results in {parts.folder}", ERR)
     left = [photo for photo, there in zip(photos, done, strict=True) if not there]
     good = list(photos)
     for _ in range(ATTEMPTS):
-        for photo in _search(left, parts, steps, refuse):
+        for photo in _search(left, parts, steps, refuse, quiet):
             good.remove(photo)
         there = parts.merge(good, merged)
         left = [photo for photo, found in zip(good, there, strict=True) if not found]
@@ -56,7 +57,7 @@ def search_all(
 
 
 def _search(
-    photos: Sequence[P], parts: Parts, steps: Steps[P, Entries], refuse: Callable[[P, DataError], None]
+    photos: Sequence[P], parts: Parts, steps: Steps[P, Entries], refuse: Callable[[P, DataError], None], quiet: bool
 ) -> list[P]:
     """Search the photos and write the results of each. Returns those that cannot be searched."""
     refused = []
@@ -71,7 +72,7 @@ def _search(
             parts.write(photo, content, entries)
         progress.advance(task)
 
-    with Progress(console=ERR, disable=len(photos) <= 1) as progress:
+    with Progress(console=ERR, disable=quiet or len(photos) <= 1) as progress:
         task = progress.add_task("Proposals", total=len(photos))
         overlapped(photos, _with_content(steps), done)
     return refused

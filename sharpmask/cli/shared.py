@@ -14,7 +14,6 @@ from rich.table import Table
 
 from ..checkpoint import DEFAULT
 from ..data.orientation import Exif
-from ..devices import check_device as check_device
 from ..models import DeepMask
 from ..models.config import SearchConfig
 from ..plain import to_plain
