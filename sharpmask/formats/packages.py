@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -21,4 +22,6 @@ def check(package: str, what: str) -> None:
 def needed(module: str, what: str) -> ModuleType:
     """A module of an optional package. Raises ``DataError`` as ``check`` does."""
     check(module.partition(".")[0], what)
-    return import_module(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # supervision warns where it has no OpenCV, and works
+        return import_module(module)

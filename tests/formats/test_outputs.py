@@ -38,7 +38,7 @@ def hard_masks() -> list[np.ndarray]:
     nested[20, 25] = True
     checked = np.indices(SIZE).sum(0) % 2 == 0
     noise = np.random.default_rng(5).random(SIZE) > 0.5
-    return [np.ones(SIZE, bool), lines, nested, checked, noise, *map(blobs, range(12))]
+    return [np.ones(SIZE, bool), lines, nested, checked, noise, *map(blobs, range(5))]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,8 @@ def test_rings_draw_the_mask(mask: np.ndarray) -> None:
     by_pillow = Image.new("1", SIZE[::-1])
     for ring in found:  # as labelme draws
         ImageDraw.Draw(by_pillow).polygon([*map(tuple, ring.tolist())], outline=1, fill=1)
-    assert (np.asarray(by_pillow) != mask).mean() < 0.01
+    assert not (np.asarray(by_pillow) & ~mask).any()
+    assert (mask & ~np.asarray(by_pillow)).sum() <= 2, "Pillow leaves out single pixels at lines to holes"
     assert rings(np.zeros(SIZE, bool), "test") == []
     assert np.array_equal(drawn(runs(mask), SIZE, "test"), mask)
 
@@ -131,9 +132,9 @@ def test_yolo_is_read_back_by_supervision(proposals: Proposals, nothing: Proposa
     assert nothing.to_yolo() == ""
 
 
-@pytest.mark.parametrize("count", [17, 300])
+@pytest.mark.parametrize("count", [17, 257])
 def test_png_is_read_back_by_pillow(proposals: Proposals, tmp_path: Path, count: int) -> None:
-    rles = (proposals.rles * 20)[:count]
+    rles = (proposals.rles * 30)[:count]
     many = Proposals(proposals.photo, rles, np.linspace(0.9, 0.1, count, dtype=np.float32))
     many.to_png(tmp_path / "out")
     index = np.array(Image.open(tmp_path / "out" / "index.png"))

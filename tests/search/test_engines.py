@@ -20,7 +20,7 @@ from sharpmask.cli import main
 from sharpmask.errors import DataError
 from sharpmask.models import SharpMask, build_model
 from sharpmask.models.config import SearchConfig
-from sharpmask.search import ProposalGenerator
+from sharpmask.search import MaskPredictor, ProposalGenerator
 from sharpmask.search.engines import cache, calibration, form_of, graph, openvino
 from sharpmask.search.maps import Stopwatch
 from sharpmask_kernels import Windows
@@ -110,6 +110,13 @@ def test_prompts_growth_and_coarse_masks(model: SharpMask, photo: Path) -> None:
         a, b = search(plain), search(fast)
         np.testing.assert_allclose(b.scores, a.scores, atol=1e-5)
         assert (a.masks() == b.masks()).mean() > 0.9999  # a logit may lie at the threshold
+    answers = []
+    for engine in ("torch", "openvino"):
+        predictor = MaskPredictor(model, engine=engine)
+        predictor.set_image(photo)
+        answers.append(predictor.predict([(40, 50), (100, 90)], [1, 0]))
+    assert (answers[0][0] == answers[1][0]).mean() > 0.9999
+    np.testing.assert_allclose(answers[1][1], answers[0][1], atol=1e-5)
     for a, b in zip(plain.grow(photo)[1], fast.grow(photo)[1], strict=True):
         np.testing.assert_allclose(b, a, atol=1e-3)
 
