@@ -134,7 +134,7 @@ def test_yolo_is_read_back_by_supervision(proposals: Proposals, nothing: Proposa
 
 @pytest.mark.parametrize("count", [17, 257])
 def test_png_is_read_back_by_pillow(proposals: Proposals, tmp_path: Path, count: int) -> None:
-    rles = (proposals.rles * 30)[:count]
+    rles = (proposals.rles * 50)[:count]
     many = Proposals(proposals.photo, rles, np.linspace(0.9, 0.1, count, dtype=np.float32))
     many.to_png(tmp_path / "out")
     index = np.array(Image.open(tmp_path / "out" / "index.png"))
