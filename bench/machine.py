@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sharpmask_kernels import env
+from sharpmask_kernels.machine import cpu_model
 from sharpmask_kernels.verdicts import version
 
 
@@ -22,7 +23,7 @@ def processor(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return properties.name, f"sm_{properties.major}{properties.minor}"
-    return env.cpu_model(), dict(env.compiled_module()).get("instruction set", "none").partition(",")[0]
+    return cpu_model(), dict(env.compiled_module()).get("instruction set", "none").partition(",")[0]
 
 
 def conditions(device: torch.device) -> str:

@@ -27,6 +27,9 @@ def convolve_upsample(
     active: TensorView | None,
     threads: int,
 ) -> None: ...
+def relu_upsample(
+    *, sum: TensorView, nearest: bool, out: TensorView, active: TensorView | None, threads: int
+) -> None: ...
 def upsample_gradient(
     *, grad: TensorView, active: TensorView | None, nearest: bool, out: TensorView, threads: int
 ) -> None: ...
@@ -81,7 +84,7 @@ def wide_forward(
     left: int,
     out: TensorView,
     threads: int,
-) -> None: ...
+) -> bool: ...
 def wide_gradient(
     *,
     grad: TensorView,

@@ -18,6 +18,8 @@ import torch
 from . import dispatch, registry, self_check
 from .backends import native
 from .backends.cpu import device as cpu
+from .backends.cpu import routes
+from .machine import cpu_model
 from .verdicts import version
 
 VARIABLES = {
@@ -25,6 +27,7 @@ VARIABLES = {
     "SHARPMASK_NATIVE": "read at installation. auto: compile the C++ kernels if possible; 1: or fail; 0: do not",
     "SHARPMASK_CUDA": "the same for the CUDA kernels",
     "SHARPMASK_CUDA_ARCHS": "read at installation: the GPUs to compile for, as in 80;90, or native, or all",
+    "SHARPMASK_ROUTES": "a table of `python -m sharpmask_kernels.tune`; shipped: the package's; off: none",
     "SHARPMASK_CPU_ISA": "baseline, avx2 or avx512, on Arm neon: the C++ kernels' instruction set, by default the best",
     "TRITON_INTERPRET": "1: Triton interprets its kernels, on the CPU",
     "OMP_NUM_THREADS": "threads on the CPU",
@@ -87,12 +90,6 @@ def machine() -> list[tuple[str, str]]:
     ]
 
 
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def gpu(index: int) -> str:
     properties = torch.cuda.get_device_properties(index)
     return f"{properties.name}, {properties.major}.{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
@@ -115,7 +112,16 @@ def compiled_module() -> list[tuple[str, str]]:
         ("compiled module", str(module.__file__)),
         ("compiled by", f"{built['compiler']}, {'with' if built['openmp'] else 'without'} OpenMP: {built['flags']}"),
         ("instruction set", isa),
+        ("table of routes", table_of_routes()),
     ]
+
+
+def table_of_routes() -> str:
+    """Which table says how the refinement ops are computed here."""
+    try:
+        return routes.table().source
+    except ValueError as error:  # of the instruction set
+        return str(error)
 
 
 def cuda_module() -> list[tuple[str, str]]:

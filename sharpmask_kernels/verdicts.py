@@ -6,6 +6,7 @@ it. What it found is kept for each GPU, driver and version of the software.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -13,7 +14,6 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import torch
 
 from . import registry
 from .backends import native
+from .machine import cache_folder, write_whole
 
 log = logging.getLogger("sharpmask_kernels")
 
@@ -99,7 +100,7 @@ def _sources() -> str:
 
 
 def _cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sharpmask" / "self_check.json"
+    return cache_folder() / "self_check.json"
 
 
 def _read_cache() -> dict[str, dict[str, str]]:
@@ -111,11 +112,5 @@ def _read_cache() -> dict[str, dict[str, str]]:
 
 
 def _write_cache(kept: dict[str, dict[str, str]]) -> None:
-    path = _cache_file()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(kept, file, indent=1)
-        os.replace(file.name, path)
-    except OSError:
-        pass  # a home that cannot be written to: the check runs again in the next process
+    with contextlib.suppress(OSError):  # a home that cannot be written to: the check runs again in the next process
+        write_whole(_cache_file(), json.dumps(kept, indent=1))

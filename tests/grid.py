@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import pytest
 
 
 def covering(combinations: Sequence[tuple[Hashable, ...]]) -> set[int]:
     """Indices of combinations that hold every pair of values of any two places. Greedy: few, not the fewest."""
-    pairs = [set(itertools.combinations(enumerate(values), 2)) or {values} for values in combinations]
+    pairs: list[set[tuple[Any, ...]]] = [
+        set(itertools.combinations(enumerate(values), 2)) or {values} for values in combinations
+    ]
     missing = set().union(*pairs)
     chosen = set()
     while missing:

@@ -20,6 +20,7 @@ import torch
 
 from sharpmask_kernels import env, registry
 from sharpmask_kernels.backends.reference import refinement
+from sharpmask_kernels.machine import cpu_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -385,7 +386,7 @@ def test_the_history_grows(bench: Callable[[str], ModuleType], comparison: Any, 
     assert [(row.peer, row.ratio) for row in rows] == 2 * [("eager", "3"), ("compile", "5")]
     assert rows[0]._replace(date="") == rows[2]._replace(date="")
     row = rows[0]
-    assert row.machine == env.cpu_model() and row.isa in ("baseline", "avx2", "avx512", "neon")
+    assert row.machine == cpu_model() and row.isa in ("baseline", "avx2", "avx512", "neon")
     assert (row.threads, row.torch) == (str(torch.get_num_threads()), torch.__version__)
     assert (row.op, row.shape, row.mode) == ("refine", "level4-2x80x80", "training")
     assert (row.dtype, row.device, row.backend, row.seconds) == ("fp32", "cpu", "cpu", "2")

@@ -24,7 +24,8 @@ struct Horizontal {
 };
 
 // A part of a convolution of many inputs and outputs, and ReLU. `out` is the part that begins at cell
-// (top, left) of the input, which may lie beyond it.
+// (top, left) of the input, which may lie beyond it. The kernel returns whether all results are finite: one
+// that is not may have spread to the other cells of its tile.
 struct WideForward {
     TypedMap input;
     TensorView weight;

@@ -20,6 +20,7 @@ namespace sharpmask {
 struct Kernels {
     const char* isa;
     void (*convolve_upsample)(const ConvolveUpsample&);
+    void (*relu_upsample)(const ReluUpsample&);
     void (*upsample_gradient)(const UpsampleGradient&);
     void (*input_gradient)(const InputGradient&);
     void (*weight_gradient)(const WeightGradient&);
@@ -27,7 +28,7 @@ struct Kernels {
     void (*feature_gradient)(const FeatureGradient&);
     void (*refine_windows)(const RefineWindows&);
     void (*horizontal)(const Horizontal&);
-    void (*wide_forward)(const WideForward&);
+    bool (*wide_forward)(const WideForward&);
     void (*wide_gradient)(const WideGradient&);
     void (*inverted_residual)(const InvertedResidual&);
     void (*upsample_add)(const UpsampleAdd&);

@@ -26,6 +26,15 @@ struct ConvolveUpsample {
     int threads;
 };
 
+// out = upsample2x(ReLU(sum)), after a convolution that another kernel has computed.
+struct ReluUpsample {
+    TypedMap sum;  // in fp32 or fp64
+    bool nearest;
+    TypedMap out;
+    std::uint8_t* active;  // as in ConvolveUpsample
+    int threads;
+};
+
 // out: the gradient before ReLU and upsampling.
 struct UpsampleGradient {
     TypedMap grad;               // of the upsampled map

@@ -48,6 +48,12 @@ void convolve_upsample(const TensorViews& inputs, const OptionalTensorView& adde
                                           threads});
 }
 
+void relu_upsample(const TensorView& sum, bool nearest, const TensorView& out,
+                   const OptionalTensorView& active, int threads) {
+    kernels(sum.dtype).relu_upsample(
+        {typed_map(sum), nearest, typed_map(out), data_or_null<std::uint8_t>(active), threads});
+}
+
 void upsample_gradient(const TensorView& grad, const OptionalTensorView& active, bool nearest,
                        const TensorView& out, int threads) {
     kernels(grad.dtype)
@@ -143,9 +149,9 @@ void call_horizontal(const TensorView& feature, TensorViews weights, std::vector
                                    tile, relu, typed_map(out), threads});
 }
 
-void wide_forward(const TensorView& input, const TensorView& weight, const OptionalTensorView& bias,
+bool wide_forward(const TensorView& input, const TensorView& weight, const OptionalTensorView& bias,
                   bool zeros, bool relu, int64_t top, int64_t left, const TensorView& out, int threads) {
-    kernels(input.dtype)
+    return kernels(input.dtype)
         .wide_forward({typed_map(input), weight, bias, zeros, relu, top, left, typed_map(out), threads});
 }
 
@@ -216,6 +222,8 @@ PYBIND11_MODULE(_cpu, m) {
     const py::kw_only named;
     m.def("convolve_upsample", convolve_upsample, release_gil(), named, "inputs"_a, "addend"_a, "weight"_a,
           "bias"_a, "zeros"_a, "nearest"_a, "out"_a, "active"_a, "threads"_a);
+    m.def("relu_upsample", relu_upsample, release_gil(), named, "sum"_a, "nearest"_a, "out"_a, "active"_a,
+          "threads"_a);
     m.def("upsample_gradient", upsample_gradient, release_gil(), named, "grad"_a, "active"_a, "nearest"_a,
           "out"_a, "threads"_a);
     m.def("input_gradient", input_gradient, release_gil(), named, "grad"_a, "weight"_a, "zeros"_a, "relu"_a,

@@ -74,6 +74,11 @@ def built_for(module: ModuleType) -> str:
     return str(_note(Path(str(module.__file__))).get("for", "unknown"))
 
 
+def sources_of(module: ModuleType) -> str:
+    """A hash of what a compiled module was compiled from."""
+    return str(_note(Path(str(module.__file__))).get("sources", "unknown"))
+
+
 def _folders() -> list[Path]:
     """Where a compiled module may be: beside these files, or where the package is installed."""
     return [PACKAGE, *(Path(entry, PACKAGE.name) for entry in sys.path)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from .adapters import adapter_for, register_adapter
 from .chains import normalised_after
 from .graph import Chain, in_order
 from .match import find
+from .measured import swap_back_what_is_slower
 from .sources import may_upsample, takes_none, upsamples
 from .swapped import Part, Plan, Swapped, adapted_class, planned_class, swap
 from .trace import Loops, Somewhere, Trace, Untraceable, forward_parameters, is_torch_layer, trace_forward
@@ -54,7 +55,7 @@ class FuseReport:
         return "\n".join(lines + [f"  {name:{width}}  {reason}" for name, reason in left.items()])
 
 
-def fuse(model: nn.Module) -> FuseReport:
+def fuse(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> FuseReport:
     """Let the ops compute the decoder steps and refinement modules of ``model``, in place, and report which.
 
     Found is, around an upsampling x2, nearest or bilinear:
@@ -68,15 +69,27 @@ def fuse(model: nn.Module) -> FuseReport:
     - a module that an adapter knows (:func:`register_adapter`).
 
     Every module stays the same object with its attributes, parameters, hooks and names. A swapped module gets a
-    subclass of its class with another forward. Raises ``TypeError`` if ``model`` is no module.
+    subclass of its class with another forward. With ``example_inputs``, the positional arguments of a call of the
+    model, those that are slower than before on such inputs are swapped back; in training mode the backward counts too.
+    Raises ``TypeError`` if ``model`` is no module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     run = _Run()
+    names: dict[nn.Module, list[str]] = {}
     for name, module in _post_order(model):
+        before = len(run.swapped)
         run.visit(name, module)
+        if found := run.swapped[before:]:
+            names[module] = found
     run.report("", model, covered=False)
-    return FuseReport(tuple(dict.fromkeys(run.swapped)), run.left)
+    slower = {} if example_inputs is None else swap_back_what_is_slower(model, example_inputs, list(names))
+    swapped = dict.fromkeys(run.swapped)
+    for module, ratio in slower.items():
+        for name in names[module]:
+            del swapped[name]
+            run.left[name] = f"slower on the example: {ratio:.2f} of the plain forward's speed"
+    return FuseReport(tuple(swapped), run.left)
 
 
 def _post_order(

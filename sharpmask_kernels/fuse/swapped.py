@@ -52,6 +52,13 @@ def swap(module: nn.Module, swapped_class: type[nn.Module]) -> None:
     vars(module)["_is_swapped"] = True
 
 
+def plain_again(module: nn.Module) -> None:
+    """Take back what :func:`swap` did."""
+    swapped_class: Any = type(module)
+    module.__class__ = swapped_class._plain_class
+    vars(module).pop("_is_swapped", None)
+
+
 # Both functions below are cached: modules of one class with the same code share one new class, which
 # torch.compile then compiles once.
 

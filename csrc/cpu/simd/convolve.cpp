@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "maps.h"
 #include "parameters.h"
+#include "upsampled_rows.h"
 
 namespace sharpmask::SHARPMASK_ISA {
 namespace {
@@ -23,7 +24,7 @@ class BandConvolution {
           channels_(channels_in_cache<T>(conv.inputs, chunk_rows, width_)),
           block_(channels_, chunk_rows, width_),
           rows_(conv.outputs, width_),
-          streams_(can_stream(a)),
+          streams_(a.upsampled && can_stream_rows<T>(a.out)),
           stride_(2 * round_up<T>(width_)),
           sums_(chunk_rows * conv.rows * conv.row_length()),
           tile_(chunk_rows * conv.tile_size()),
@@ -45,8 +46,7 @@ class BandConvolution {
     }
 
   private:
-    static constexpr int64_t chunk_rows = 8;             // whose sums stay in a core's first cache
-    static constexpr int64_t bytes_to_stream = 2 << 20;  // a core's second cache holds no more
+    static constexpr int64_t chunk_rows = 8;  // whose sums stay in a core's first cache
 
     const Convolve& a_;
     const Conv3x3<T>& conv_;
@@ -102,7 +102,7 @@ class BandConvolution {
                     store(sums + x, load(sums + x) + load(other_.get() + o * stride_ + x));
                 }
             }
-            if (a_.active != nullptr && y >= top_ && y < bottom_) write_bits(sums, y, o);
+            if (a_.active != nullptr && y >= top_ && y < bottom_) write_active(sums, width_, bits(y, o));
             T* row = to + o * rows_.plane;
             for (int64_t x = 0; x < width_; x += lanes<T>) {
                 Vector<T> v = load(sums + x);
@@ -112,15 +112,8 @@ class BandConvolution {
         }
     }
 
-    // One bit per value that ReLU lets through, NaN among them.
-    void write_bits(const T* sums, int64_t y, int64_t o) {
-        const int64_t bytes = (width_ + 7) / 8;
-        std::uint8_t* to = a_.active + ((image_ * conv_.outputs + o) * height_ + y) * bytes;
-        for (int64_t x = 0; x < width_; x += 8) {
-            unsigned bits = 0;
-            for (int64_t i = 0; i < 8 && x + i < width_; ++i) bits |= unsigned{!(sums[x + i] <= 0)} << i;
-            to[x / 8] = static_cast<std::uint8_t>(bits);
-        }
+    std::uint8_t* bits(int64_t y, int64_t o) const {
+        return a_.active + ((image_ * conv_.outputs + o) * height_ + y) * ((width_ + 7) / 8);
     }
 
     // Row 2 y + phase of the upsampled result, from rows y - 1, y and y + 1.
@@ -131,39 +124,13 @@ class BandConvolution {
         T* out = static_cast<T*>(const_cast<void*>(a_.out.data)) + image_ * s.batch + (2 * y + phase) * s.row;
         for (int64_t o = 0; o < conv_.outputs; ++o, near += rows_.plane, far += rows_.plane) {
             T* to = streams_ ? out + o * s.channel : out_.get() + o * stride_;
-            const auto put = [&](int64_t x, Vector<T> v) {
+            upsample_row(near, far, a_.nearest, width_, [&](int64_t x, Vector<T> v) {
                 if (!streams_) return store(to + x, v);
                 if (x < 2 * width_) stream(to + x, v);
-            };
-            for (int64_t x = 0; x < width_; x += lanes<T>) {
-                const auto at = [&](int64_t cell) {
-                    const Vector<T> v = load(near + cell);
-                    return a_.nearest ? v : three_to_one<T>(v, load(far + cell));
-                };
-                Vector<T> even = at(x), odd = even;
-                if (!a_.nearest) {
-                    odd = three_to_one<T>(even, at(x + 1));
-                    even = three_to_one<T>(even, at(x - 1));
-                }
-                const Pair<Vector<T>> pair = interleave<T>(even, odd);
-                put(2 * x, pair.first);
-                put(2 * x + lanes<T>, pair.second);
-            }
+            });
         }
         if (streams_) return;
         write_row(a_.out, image_, 2 * y + phase, conv_.outputs, 2 * width_, out_.get(), stride_);
-    }
-
-    // Whether the upsampled rows go straight to memory: they must be more than a cache keeps until they are
-    // read, and made of whole vectors.
-    static bool can_stream(const Convolve& a) {
-        const Strides& s = a.out.strides;
-        const auto whole = [](int64_t count) { return count % lanes<T> == 0; };
-        const int64_t size =
-            a.out.batch * a.out.channels * a.out.height * a.out.width * bytes_of(a.out.dtype);
-        return a.upsampled && size >= bytes_to_stream && bytes_of(a.out.dtype) == sizeof(T) && s.col == 1 &&
-               whole(s.batch) && whole(s.channel) && whole(s.row) && whole(a.out.width) &&
-               reinterpret_cast<std::uintptr_t>(a.out.data) % vector_bytes == 0;
     }
 };
 

@@ -203,7 +203,7 @@ void feature_forward(const FeatureForward& a) {
     const WideForward wide{a.feature, a.weight, a.bias,
                            a.zeros,   true,     0,
                            0,         a.out,    threads_for(a.threads, a.feature, a.feature.channels)};
-    if (worth_tiles(a.feature.channels, a.out.channels) && wide_forward_finite(wide)) return;
+    if (worth_tiles(a.feature.channels, a.out.channels) && wide_forward(wide)) return;
     in_precision_of(a.out.dtype, [&](auto zero) { convolve_feature<decltype(zero)>(a); });
 }
 

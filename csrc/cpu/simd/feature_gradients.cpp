@@ -355,7 +355,7 @@ void feature_gradient(const FeatureGradient& a) {
     const WideForward wide{a.grad,  turned(a.weight), {},  true,    false,
                            -border, -border,          out, threads, !a.zeros};
     const bool even = out.height % 2 == 0 && out.width % 2 == 0;
-    if ((a.zeros || even) && worth_tiles(out.channels, a.grad.channels) && wide_forward_finite(wide)) return;
+    if ((a.zeros || even) && worth_tiles(out.channels, a.grad.channels) && wide_forward(wide)) return;
     in_precision_of(out.dtype, [&](auto zero) { input_gradient_of_feature<decltype(zero)>(a, threads); });
 }
 

@@ -7,6 +7,7 @@ namespace sharpmask::SHARPMASK_ISA {
 
 extern const Kernels kernels{SHARPMASK_NAME(SHARPMASK_ISA),
                              convolve_upsample,
+                             relu_upsample,
                              upsample_gradient,
                              input_gradient,
                              weight_gradient,

@@ -9,6 +9,7 @@
 namespace sharpmask::SHARPMASK_ISA {
 
 void convolve_upsample(const ConvolveUpsample& arguments);
+void relu_upsample(const ReluUpsample& arguments);
 void upsample_gradient(const UpsampleGradient& arguments);
 void input_gradient(const InputGradient& arguments);
 void weight_gradient(const WeightGradient& arguments);
@@ -16,16 +17,12 @@ void feature_forward(const FeatureForward& arguments);
 void feature_gradient(const FeatureGradient& arguments);
 void refine_windows(const RefineWindows& arguments);
 void horizontal(const Horizontal& arguments);
-void wide_forward(const WideForward& arguments);
+bool wide_forward(const WideForward& arguments);
 void wide_gradient(const WideGradient& arguments);
 void inverted_residual(const InvertedResidual& arguments);
 void upsample_add(const UpsampleAdd& arguments);
 void join_phases(const JoinPhases& arguments);
 std::unique_ptr<ColumnSampler> column_sampler(const TypedMap& logits, double limit);
-
-// As wide_forward. Returns whether all results are finite: one that is not may have spread to the other cells
-// of its tile.
-bool wide_forward_finite(const WideForward& arguments);
 
 // Whether tiles pay for a convolution from so many inputs to so many outputs, or back: with fewer, vectors
 // stay empty.

@@ -3,6 +3,7 @@
 #include "kernels.h"
 #include "maps.h"
 #include "planes.h"
+#include "upsampled_rows.h"
 
 namespace sharpmask::SHARPMASK_ISA {
 namespace {
@@ -86,16 +87,107 @@ class RowGradient {
     }
 };
 
+// The same by pixels.
+template <class T>
+class PixelGradient {
+  public:
+    explicit PixelGradient(const UpsampleGradient& a)
+        : a_(a), width_(a.out.width), folded_((2 * width_ + 2) * pixel_channels) {}
+
+    void run(int64_t image, int64_t y, const PixelPart<T>& part) {
+        with_pointer<T>(a_.grad.dtype, a_.grad.data,
+                        [&](const auto* grad) { fold_rows(grad, image, y, part); });
+        fold_columns(image, y, part);
+    }
+
+  private:
+    const UpsampleGradient& a_;
+    const int64_t width_;
+    Buffer<T> folded_;  // the gradient after summing over rows, with a cell more on either side
+
+    template <class From>
+    void fold_rows(const From* grad, int64_t image, int64_t y, const PixelPart<T>& part) {
+        const Strides& s = a_.grad.strides;
+        const auto row = [&](int64_t i) {
+            return grad + image * s.batch + std::clamp<int64_t>(i, 0, a_.grad.height - 1) * s.row +
+                   part.begin;
+        };
+        const From *before = row(2 * y - 1), *first = row(2 * y), *second = row(2 * y + 1),
+                   *after = row(2 * y + 2);
+        T* to = folded_.get() + part.step;
+        for (int64_t x = 0; x < 2 * width_; ++x, to += part.step) {
+            for (int64_t c = 0; c < part.count; c += lanes<T>) {
+                const auto in = [&](const From* from) {
+                    return load_some<T>(from + x * s.col + c, part.count - c);
+                };
+                const Vector<T> near = in(first) + in(second);
+                store(to + c, a_.nearest ? near : three_to_one<T>(near, in(before) + in(after)));
+            }
+        }
+        std::copy_n(to - part.step, part.step, to);
+        std::copy_n(folded_.get() + part.step, part.step, folded_.get());
+    }
+
+    void fold_columns(int64_t image, int64_t y, const PixelPart<T>& part) {
+        const Strides& s = a_.out.strides;
+        T* out = static_cast<T*>(const_cast<void*>(a_.out.data)) + image * s.batch + y * s.row + part.begin;
+        for (int64_t c = 0; c < part.count; c += lanes<T>) {
+            PixelBits<T> bits{};
+            for (int64_t x = 0; x < width_; ++x) {
+                if (x % 8 == 0) bits = read_bits(image, y, x, part.begin + c, part.count - c);
+                const T* cell = folded_.get() + (2 * x + 1) * part.step + c;
+                const auto in = [&](int64_t i) { return load(cell + i * part.step); };
+                const Vector<T> near = in(0) + in(1);
+                const Vector<T> sum = a_.nearest ? near : three_to_one<T>(near, in(-1) + in(2));
+                const auto passed = (bits & (PixelBits<T>{} + (1 << x % 8))) != PixelBits<T>{};
+                store_some(out + x * s.col + c, passed ? sum : Vector<T>{}, part.count - c);
+            }
+        }
+    }
+
+    // Of eight pixels; all of them where there was no ReLU.
+    PixelBits<T> read_bits(int64_t image, int64_t y, int64_t x, int64_t channel, int64_t count) const {
+        if (a_.active == nullptr) return PixelBits<T>{} + 255;
+        const std::uint8_t* row = active_row(a_.active, a_.out, image, y, channel);
+        const int64_t next = a_.out.height * ((width_ + 7) / 8);
+        PixelBits<T> bits{};
+        for (int64_t i = 0; i < std::min<int64_t>(lanes<T>, count); ++i) bits[i] = row[i * next + x / 8];
+        return bits;
+    }
+};
+
+template <class T>
+void by_pixels(const UpsampleGradient& a, int threads) {
+    const int64_t parts = pixel_parts(a.out.channels);
+    parallel_for(
+        a.out.batch * a.out.height * parts, threads, [&] { return PixelGradient<T>(a); },
+        [&](PixelGradient<T>& gradient, int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                const int64_t row = i / parts;
+                gradient.run(row / a.out.height, row % a.out.height, {i % parts, a.out.channels});
+            }
+        });
+}
+
+template <class T>
+void by_rows(const UpsampleGradient& a, int threads) {
+    parallel_for(a.out.batch * a.out.height, threads, [&](int64_t begin, int64_t end) {
+        RowGradient<T> gradient(a);
+        for (int64_t i = begin; i < end; ++i) gradient.run(i / a.out.height, i % a.out.height);
+    });
+}
+
 }  // namespace
 
 void upsample_gradient(const UpsampleGradient& a) {
     // The upsampled gradient has four times the cells of the result.
     const int threads = threads_for(a.threads, a.out, 5 * a.grad.channels);
     in_precision_of(a.out.dtype, [&](auto zero) {
-        parallel_for(a.out.batch * a.out.height, threads, [&](int64_t begin, int64_t end) {
-            RowGradient<decltype(zero)> gradient(a);
-            for (int64_t i = begin; i < end; ++i) gradient.run(i / a.out.height, i % a.out.height);
-        });
+        using T = decltype(zero);
+        const bool pixels =
+            a.grad.strides.channel == 1 && a.out.strides.channel == 1 && bytes_of(a.out.dtype) == sizeof(T);
+        if (pixels && a.grad.channels >= lanes<T>) return by_pixels<T>(a, threads);
+        by_rows<T>(a, threads);
     });
 }
 

@@ -197,7 +197,7 @@ template <class T>
 bool convolve_wide(const WideForward& a) {
     const int64_t beyond = a.folds ? 2 : 0;
     const Tiles tiles{a.out.batch, a.out.height + beyond, a.out.width + beyond, a.top, a.left};
-    if (a.out.batch * a.out.height * a.out.width == 0) return true;
+    if (a.out.batch * a.out.channels * a.out.height * a.out.width == 0) return true;
     const TransformedWeight<T> weight(a.weight, a.threads);
     const Dense<T> dense = dense_or_null<T>(a.bias);
     const Buffer<T> bias(round_up<T>(a.out.channels));
@@ -363,13 +363,11 @@ void wide_parameter_gradients(const WideGradient& given) {
 
 }  // namespace
 
-bool wide_forward_finite(const WideForward& a) {
+bool wide_forward(const WideForward& a) {
     bool finite = true;
     in_precision_of(a.input.dtype, [&](auto zero) { finite = convolve_wide<decltype(zero)>(a); });
     return finite;
 }
-
-void wide_forward(const WideForward& a) { wide_forward_finite(a); }
 
 void wide_gradient(const WideGradient& a) {
     in_precision_of(a.input.dtype, [&](auto zero) { wide_parameter_gradients<decltype(zero)>(a); });

@@ -59,10 +59,29 @@ def convolve_upsample(
     return out, active
 
 
-def upsample_gradient(grad: Tensor, active: Tensor, upsample: str) -> Tensor:
+def relu_upsample(
+    sums: Tensor, upsample: str, save: bool, dtype: torch.dtype, memory_format: torch.memory_format
+) -> tuple[Tensor, Tensor]:
+    """upsample2x(ReLU(sums)) in ``dtype`` and, if ``save``, the bits. ``sums``: in fp32 or fp64."""
+    batch, outputs, height, width = sums.shape
+    shape = (batch, outputs, 2 * height, 2 * width)
+    out = torch.empty(shape, dtype=dtype, device=sums.device, memory_format=memory_format)
+    active = out.new_empty((batch, outputs, height, (width + 7) // 8) if save else (0,), dtype=torch.uint8)
+    _cpu.relu_upsample(
+        sum=view(sums),
+        nearest=upsample == "nearest",
+        out=view(out),
+        active=view(active) if save else None,
+        threads=torch.get_num_threads(),
+    )
+    return out, active
+
+
+def upsample_gradient(grad: Tensor, active: Tensor, upsample: str, memory_format: torch.memory_format) -> Tensor:
     """The gradient before ReLU and upsampling, (batch, outputs, height, width)."""
     batch, outputs, height, width = grad.shape
-    out = grad.new_empty((batch, outputs, height // 2, width // 2), dtype=wide_dtype(grad.dtype))
+    shape = (batch, outputs, height // 2, width // 2)
+    out = torch.empty(shape, dtype=wide_dtype(grad.dtype), device=grad.device, memory_format=memory_format)
     active = active.contiguous()
     _cpu.upsample_gradient(
         grad=view(grad),
@@ -164,9 +183,12 @@ def feature_gradient_into(grad: Tensor, weight: Tensor, padding_mode: str, out: 
 # Of many inputs and outputs, by tiles. They compute a part of a map, which may have other cells around.
 
 
+WIDE = 24
+"""Outputs from which on tiles pay for a convolution: fewer would leave vectors empty."""
+
+
 def is_wide(weight: Tensor) -> bool:
-    """Whether tiles pay for a convolution: fewer outputs would leave vectors empty."""
-    return weight.shape[0] >= 24
+    return weight.shape[0] >= WIDE
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -183,10 +205,13 @@ def wide_convolution(
     relu: bool,
     corner: tuple[int, int],
     out: Tensor,
-) -> None:
-    """Writes the part of a convolution that begins at cell ``corner`` of x to ``out``."""
+) -> bool:
+    """Writes the part of a convolution that begins at cell ``corner`` of x to ``out``.
+
+    Returns whether all of it is finite. What is not may have spread to cells beside it.
+    """
     x = _pixels(x)
-    _cpu.wide_forward(
+    return _cpu.wide_forward(
         input=view(x),
         weight=view(weight),
         bias=optional_view(bias),

@@ -2,7 +2,8 @@
 
 A 3x3 convolution of a map that was upsampled by "nearest" is four 2x2 convolutions of the small map, one for each of
 the four cells that a cell becomes: 16 products for 36. PyTorch's library computes these four as one, and the skip's
-convolution; a kernel adds them up.
+convolution; a kernel adds them up. Where that takes longer than one convolution of the joined maps, as for many
+channels, the latter runs (:mod:`.routes`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .convolutions import (
     wide_dtype,
     wide_parameter_gradients,
 )
+from .routes import choose
 
 # upsample_merge
 
@@ -40,12 +42,12 @@ def upsample_merge(
     padding_mode: str,
     activation: str,
 ) -> Tensor:
-    if not takes_phases(mask, upsample):
+    memory_format = layout.memory_format(*reference.maps_of(mask, skip))
+    if not takes_phases("nearest", weight, mask, upsample, memory_format):
         return reference.upsample_merge(mask, skip, weight, bias, mask_first, upsample, padding_mode, activation)
     of_mask, of_skip = split_weight(weight, mask.shape[1], mask_first)
     batch, _, height, width = mask.shape
-    shape = (batch, weight.shape[0], 2 * height, 2 * width)
-    out = layout.empty(shape, mask, layout.memory_format(*reference.maps_of(mask, skip)))
+    out = layout.empty((batch, weight.shape[0], 2 * height, 2 * width), mask, memory_format)
     lateral = None
     if skip is not None:
         lateral = conv3x3(skip, of_skip.contiguous(memory_format=torch.channels_last), bias, padding_mode)
@@ -54,9 +56,10 @@ def upsample_merge(
     return out
 
 
-def takes_phases(mask: Tensor, upsample: str) -> bool:
+def takes_phases(step: str, weight: Tensor, mask: Tensor, upsample: str, memory_format: torch.memory_format) -> bool:
     """Whether four convolutions of the small map take the place of one of the upsampled map."""
-    return upsample == "nearest" and mask.dtype == torch.float32 and mask.shape[0] > 0
+    possible = upsample == "nearest" and mask.dtype == torch.float32 and mask.shape[0] > 0
+    return possible and choose(step, weight, mask, memory_format == torch.channels_last) == "phases"
 
 
 def split_weight(weight: Tensor, mask_channels: int, mask_first: bool) -> tuple[Tensor, Tensor]:
@@ -122,7 +125,7 @@ def upsample_merge_backward(
     of_mask, of_skip = split_weight(weight, mask.shape[1], mask_first)
     d_mask = d_skip = None
     if asked_for.mask:
-        d_mask = mask_gradient(grad, mask, of_mask, upsample, padding_mode).contiguous(memory_format=memory_format)
+        d_mask = mask_gradient(grad, mask, of_mask, upsample, padding_mode, memory_format)
     if skip is not None and asked_for.skip:
         d_skip = input_gradient(grad, skip, of_skip, padding_mode).contiguous(memory_format=memory_format)
     gradients = [d_mask, d_skip, None, None]
@@ -140,9 +143,23 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding_mode: str) -
     return found
 
 
-def mask_gradient(grad: Tensor, mask: Tensor, weight: Tensor, upsample: str, padding_mode: str) -> Tensor:
-    if not takes_phases(mask, upsample):
-        return upsampling_gradient(input_gradient(grad, up2(mask, upsample), weight, padding_mode), upsample)
+def mask_gradient(
+    grad: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    upsample: str,
+    padding_mode: str,
+    memory_format: torch.memory_format,
+) -> Tensor:
+    """The gradient of the map that is upsampled."""
+    if takes_phases("mask", weight, mask, upsample, memory_format):
+        found = mask_gradient_by_phases(grad, mask, weight, padding_mode)
+    else:
+        found = upsampling_gradient(input_gradient(grad, up2(mask, upsample), weight, padding_mode), upsample)
+    return found.contiguous(memory_format=memory_format)
+
+
+def mask_gradient_by_phases(grad: Tensor, mask: Tensor, weight: Tensor, padding_mode: str) -> Tensor:
     zeros = padding_mode == "zeros"
     found, _, _ = torch.ops.aten.convolution_backward(
         split_phases(grad),

@@ -9,15 +9,8 @@ from torch import Tensor
 
 from ... import layout
 from ..needs import AddNeeds, MergeNeeds, ParameterNeeds, RefineNeeds
-from .convolutions import (
-    Convolution,
-    convolve_upsample,
-    feature_forward,
-    feature_gradient,
-    input_gradient,
-    parameter_gradients,
-    upsample_gradient,
-)
+from . import steps
+from .convolutions import Convolution
 
 
 class MergeGradients(NamedTuple):
@@ -39,7 +32,7 @@ def merge_upsample(
 ) -> tuple[Tensor, Tensor]:
     memory_format = layout.memory_format(skip, mask)
     merge = Convolution(weight, bias)
-    return convolve_upsample((skip, mask), None, merge, upsample, padding_mode, save, memory_format)
+    return steps.merge((skip, mask), None, merge, upsample, padding_mode, save, memory_format)
 
 
 def merge_upsample_backward(
@@ -53,7 +46,7 @@ def merge_upsample_backward(
     channels_last: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    grad = upsample_gradient(grad, active, upsample)
+    grad = steps.upsample_gradient(grad, active, upsample, channels_last)
     return _asked_for(*_merge_gradients(grad, skip, mask, weight, padding_mode, channels_last, MergeNeeds(*needs)))
 
 
@@ -69,11 +62,11 @@ def _merge_gradients(
 ) -> MergeGradients:
     """From the gradient before the ReLU. ``relu``: the skip, if its gradient is to be the one before its own ReLU."""
     of_skip, of_mask = weight.split([skip.shape[1], mask.shape[1]], dim=1)
-    d_skip = input_gradient(grad, of_skip, skip, padding_mode, channels_last, relu) if needs.skip else None
-    d_mask = input_gradient(grad, of_mask, mask, padding_mode, channels_last) if needs.mask else None
+    d_skip = steps.input_gradient(grad, of_skip, skip, padding_mode, channels_last, relu) if needs.skip else None
+    d_mask = steps.input_gradient(grad, of_mask, mask, padding_mode, channels_last) if needs.mask else None
     parameters = ParameterNeeds(needs.weight, needs.bias)
     return MergeGradients(
-        d_skip, d_mask, *parameter_gradients(grad, (skip, mask), padding_mode, channels_last, parameters)
+        d_skip, d_mask, *steps.parameter_gradients(grad, (skip, mask), padding_mode, channels_last, parameters)
     )
 
 
@@ -85,7 +78,7 @@ def add_upsample(
 ) -> tuple[Tensor, Tensor]:
     memory_format = layout.memory_format(horizontal, mask)
     vertical = Convolution(weight, bias)
-    return convolve_upsample((mask,), horizontal, vertical, upsample, padding_mode, save, memory_format)
+    return steps.merge((mask,), horizontal, vertical, upsample, padding_mode, save, memory_format)
 
 
 def add_upsample_backward(
@@ -99,13 +92,13 @@ def add_upsample_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     asked = AddNeeds(*needs)
-    grad = upsample_gradient(grad, active, upsample)
+    grad = steps.upsample_gradient(grad, active, upsample, channels_last)
     memory_format = layout.chosen(channels_last)
     d_horizontal = grad.to(mask.dtype).contiguous(memory_format=memory_format) if asked.horizontal else None
-    d_mask = input_gradient(grad, weight, mask, padding_mode, channels_last) if asked.mask else None
+    d_mask = steps.input_gradient(grad, weight, mask, padding_mode, channels_last) if asked.mask else None
     parameters = ParameterNeeds(asked.weight, asked.bias)
     return _asked_for(
-        d_horizontal, d_mask, *parameter_gradients(grad, (mask,), padding_mode, channels_last, parameters)
+        d_horizontal, d_mask, *steps.parameter_gradients(grad, (mask,), padding_mode, channels_last, parameters)
     )
 
 
@@ -124,9 +117,9 @@ def refine(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     memory_format = layout.memory_format(feature, mask)
-    skip = feature_forward(feature, Convolution(skip_weight, skip_bias), padding_mode, memory_format)
+    skip = steps.skip(feature, Convolution(skip_weight, skip_bias), padding_mode, memory_format)
     merge = Convolution(merge_weight, merge_bias)
-    out, active = convolve_upsample((skip, mask), None, merge, upsample, padding_mode, save, memory_format)
+    out, active = steps.merge((skip, mask), None, merge, upsample, padding_mode, save, memory_format)
     return out, skip if save else skip.new_empty(0), active
 
 
@@ -144,14 +137,14 @@ def refine_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     asked = RefineNeeds(*needs)
-    grad = upsample_gradient(grad, active, upsample)
+    grad = steps.upsample_gradient(grad, active, upsample, channels_last)
     merge = _merge_gradients(grad, skip, mask, merge_weight, padding_mode, channels_last, asked.merge, relu=skip)
     d_feature = d_skip_weight = d_skip_bias = None
     if merge.skip is not None:
         if asked.feature:
-            d_feature = feature_gradient(merge.skip, skip_weight, feature, padding_mode, channels_last)
+            d_feature = steps.input_gradient(merge.skip, skip_weight, feature, padding_mode, channels_last)
         parameters = ParameterNeeds(asked.skip_weight, asked.skip_bias)
-        d_skip_weight, d_skip_bias = parameter_gradients(
+        d_skip_weight, d_skip_bias = steps.parameter_gradients(
             merge.skip, (feature,), padding_mode, channels_last, parameters
         )
     return _asked_for(d_feature, merge.mask, d_skip_weight, d_skip_bias, merge.weight, merge.bias)
