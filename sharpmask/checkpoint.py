@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import DataError
+from .family import checkpoint_path
 from .files import atomic
 from .models import DeepMask, ModelConfig, SearchConfig, from_config
 from .models.build import without_memory
@@ -26,8 +26,6 @@ from .tensor_files import TensorFile, check_values, read_safetensors
 
 FORMAT = "sharpmask-1"
 """Name and version of the format, in every checkpoint's header."""
-DEFAULT = "sharpmask_lite0_112.safetensors"
-"""The checkpoint that comes with the package."""
 
 
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
@@ -62,12 +60,12 @@ def save_model(
 
 
 def load_model(path: str | Path | None = None, device: str | torch.device = "cpu") -> DeepMask:
-    """The model of a checkpoint, in evaluation mode; without ``path``, the one that comes with the package.
+    """The model of a checkpoint, in evaluation mode; without ``path``, or for "small", the one that the package brings.
 
     Raises ``DataError`` for a missing, foreign or damaged file, and for one with tensors that are not finite or hold no
     floating-point numbers.
     """
-    path = Path(path) if path is not None else Path(str(files("sharpmask") / "assets" / DEFAULT))
+    path = checkpoint_path(path)
     tensors, header = _read(path)
     config = from_plain(ModelConfig, _json(header, "model", path), f"{path}: model")
     search = from_plain(SearchConfig, _json(header, "search", path), f"{path}: search")
@@ -80,7 +78,8 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
 
 def read_training(path: str | Path) -> dict[str, Any]:
     """How the model of a checkpoint was made, as recorded in it. Raises ``DataError`` as :func:`load_model`."""
-    training = _json(_read(Path(path)).metadata, "training", Path(path))
+    path = checkpoint_path(path)
+    training = _json(_read(path).metadata, "training", path)
     if not isinstance(training, dict):
         raise DataError(f"{path}: training: expected settings by name, got {type(training).__name__}")
     return training

@@ -1,4 +1,4 @@
-"""Engines: what computes the bottom-up pass of a search, and in which precision. PyTorch is not needed."""
+"""Engines: what computes the bottom-up pass of a search, and in which precision. It needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from .errors import DataError
 
 Engine = Literal["torch", "compile", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+ExportFormat = Literal["onnx", "openvino", "torch", "aoti"]
+"""What other programs run: see :mod:`sharpmask.export`."""
 
 PRECISIONS: Final[dict[Engine, tuple[Precision, ...]]] = {
     "torch": ("fp32", "bf16", "fp16"),

@@ -11,7 +11,8 @@ import pytest
 
 import sharpmask
 import sharpmask_kernels
-from sharpmask.checkpoint import DEFAULT, read_training
+from sharpmask.checkpoint import read_training
+from sharpmask.family import FAMILY, checkpoint_path
 
 ASSETS = Path(str(files("sharpmask"))) / "assets"
 PHOTO = ASSETS / "coffee.jpg"
@@ -26,8 +27,9 @@ def test_both_packages_have_the_version_of_their_distribution() -> None:
     assert sharpmask.__version__ == sharpmask_kernels.__version__ == version("sharpmask")
 
 
-def test_it_is_small_and_keeps_no_path_of_the_machine_that_made_it() -> None:
-    path = ASSETS / DEFAULT
+@pytest.mark.parametrize("name", FAMILY)
+def test_it_is_small_and_keeps_no_path_of_the_machine_that_made_it(name: str) -> None:
+    path = checkpoint_path(name)
     assert path.stat().st_size <= 15e6
     record = read_training(path)
     assert record["stage"] == "joint" and record["sampling"] == "dense"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..family import FAMILY
 
 FILES = {
     "checkpoint": "checkpoint",
@@ -35,7 +36,7 @@ def check_paths(options: Any, *, out_is_file: bool) -> None:
     for name, what in FILES.items():
         path = given.get(name)
         # A FIFO is let through: what reads it refuses it.
-        if path is not None and (path.is_dir() or not path.exists()):
+        if path is not None and str(path) not in FAMILY and (path.is_dir() or not path.exists()):
             raise DataError(f"{what}: no file {path}")
     weights = given.get("trunk_weights")
     if weights not in (None, "imagenet") and not Path(weights).exists():

@@ -13,11 +13,12 @@ from ..checkpoint import load_model, read_training, save_model
 from ..convert import convert as convert_file
 from ..data.synthetic import synthesize
 from ..errors import DataError
+from ..export import export as export_model
 from ..files import output_folder, remove_leftovers, write_text
 from ..formats import datasets
 from ..search import ProposalGenerator
 from ..visualize import film_strip, save_picture
-from .options import Convert, ConvertDataset, Demo, Pack, Synth
+from .options import Convert, ConvertDataset, Demo, Export, Pack, Synth
 from .output import ERR, say, show
 from .shared import print_timing, search_settings
 
@@ -81,6 +82,14 @@ def convert_dataset(options: ConvertDataset) -> int:
     for note in notes:
         say(f"{options.dataset}: {note}", ERR)
     say(f"{out}: {len(document['images'])} photos, {len(document['annotations'])} objects")
+    return 0
+
+
+def export(options: Export) -> int:
+    """Write a model's graphs."""
+    with output_folder(options.out):
+        for path in export_model(load_model(options.checkpoint), options.out, options.to):
+            say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

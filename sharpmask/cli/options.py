@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from ..data.links import Links
 from ..data.orientation import Exif
-from ..engines import Engine, Precision, check_precision
+from ..engines import Engine, ExportFormat, Precision, check_precision
 from ..errors import DataError
 from ..models.config import INSIDE, Geometry, SearchScale
 from ..ranges import Length, Range, Settings
@@ -85,7 +85,7 @@ class Propose(Settings):
     exif: Exif = "turned"
     """Whether masks are of photos as turned by their EXIF orientation, as viewers show them, or as stored."""
     checkpoint: Path | None = None
-    """Model to use. Without one: the model that comes with the package."""
+    """Model to use: a file, or small, the model that comes with the package, which is the default."""
     top_n: TopN = 100
     """Windows to refine per photo."""
     out: Path = Path("proposals")
@@ -176,6 +176,18 @@ class Pack(Settings):
 
 
 @dataclass(frozen=True)
+class Export(Settings):
+    """Write a model as graphs for ONNX Runtime, OpenVINO or PyTorch without this package."""
+
+    checkpoint: Positional[Path]
+    """Checkpoint to read; small: the one that comes with the package."""
+    out: Positional[Path]
+    """Folder to write into."""
+    to: tuple[ExportFormat, ...] = ("onnx",)
+    """Formats: onnx, openvino, torch (torch.export), aoti (compiled for this machine)."""
+
+
+@dataclass(frozen=True)
 class Convert(Settings):
     """Turn the authors' released model.t7, or weights of the PyTorch port of DeepMask, into a checkpoint."""
 
@@ -221,6 +233,7 @@ OPTIONS: dict[str, Any] = {
     "eval": Eval,
     "synth": Synth,
     "pack": Pack,
+    "export": Export,
     "convert": Convert,
     "convert-dataset": ConvertDataset,
 }

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from ..checkpoint import DEFAULT
 from ..data.orientation import Exif
+from ..family import checkpoint_path
 from ..models import DeepMask
 from ..models.config import SearchConfig
 from ..plain import to_plain
@@ -86,10 +85,9 @@ def searching(generator: ProposalGenerator, photos: int) -> Iterator[tuple[int, 
 
 def settings_of(generator: ProposalGenerator, checkpoint: Path | None) -> dict[str, Any]:
     """All that decides the proposals of a photo, but for the photo itself, as JSON has it."""
-    path = checkpoint or Path(str(files("sharpmask") / "assets" / DEFAULT))
     named = {f.name: getattr(generator, f.name) for f in fields(generator) if f.name not in ("model", "search")}
     own = {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
-    return {"checkpoint": hash_of(path), **own, **to_plain(generator.search)}
+    return {"checkpoint": hash_of(checkpoint_path(checkpoint)), **own, **to_plain(generator.search)}
 
 
 def print_timing(timing: Mapping[str, float], title: str) -> None:

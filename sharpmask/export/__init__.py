@@ -1,0 +1,3 @@
+"""Models as graphs that other programs run: ``export``."""
+
+from .formats import export as export

@@ -1,0 +1,142 @@
+"""The formats in which the graphs of a model are written."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from sharpmask_kernels.windows import STRIDE
+
+from ..engines import ExportFormat
+from ..errors import DataError
+from ..geometry import GREY
+from ..models import DeepMask
+from ..plain import to_plain
+from ..ranges import shown
+from ..version import __version__
+from .graphs import BottomUp, WindowMasks, horizontal_names
+
+Graph = BottomUp | WindowMasks
+ABOUT: Final = "model.json"
+
+
+class Writer(NamedTuple):
+    """How a graph is written."""
+
+    suffix: str
+    needs: tuple[str, ...]
+    """Packages beside PyTorch."""
+    write: Callable[[Graph, ExportedProgram, Path], None]
+
+
+def export(model: DeepMask, out: str | Path, to: ExportFormat | Sequence[ExportFormat] = "onnx") -> list[Path]:
+    """Write a model's two graphs into the folder ``out``, and ``model.json``, which says how to use them.
+
+    ``to``: one or several of onnx (``.onnx``), openvino (``.xml`` and ``.bin``), torch (``.pt2``, for
+    ``torch.export.load``) and aoti (``.aoti.pt2``, compiled for this machine, for
+    ``torch._inductor.aoti_load_package``). The graphs' inputs and outputs are those of :class:`.graphs.BottomUp` and
+    :class:`.graphs.WindowMasks`; sizes and the number of windows are dynamic. Returns the files' paths. Raises
+    ``DataError`` for a format that is not known or needs a package that is missing, and for a model that is not of
+    the CPU in fp32.
+    """
+    formats = [to] if isinstance(to, str) else [*to]
+    writers = [_writer(name) for name in formats]
+    _check_model(model)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=".export-") as part:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of exporters, about their own future
+            for name, graph in (("bottom_up", BottomUp(model)), ("window_masks", WindowMasks(model))):
+                program = torch.export.export(graph.eval(), graph.example(), dynamic_shapes=_dynamic(graph))
+                for writer in writers:
+                    writer.write(graph, program, Path(part) / f"{name}{writer.suffix}")
+        (Path(part) / ABOUT).write_text(json.dumps(description(model), indent=2) + "\n")
+        written = sorted(Path(part).iterdir(), key=lambda path: (path.name == ABOUT, path.name))
+        return [path.replace(folder / path.name) for path in written]
+
+
+def description(model: DeepMask) -> Mapping[str, Any]:
+    """What a program needs to know that runs the graphs: the content of ``model.json``."""
+    return {
+        "sharpmask": __version__,
+        "class": type(model).__name__,
+        "window": model.window,
+        "stride": STRIDE,
+        "grey": GREY,
+        "horizontals": horizontal_names(model),
+        "search": to_plain(model.search),
+    }
+
+
+def _writer(name: str) -> Writer:
+    if name not in WRITERS:
+        raise DataError(f"to must be of {', '.join(WRITERS)}, got {shown(name)}")
+    writer = WRITERS[name]
+    for package in writer.needs:
+        if find_spec(package) is None:
+            raise DataError(
+                f"export to {name} needs the package {package}, which is not installed: pip install 'sharpmask[{name}]'"
+            )
+    return writer
+
+
+def _check_model(model: DeepMask) -> None:
+    kind = next(model.parameters())
+    if kind.device.type != "cpu" or kind.dtype != torch.float32:
+        raise DataError(f"model must be on the cpu in torch.float32 to be exported, got {kind.device}, {kind.dtype}")
+
+
+def _dynamic(graph: Graph) -> tuple[Any, ...]:
+    """Which sizes vary: heights and widths of maps, and the number of windows."""
+
+    def sizes(x: Tensor) -> dict[int, Any]:
+        axes = (2, 3) if x.ndim == 4 else (0,)
+        return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+
+    first, rest = [sizes(x) for x in graph.example()], list[Any]()
+    if isinstance(graph, WindowMasks):  # whose last parameter takes any number of maps
+        first, rest = first[:3], first[3:]
+    return (*first, (*rest,)) if rest else (*first,)
+
+
+def _write_onnx(graph: Graph, program: ExportedProgram, path: Path) -> None:
+    made = torch.onnx.export(program, input_names=graph.inputs, output_names=graph.outputs, dynamo=True, verbose=False)
+    assert made is not None
+    path.write_bytes(made.model_proto.SerializeToString())
+
+
+def _write_openvino(graph: Graph, program: ExportedProgram, path: Path) -> None:
+    import openvino
+
+    made = openvino.convert_model(program)
+    for ports, names in ((made.inputs, graph.inputs), (made.outputs, graph.outputs)):
+        for port, name in zip(ports, names, strict=True):
+            port.get_tensor().set_names({name})
+    openvino.save_model(made, path, compress_to_fp16=False)
+
+
+def _write_torch(graph: Graph, program: ExportedProgram, path: Path) -> None:
+    torch.export.save(program, path)
+
+
+def _write_aoti(graph: Graph, program: ExportedProgram, path: Path) -> None:
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+
+
+WRITERS: Final[Mapping[str, Writer]] = {
+    "onnx": Writer(".onnx", ("onnx", "onnxscript"), _write_onnx),
+    "openvino": Writer(".xml", ("openvino",), _write_openvino),
+    "torch": Writer(".pt2", (), _write_torch),
+    "aoti": Writer(".aoti.pt2", (), _write_aoti),
+}
+"""By the names of :data:`sharpmask.engines.ExportFormat`."""
