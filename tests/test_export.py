@@ -116,7 +116,7 @@ def test_a_deepmask(tiny: ModelConfig, tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"trunk": "resnet50"}, {"architecture": "deepmask-original"}])
 def test_other_models(options: dict[str, str], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    check(build_model(**options).eval(), tmp_path, "onnx", "openvino")  # type: ignore[arg-type]
+    check(build_model(**{"architecture": "sharpmask", **options}).eval(), tmp_path, "onnx", "openvino")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
