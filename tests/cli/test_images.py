@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sharpmask.cli.images import expanded
 
 from sharpmask.cli import main
+from sharpmask.cli.images import expanded
 from sharpmask.data.images import load_image
 from sharpmask.errors import DataError
 
