@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from bench import record
 from bench.gpu import __main__ as gpu
 from bench.gpu import clock, failures, measure, prove, ready, run, sanitize, tune
 from bench.gpu.report import Report
@@ -401,6 +402,29 @@ def test_the_tables_of_times() -> None:
     ]
     assert measure.said(rows[:3]) == "triton 2.0 µs, 1.50 times as fast as compile"
     assert measure.said(rows[:1]) == "there is no kernel of ours"
+
+
+def test_what_was_measured_goes_into_the_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = {"op": "refine", "shape": "level4", "mode": "forward", "dtype": "fp16"}
+    times = [("eager", False, 4e-6), ("triton", True, 2e-6), ("compile", False, 3e-6)]
+    head = {
+        "device": "NVIDIA H200, sm_90",
+        "torch": "2.11.0, CUDA 13.0",
+        "commit": "abc",
+        "date": "2026-12-01T00:00:00",
+    }
+    rows = [{**common, "who": who, "ours": ours, "warm": warm} for who, ours, warm in times]
+    steps = {"a": Result("ok", rows=rows)._asdict(), "b": Result("failed", rows=rows[:1])._asdict()}
+    (tmp_path / "report.json").write_text(json.dumps({"head": head, "stages": {measure.NAME: steps}}))
+    path = tmp_path / "history.csv"
+    assert gpu.main([f"--out={tmp_path}", f"--record={path}"]) == 0
+    found = record.read(path)
+    assert [(row.peer, row.ratio) for row in found] == [("eager", "2"), ("compile", "1.5")]
+    assert found[0][:6] == ("abc", "2026-12-01T00:00:00", "NVIDIA H200", "sm_90", "1", "2.11.0")
+    assert found[0][6:13] == ("refine", "level4", "forward", "fp16", "cuda", "triton", "2e-06")
+    path.write_text("other\n")
+    assert gpu.main([f"--out={tmp_path}", f"--record={path}"]) == 1
+    assert "header must be commit,date," in capsys.readouterr().err
 
 
 def test_the_fastest_configuration_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

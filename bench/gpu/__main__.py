@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from . import ready
+from ..record import HISTORY, WrongHeader
+from . import history, ready
 from .report import Report
 from .run import Clock, Runner, say
 from .stages import STAGES
@@ -32,6 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.needs:
         print(ready.needs_table())
         return bool(ready.missing())
+    if options.record:
+        try:
+            count = history.add(options.record, options.out / "report.json")
+        except (WrongHeader, OSError) as problem:
+            print(f"error: {problem}", file=sys.stderr)
+            return 1
+        print(f"{count} rows added to {options.record}")
+        return 0
     chosen = [stage for stage in STAGES if stage.name in options.stage]
     options.out.mkdir(parents=True, exist_ok=True)
     report = Report(options.out, ready.head(options.rehearse), STAGES)
@@ -67,8 +76,12 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     add("--again", action="store_true", help="run these stages anew, also what is finished")
     add("--needs", action="store_true", help="only list what must be installed; exit status 1 if something is missing")
     add("--rehearse", action="store_true", help="on the CPU, at tiny sizes: to try the script, not the kernels")
+    add(
+        "--record", type=Path, nargs="?", const=HISTORY, metavar="CSV",
+        help=f"only append what OUT has measured to {HISTORY.name}, or to this",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    if options.needs:
+    if options.needs or options.record:
         return options
     if lacking := ready.missing():
         parser.error(f"packages must be installed, missing are {', '.join(lacking)}; --needs lists them all")

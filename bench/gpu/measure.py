@@ -32,6 +32,8 @@ MATRIX = {torch.float32: 4096, torch.float16: 8192, torch.bfloat16: 8192}
 COPIED = 1 << 30
 """Bytes, far more than caches hold."""
 
+NAME = "measure"
+
 AUTOTUNED = "compile-max-autotune"
 # Its own graphs would lie within those of the clock.
 WITHOUT_GRAPHS = functools.partial(compiled, mode="max-autotune-no-cudagraphs")

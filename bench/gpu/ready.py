@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from datetime import datetime, timezone
 from typing import NamedTuple
 
 import torch
@@ -96,13 +97,20 @@ def head(rehearse: bool) -> dict[str, str]:
     """What must be known to read a report."""
     device = torch.device("cpu" if rehearse else "cuda")
     name, isa = machine.processor(device)
-    csrc = Path(ROOT, "csrc")
     versions = {key: value for key, value in [*env.versions(), *env.machine()] if key != "sharpmask"}
     return {
         "device": f"{name}, {isa}",
         "commit": machine.commit(),
-        "sources": f"{digest(csrc, '_cpu')} {digest(csrc, '_cuda')}",
+        "sources": sources(),
         "rehearsal": "yes: nothing here was run on a GPU, and no time says anything" if rehearse else "no",
         **versions,
-        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def sources() -> str:
+    """A hash of the kernels, in all languages, with their tables."""
+    found = hashlib.sha256("".join(digest(ROOT / "csrc", name) for name in ("_cpu", "_cuda")).encode())
+    for path in sorted(p for p in (ROOT / "sharpmask_kernels").rglob("*") if p.suffix in (".py", ".json")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]

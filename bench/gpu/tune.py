@@ -135,7 +135,7 @@ class Answers:
                 if "out of resource" not in str(problem):
                     raise
                 raise Unfit from problem
-            if any(kernel.n_spills or kernel.metadata.shared > tuning.MOST_SHARED for kernel in seen):
+            if any(getattr(kernel, "n_spills", 0) or kernel.metadata.shared > tuning.MOST_SHARED for kernel in seen):
                 raise Unfit
             return clock.warm(run, self.device)
 
