@@ -31,7 +31,8 @@ def main() -> None:
     masks, scores, _ = predictor.predict(boxes=BOXES, multimask=False)
     for box, mask in zip(BOXES, masks[:, 0], strict=True):
         rows, cols = np.nonzero(mask)
-        print(f"box {box}: the mask's own box is {cols.min(), rows.min(), cols.max() + 1, rows.max() + 1}")
+        own = [int(v) for v in (cols.min(), rows.min(), cols.max() + 1, rows.max() + 1)]
+        print(f"box {box}: the mask's own box is {own}")
     save_picture(overlay(load_image(photo), masks[:, 0], scores[:, 0].tolist()), "boxes.png")
     print("boxes.png: the masks over the photo")
 

@@ -31,11 +31,11 @@ def rings(mask: Mask, what: str) -> list[Ring]:
         found = trace(part, approximation_percentage=0, bridge_holes=True)
     except ValueError:  # no line to a hole stays on the object
         found = []
-    left_out = part & ~drawn(found, part.shape, what)
-    if left_out.sum() + drawn(found, part.shape, what).sum() != part.sum():
-        found, left_out = [], part
+    shown = drawn(found, part.shape, what)
+    if (shown & ~part).any():
+        found, shown = [], np.zeros_like(part)
     # Points and straight lines have no polygon of three corners.
-    return [np.add(ring, (left, top), dtype=np.int64) for ring in (*found, *runs(left_out))]
+    return [np.add(ring, (left, top), dtype=np.int64) for ring in (*found, *runs(part & ~shown))]
 
 
 def drawn(polygons: Sequence[Ring], size: tuple[int, ...], what: str) -> Mask:
