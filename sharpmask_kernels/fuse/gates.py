@@ -29,6 +29,11 @@ def is_average(root: nn.Module, node: fx.Node) -> bool:
     return isinstance(dim, (list, tuple)) and tuple(dim) in ROWS_AND_COLUMNS
 
 
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether the convolution maps each position by itself."""
+    return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding in ((0, 0), "valid", "same")
+
+
 def is_per_channel(root: nn.Module, node: Any) -> bool:
     """Whether the node's value comes from averages of channels alone, through layers that keep one row and column."""
     if not isinstance(node, fx.Node):
@@ -37,7 +42,7 @@ def is_per_channel(root: nn.Module, node: Any) -> bool:
         return True
     module = module_of(root, node)
     if isinstance(module, nn.Conv2d):
-        keeps = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.padding in ((0, 0), "valid")
+        keeps = is_pointwise(module)
     else:
         keeps = type(module) in LAYERS or calls(node, (*ADD, *MULTIPLY, *RELU, *SQUASH))
     inputs = node.all_input_nodes

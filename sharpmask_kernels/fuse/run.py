@@ -112,6 +112,25 @@ def added(
     return x if early else _finished(x, None, last, activation)
 
 
+def projected(
+    mask: Tensor,
+    size: Any,
+    *,
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d | None,
+    dropouts: Dropouts,
+    mode: str,
+    align_corners: bool | None,
+    activation: str,
+) -> Tensor:
+    """act(dropout(norm(conv(up2(mask))))) with a 1x1 convolution, which gives the same before the upsampling."""
+    if _fits(mask, size, ()):
+        x = _upsampled(conv(mask), size, mode, align_corners)
+    else:
+        x = conv(_upsampled(mask, size, mode, align_corners))
+    return _finished(x, norm, dropouts, activation)
+
+
 def normalised(x: Tensor, *, conv: nn.Conv2d, norm: nn.BatchNorm2d, dropouts: Dropouts, activation: str) -> Tensor:
     """act(dropout(norm(conv(x)))), a convolution without an upsampling, padded with zeros."""
     if exporting() or not foldable(norm):

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from ..checks import PADDING_MODES
 from ..hooks import customized
 from .chains import DROPOUT, CallChain, Tail, is_shape
-from .gates import MULTIPLY, is_average, is_per_channel
+from .gates import MULTIPLY, is_average, is_per_channel, is_pointwise
 from .graph import (
     ADD,
     ADD_IN_PLACE,
@@ -27,7 +27,7 @@ from .graph import (
     module_of,
     upsampling_of,
 )
-from .run import added, merged
+from .run import added, merged, projected
 
 REDUCTIONS = (torch.mean, torch.sum, torch.amax, "mean", "sum", "amax")
 PADDING_LAYERS = {nn.ZeroPad2d: "zeros", nn.ReplicationPad2d: "replicate", nn.ReflectionPad2d: "reflect"}
@@ -165,6 +165,9 @@ class UpsampleFirst(Flow):
         if node in self.taken:
             return
         name = str(node.target)
+        if self.is_bare(path) and not path.before and type(conv) is nn.Conv2d and is_pointwise(conv):
+            self.projected(node, name, path)
+            return
         modes = (*PADDING_MODES, "reflect") if self.upsampling.mode == "nearest" else PADDING_MODES
         problem = conv_problem(conv, 1 if path.padding is None else 0, modes)
         if problem:
@@ -182,6 +185,14 @@ class UpsampleFirst(Flow):
         options = {"position": path.position, "padding": padding, "padded": path.padding is not None}
         inputs = (self.mask, self.upsampling.size, path.pad, path.rest, path.gate)
         self.add(name, tail, path, merged, inputs, modules, options)
+
+    def projected(self, node: fx.Node, name: str, path: _Path) -> None:
+        if self.readable(path, node):
+            tail = Tail.of(self.root, node)
+            modules = {"conv": name, "norm": tail.norm, "dropouts": tail.dropouts}
+            self.add(name, tail, path, projected, (self.mask, self.upsampling.size), modules, {})
+        else:
+            self.differs(f"an input of {name!r} is changed in place", name)
 
     def summed(self, total: fx.Node, path: _Path) -> None:
         first, second = argument(total, 0, "input"), argument(total, 1, "other")

@@ -185,6 +185,27 @@ def test_every_sum_is_one_upsample_add(spelling: str) -> None:
     assert check(SUMS[spelling]().double(), maps(3, 2), [ADD]).left == {}
 
 
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+def test_a_pointwise_convolution_comes_before_the_upsampling(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Block(cat=lambda x, skip: x, conv=nn.Conv2d(3, 4, 1), norm=trained(nn.BatchNorm2d(4))).double()
+    model.up.mode = mode
+    plain = copy.deepcopy(model)
+    seen: list[torch.Size] = []
+    report = fuse(model)
+    assert report.swapped == (() if mode == "bicubic" else ("conv",))
+    monkeypatch.setattr(nn.Conv2d, "forward", spied(nn.Conv2d.forward, seen))
+    inputs = maps(3, 2)
+    for training in (False, True):
+        assert_near(results(model.train(training), *inputs), results(plain.train(training), *inputs), 1e-9)
+    small, large = inputs[0].shape, torch.Size((2, 3, 6, 8))
+    assert seen == [large if mode == "bicubic" else small, large] * 2
+
+
+def spied(forward: Callable[..., Tensor], seen: list[torch.Size]) -> Callable[..., Tensor]:
+    return lambda module, x: seen.append(x.shape) or forward(module, x)
+
+
 def test_a_sum_over_a_stack_has_the_dtype_of_autocast() -> None:
     model = SUMS["a sum over a stack"]()
     plain = copy.deepcopy(model)
@@ -361,7 +382,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "a product": (lambda: Block(up=lambda x: 2 * F.interpolate(x, scale_factor=2)), "", f"mul {AFTER_UP}"),
     "spatial attention": (
-        lambda: Block(up=Attended(nn.Conv2d(3, 1, 1))),
+        lambda: Block(up=Attended(nn.Conv2d(3, 1, 7, padding=3))),
         "up",
         "an attention weighs the result of the upsampling; what fits is one weight per channel of the small map",
     ),
