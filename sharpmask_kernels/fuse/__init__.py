@@ -61,8 +61,10 @@ def fuse(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> FuseR
     Found is, around an upsampling x2, nearest or bilinear:
 
     - act(Norm(Conv(Concat(up2(M), S, ...)))): becomes ``upsample_merge``; batch normalisation in evaluation mode is
-      folded into the weights, and where sizes do not double the module computes as before;
-    - act(L + up2(M)): becomes ``upsample_add``;
+      folded into the weights, and where sizes do not double the module computes as before. up2(M) may be multiplied by
+      a weight per channel, as squeeze-and-excitation does;
+    - act(L + up2(M)), also as a sum over a stack: becomes ``upsample_add``;
+    - Conv(up2(M)) with a 1x1 convolution: becomes up2(Conv(M));
     - up2(ReLU(Conv(Concat(S, M)))), in either order: becomes ``refine`` if S = ReLU(Conv(F)) has the same padding mode
       and no other use, else ``merge_upsample``;
     - up2(ReLU(H + Conv(M))): becomes ``add_upsample``;
