@@ -153,7 +153,7 @@ def test_a_copy_and_a_checkpoint(kind: str) -> None:
     plain.load_state_dict(model.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("kind", ["depth", "pyramid", "smp Unet", "smp MAnet"])
 @pytest.mark.parametrize("training", [False, True])
 def test_a_decoder_compiles_as_one_graph(kind: str, training: bool) -> None:
     model, inputs, _ = decoder(kind)
