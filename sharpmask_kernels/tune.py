@@ -27,11 +27,11 @@ from .machine import write_whole
 
 SHAPES = dict(zip(routes.CELLS, [(1, 8, 8), (2, 16, 16), (4, 32, 32)], strict=True))
 """Batch, height and width that have so many cells."""
-MOST_PRODUCTS = 3e8
+MOST_PRODUCTS = 6e8
 """Of a call that is measured. What is best for a larger one is that for the largest one measured."""
 GAIN = 0.97
 """Share of the default route's time that another may take at most to be chosen."""
-SECONDS = 0.005
+SECONDS = 0.015
 """For each route of a size, at least."""
 HOPELESS = 2
 """A route that takes so many times as long as the best is not measured again."""
