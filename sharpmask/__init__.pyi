@@ -7,6 +7,9 @@ from . import visualize as visualize
 from .checkpoint import load_model as load_model
 from .checkpoint import save_model as save_model
 from .errors import DataError as DataError
+from .hub import from_pretrained as from_pretrained
+from .hub import push_to_hub as push_to_hub
+from .hub import save_pretrained as save_pretrained
 from .models import DeepMask as DeepMask
 from .models import ModelConfig as ModelConfig
 from .models import SearchConfig as SearchConfig

@@ -11,7 +11,7 @@ from typing import Final
 from ..errors import DataError
 from ..files import short_name, write_text
 from ..formats.outputs import NAME
-from ..formats.packages import check
+from ..packages import check
 from ..search import Proposals
 from .photo_ids import SearchedPhoto
 

@@ -21,9 +21,9 @@ from ..data.formats import photo_suffixes
 from ..data.images import read_header
 from ..data.orientation import Exif
 from ..errors import DataError
+from ..packages import needed
 from ..plain import read_yaml
 from ..ranges import shown
-from .packages import needed
 from .polygons import Mask
 
 Layout: TypeAlias = Literal["labelme", "voc", "yolo"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic
-from .packages import needed
+from ..packages import needed
 
 
 def write(path: Path, photos: Iterable[list[dict[str, Any]]]) -> None:

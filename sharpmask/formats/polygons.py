@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .packages import needed
+from ..packages import needed
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Ring: TypeAlias = npt.NDArray[np.int64]

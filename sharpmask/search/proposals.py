@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from ..data.images import reduced
 from ..data.orientation import Exif
 from ..formats import outputs as formats
-from ..formats.packages import needed
+from ..packages import needed
 from ..visualize import format_of, overlay, save_picture
 from .pictures import PhotoFile
 

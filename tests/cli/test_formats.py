@@ -11,9 +11,9 @@ import supervision as sv
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from sharpmask import packages
 from sharpmask.cli import formats, main
 from sharpmask.data.images import load_image
-from sharpmask.formats import packages
 
 
 @pytest.fixture

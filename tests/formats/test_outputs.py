@@ -10,10 +10,9 @@ import supervision as sv
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from sharpmask import Proposals
+from sharpmask import Proposals, packages
 from sharpmask.data.photos import find_photos
 from sharpmask.errors import DataError
-from sharpmask.formats import packages
 from sharpmask.formats.polygons import drawn, joined, rings, runs
 
 SIZE = 40, 57

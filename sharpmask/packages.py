@@ -1,4 +1,4 @@
-"""Optional packages that formats need."""
+"""Optional packages."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Final
 
-from ..errors import DataError
-
-INSTALL: Final = "pip install 'sharpmask[formats]'"
+from .errors import DataError
 
 
-def check(package: str, what: str) -> None:
+def check(package: str, what: str, extra: str = "formats") -> None:
     """Raise ``DataError`` that tells how to install ``package`` for ``what``, if it is not installed."""
     if find_spec(package) is None:
-        raise DataError(f"{what} needs the package {package}, which is not installed: {INSTALL}")
+        raise DataError(f"{what} needs the package {package}, which is not installed: pip install 'sharpmask[{extra}]'")
 
 
-def needed(module: str, what: str) -> ModuleType:
+def needed(module: str, what: str, extra: str = "formats") -> ModuleType:
     """A module of an optional package. Raises ``DataError`` as ``check`` does."""
-    check(module.partition(".")[0], what)
+    check(module.partition(".")[0], what, extra)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # supervision warns where it has no OpenCV, and works
         return import_module(module)
