@@ -42,7 +42,6 @@ def cases(small: bool) -> list[Case]:
         Case("smp Unet", large, decoder, functools.partial(of_smp, "Unet")),
         Case("smp Unet", large, "whole model", functools.partial(of_smp, "Unet", whole=True)),
         Case("smp Unet", large, "decoder, training step", functools.partial(of_smp, "Unet"), training=True),
-        Case("smp UnetPlusPlus", middle, decoder, functools.partial(of_smp, "UnetPlusPlus")),
         Case("smp FPN", large, decoder, functools.partial(of_smp, "FPN")),
         Case("MONAI BasicUNet", middle, "whole model", basic_unet),
         Case("depth decoder", depth, decoder, depth_decoder),
@@ -53,7 +52,7 @@ def of_smp(name: str, size: tuple[int, int], small: bool, whole: bool = False) -
     """A model of segmentation_models_pytorch with a ResNet-34, or its decoder and the encoder's maps."""
     import segmentation_models_pytorch as smp
 
-    narrow = {"decoder_channels": (16,) * 5} if small and name.startswith("Unet") else {}
+    narrow = {"decoder_channels": (16,) * 5} if small and name == "Unet" else {}
     model = getattr(smp, name)("resnet18" if small else "resnet34", encoder_weights=None, **narrow)
     image = torch.randn(1, 3, *size)
     if whole:
