@@ -32,6 +32,8 @@ FORBIDDEN = [
     ("sharpmask.models", "sharpmask.training"),
     ("sharpmask.data", "sharpmask.models"),
     ("sharpmask.search", "sharpmask.cli"),
+    ("sharpmask.formats", "sharpmask.search"),
+    ("sharpmask.formats", "sharpmask.models"),
     ("sharpmask.training", "sharpmask.cli"),
     ("sharpmask.evaluation", "sharpmask.cli"),
 ]

@@ -36,6 +36,7 @@ def hard_masks() -> list[np.ndarray]:
     nested[14:26, 20:30] = False
     nested[20, 25] = True
     checked = np.indices(SIZE).sum(0) % 2 == 0
+    checked[15:] = checked[:, 15:] = False
     noise = np.random.default_rng(5).random(SIZE) > 0.5
     return [np.ones(SIZE, bool), lines, nested, checked, noise, *map(blobs, range(5))]
 

@@ -199,7 +199,7 @@ def test_masks_of_one_size_are_one_choice() -> None:
     assert differing(area, scores, np.arange(6)) == [0]
 
 
-@pytest.mark.parametrize("geometry", ["centres", "released", "released-exact"])
+@pytest.mark.parametrize("geometry", ["centres", "released"])
 @pytest.mark.parametrize("refine", [True, False])
 def test_masks_are_where_logits_exceed_0(
     tiny_sharpmask: SharpMask, photo: np.ndarray, geometry: Any, refine: bool
