@@ -96,6 +96,37 @@ def wide_gradient(
     bias: TensorView | None,
     threads: int,
 ) -> None: ...
+def wide_input_gradient(
+    *, grad: TensorView, weight: TensorView, zeros: bool, out: TensorView, threads: int
+) -> bool: ...
+def upsample_merge(
+    *,
+    mask: TensorView,
+    skip: TensorView | None,
+    weight: TensorView,
+    bias: TensorView | None,
+    mask_first: bool,
+    upsample: str,
+    zeros: bool,
+    activation: str,
+    out: TensorView,
+    threads: int,
+) -> bool: ...
+def upsample_merge_gradient(
+    *,
+    grad: TensorView,
+    mask: TensorView,
+    skip: TensorView | None,
+    mask_first: bool,
+    upsample: str,
+    zeros: bool,
+    weight: TensorView | None,
+    bias: TensorView | None,
+    threads: int,
+) -> None: ...
+def upsampled_gradient(
+    *, grad: TensorView, weight: TensorView, upsample: str, zeros: bool, out: TensorView, threads: int
+) -> None: ...
 def inverted_residual(
     *,
     x: TensorView,

@@ -23,31 +23,4 @@ struct Horizontal {
     int threads;
 };
 
-// A part of a convolution of many inputs and outputs, and ReLU. `out` is the part that begins at cell
-// (top, left) of the input, which may lie beyond it. The kernel returns whether all results are finite: one
-// that is not may have spread to the other cells of its tile.
-struct WideForward {
-    TypedMap input;
-    TensorView weight;
-    std::optional<TensorView> bias;
-    bool zeros, relu;
-    std::int64_t top, left;
-    TypedMap out;
-    int threads;
-    // Whether the part begins at cell (-1, -1) and `out` is without its border, which is added to the cells
-    // beside it. The size must be even.
-    bool folds = false;
-};
-
-// The gradients of its weight and bias, dense and in the input's dtype. Either may be null.
-struct WideGradient {
-    TypedMap grad;  // of the part that begins at cell (top, left)
-    TypedMap input;
-    bool zeros;
-    std::int64_t top, left;
-    void* weight;  // dense, in fp32 or fp64, as the bias
-    void* bias;
-    int threads;
-};
-
 }  // namespace sharpmask

@@ -14,6 +14,7 @@
 #include "inverted_residual.h"
 #include "refine_windows.h"
 #include "refinement.h"
+#include "wide.h"
 
 namespace sharpmask {
 
@@ -30,6 +31,8 @@ struct Kernels {
     void (*horizontal)(const Horizontal&);
     bool (*wide_forward)(const WideForward&);
     void (*wide_gradient)(const WideGradient&);
+    bool (*wide_input_gradient)(const FeatureGradient&);
+    void (*upsampled_gradient)(const UpsampledGradient&);
     void (*inverted_residual)(const InvertedResidual&);
     void (*upsample_add)(const UpsampleAdd&);
     void (*join_phases)(const JoinPhases&);

@@ -114,6 +114,50 @@ void call_join_phases(const TensorView& phases, const OptionalTensorView& latera
         {typed_map(phases), map_or_none(lateral), activation_of(activation), typed_map(out), threads});
 }
 
+// The skip comes first: it has sums at all positions.
+std::vector<JoinedMap> merged_maps(const TensorView& mask, const OptionalTensorView& skip, bool mask_first,
+                                   const std::string& upsample) {
+    std::vector<JoinedMap> maps;
+    const int64_t skip_channels = skip ? skip->sizes[1] : 0;
+    if (skip) maps.push_back({typed_map(*skip), mask_first ? mask.sizes[1] : 0, {}});
+    maps.push_back({typed_map(mask), mask_first ? 0 : skip_channels, upsampling_of(upsample)});
+    return maps;
+}
+
+// Returns as wide_forward.
+bool upsample_merge(const TensorView& mask, const OptionalTensorView& skip, const TensorView& weight,
+                    const OptionalTensorView& bias, bool mask_first, const std::string& upsample, bool zeros,
+                    const std::string& activation, const TensorView& out, int threads) {
+    return kernels(out.dtype).wide_forward({merged_maps(mask, skip, mask_first, upsample), weight, bias,
+                                            zeros, activation_of(activation), 0, 0, typed_map(out), threads});
+}
+
+// Of the weight, as a whole, and of the bias.
+void upsample_merge_gradient(const TensorView& grad, const TensorView& mask, const OptionalTensorView& skip,
+                             bool mask_first, const std::string& upsample, bool zeros,
+                             const OptionalTensorView& weight, const OptionalTensorView& bias, int threads) {
+    void* to_bias = data_or_null<void>(bias);
+    for (const JoinedMap& input : merged_maps(mask, skip, mask_first, upsample)) {
+        TensorView part = weight.value_or(TensorView{});
+        if (weight) {
+            part.data =
+                static_cast<char*>(part.data) + input.channel * part.strides[1] * bytes_of(part.dtype);
+            part.sizes[1] = input.map.channels;
+        } else if (to_bias == nullptr) {
+            return;
+        }
+        kernels(grad.dtype).wide_gradient({typed_map(grad), input, zeros, 0, 0, part, to_bias, threads});
+        to_bias = nullptr;
+    }
+}
+
+void upsampled_gradient(const TensorView& grad, const TensorView& weight, const std::string& upsample,
+                        bool zeros, const TensorView& out, int threads) {
+    kernels(grad.dtype)
+        .upsampled_gradient(
+            {typed_map(grad), weight, upsampling_of(upsample), zeros, typed_map(out), threads});
+}
+
 // gather_windows
 
 void gather(const TensorViews& maps, const Windows& windows, int64_t step, const TensorView& out,
@@ -149,17 +193,31 @@ void call_horizontal(const TensorView& feature, TensorViews weights, std::vector
                                    tile, relu, typed_map(out), threads});
 }
 
+// Whether all results are finite before the ReLU: one that is not may have spread to the cells beside it.
 bool wide_forward(const TensorView& input, const TensorView& weight, const OptionalTensorView& bias,
                   bool zeros, bool relu, int64_t top, int64_t left, const TensorView& out, int threads) {
-    return kernels(input.dtype)
-        .wide_forward({typed_map(input), weight, bias, zeros, relu, top, left, typed_map(out), threads});
+    return kernels(out.dtype).wide_forward({{JoinedMap{typed_map(input)}},
+                                            weight,
+                                            bias,
+                                            zeros,
+                                            relu ? Activation::relu : Activation::none,
+                                            top,
+                                            left,
+                                            typed_map(out),
+                                            threads});
+}
+
+// Returns as wide_forward, and false where it cannot compute the gradient.
+bool wide_input_gradient(const TensorView& grad, const TensorView& weight, bool zeros, const TensorView& out,
+                         int threads) {
+    return kernels(out.dtype).wide_input_gradient({typed_map(grad), weight, zeros, typed_map(out), threads});
 }
 
 void wide_gradient(const TensorView& grad, const TensorView& input, bool zeros, int64_t top, int64_t left,
                    const OptionalTensorView& weight, const OptionalTensorView& bias, int threads) {
     kernels(input.dtype)
-        .wide_gradient({typed_map(grad), typed_map(input), zeros, top, left, data_or_null<void>(weight),
-                        data_or_null<void>(bias), threads});
+        .wide_gradient({typed_map(grad), JoinedMap{typed_map(input)}, zeros, top, left,
+                        weight.value_or(TensorView{}), data_or_null<void>(bias), threads});
 }
 
 // inverted_residual
@@ -238,6 +296,12 @@ PYBIND11_MODULE(_cpu, m) {
           "activation"_a, "out"_a, "threads"_a);
     m.def("join_phases", call_join_phases, release_gil(), named, "phases"_a, "lateral"_a, "activation"_a,
           "out"_a, "threads"_a);
+    m.def("upsample_merge", upsample_merge, release_gil(), named, "mask"_a, "skip"_a, "weight"_a, "bias"_a,
+          "mask_first"_a, "upsample"_a, "zeros"_a, "activation"_a, "out"_a, "threads"_a);
+    m.def("upsample_merge_gradient", upsample_merge_gradient, release_gil(), named, "grad"_a, "mask"_a,
+          "skip"_a, "mask_first"_a, "upsample"_a, "zeros"_a, "weight"_a, "bias"_a, "threads"_a);
+    m.def("upsampled_gradient", upsampled_gradient, release_gil(), named, "grad"_a, "weight"_a, "upsample"_a,
+          "zeros"_a, "out"_a, "threads"_a);
     m.def("gather_windows", gather, release_gil(), named, "maps"_a, "windows"_a, "step"_a, "out"_a,
           "threads"_a);
     m.def("gather_windows_backward", gather_backward, release_gil(), named, "grad"_a, "windows"_a, "step"_a,
@@ -249,6 +313,8 @@ PYBIND11_MODULE(_cpu, m) {
           "zeros"_a, "needed"_a, "tile"_a, "relu"_a, "out"_a, "threads"_a);
     m.def("wide_forward", wide_forward, release_gil(), named, "input"_a, "weight"_a, "bias"_a, "zeros"_a,
           "relu"_a, "top"_a, "left"_a, "out"_a, "threads"_a);
+    m.def("wide_input_gradient", wide_input_gradient, release_gil(), named, "grad"_a, "weight"_a, "zeros"_a,
+          "out"_a, "threads"_a);
     m.def("wide_gradient", wide_gradient, release_gil(), named, "grad"_a, "input"_a, "zeros"_a, "top"_a,
           "left"_a, "weight"_a, "bias"_a, "threads"_a);
     m.def("inverted_residual", call_inverted_residual, release_gil(), named, "x"_a, "expand_weight"_a,

@@ -22,7 +22,7 @@ from .oracle import Array
 from .subjects import Subject, each, each_dtype
 from .test_gradients import differ, leaves
 from .test_hostile import HOSTILE
-from .test_nonfinite import VALUES, assert_non_finite_as
+from .test_nonfinite import SPOILED, VALUES, assert_gradients_finite_as, assert_non_finite_as
 
 pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.grid(whole=False)]
 
@@ -257,28 +257,32 @@ def test_a_cell_that_is_not_finite(
         assert_non_finite_as(out, expected)
 
 
+@each("upsample_merge")
+@VALUES
+@pytest.mark.parametrize("options", [o for o in MIXED if o.activation == "none"], ids=str)
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_cell_of_wide_maps_that_is_not_finite(subject: Subject, value: float, options: Options, which: int) -> None:
+    """Fast algorithms for many channels combine cells that the formula does not."""
+    random = Random(torch.float32, device=subject.device)
+    inputs = [x.abs() for x in arguments(subject.op, random, (1, 5, 6), (8, 9, 16))]
+    inputs[which][0, 1, 2, 3] = value
+    out = array(subject(*inputs, **options.of(subject.op)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        assert_non_finite_as(out, formula(subject.op, inputs, options))
+
+
 @each(*OPS)
 @pytest.mark.parametrize("options", [o for o in MIXED if o.activation != "silu"], ids=str)
-def test_gradients_that_are_not_finite(subject: Subject, options: Options) -> None:
-    """A NaN in a map or in the gradient makes the same gradients NaN as in plain PyTorch."""
-    given_ = arguments(subject.op, Random(torch.float32, device=subject.device), (2, 3, 4), (2, 3, 2))
-    for spoiled in ("map", "gradient"):
-        found = []
-        for op in (
-            lambda *x: subject(*x, **options.of(subject.op)),
-            lambda *x: plain(subject.op, x, options),
-        ):
-            inputs = [x.abs().requires_grad_() for x in given_]
-            if spoiled == "map":
-                with torch.no_grad():
-                    inputs[1][0, 1, 2, 2] = math.nan
-            out = op(*inputs)
-            gradient = torch.ones_like(out)
-            if spoiled == "gradient":
-                gradient[0, 0, 4, 4] = math.nan
-            found.append(torch.autograd.grad(out, inputs, gradient))
-        for x, y in zip(*found, strict=True):
-            assert torch.equal(x.isfinite(), y.isfinite())
+@pytest.mark.parametrize("widths", [(2, 3, 2), (8, 9, 16)])
+@SPOILED
+def test_gradients_that_are_not_finite(subject: Subject, options: Options, widths: Size, spoiled: str) -> None:
+    given_ = arguments(subject.op, Random(torch.float32, device=subject.device), (2, 3, 4), widths)
+    assert_gradients_finite_as(
+        lambda *x: subject(*x, **options.of(subject.op)),
+        lambda *x: plain(subject.op, x, options),
+        [x.abs() for x in given_],
+        spoiled,
+    )
 
 
 # Gradients.
@@ -330,6 +334,21 @@ def test_gradients(
             assert x.is_contiguous(
                 memory_format=torch.channels_last if layout is channels_last else torch.contiguous_format
             )
+
+
+@each("upsample_merge")
+@pytest.mark.parametrize("options", MIXED[:3], ids=str)
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+def test_many_cells_and_channels(subject: Subject, options: Options, layout: Callable[[Tensor], Tensor]) -> None:
+    """More than a kernel takes at once, of cells, of inputs and of results."""
+    if subject.interpreted:
+        return
+    given_ = arguments(subject.op, Random(torch.float32, seed=2, device=subject.device), (2, 17, 15), (70, 66, 68))
+    inputs, exact = leaves([*map(layout, given_[:2]), *given_[2:]]), leaves(given_, torch.float64)
+    out, expected = subject(*inputs, **options.of(subject.op)), plain(subject.op, exact, options)
+    assert_near(out.detach(), array(expected), torch.float32, slack=2 * SLACK)
+    for x, y in zip(differ(out, inputs), differ(expected, exact), strict=True):
+        assert_near(x, array(y), torch.float32, slack=4 * SLACK)
 
 
 @each(*OPS)

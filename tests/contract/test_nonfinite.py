@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.grid
 
 VALUES = pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 LAYOUTS = pytest.mark.parametrize("layout", [contiguous, channels_last])
+SPOILED = pytest.mark.parametrize("spoiled", ["map", "gradient"])
 
 
 def around(where: np.ndarray) -> np.ndarray:
@@ -35,6 +36,30 @@ def assert_non_finite_as(out: np.ndarray, expected: np.ndarray) -> None:
     assert must.any() and not must.all()
     assert not (must & ~found).any(), "finite where it must not be"
     assert not (found & ~around(must)).any(), "not finite where it must be"
+
+
+def assert_gradients_finite_as(
+    op: Callable[..., Tensor],
+    plain: Callable[..., Tensor],
+    given: Sequence[Tensor],
+    spoiled: str,
+    cell: tuple[int, int] = (4, 4),
+) -> list[Tensor]:
+    """A NaN in the second map, or at ``cell`` in the result's gradient, makes the same gradients NaN. Returns them."""
+    found = []
+    for call in (op, plain):
+        inputs = [x.clone().requires_grad_() for x in given]
+        if spoiled == "map":
+            with torch.no_grad():
+                inputs[1][0, 1, 2, 2] = math.nan
+        out = call(*inputs)
+        gradient = torch.ones_like(out)
+        if spoiled == "gradient":
+            gradient[0, 0, cell[0], cell[1]] = math.nan
+        found.append(torch.autograd.grad(out, inputs, gradient))
+    for x, y in zip(*found, strict=True):
+        assert torch.equal(x.isfinite(), y.isfinite())
+    return list(found[0])
 
 
 @each(*REFINEMENT)
@@ -93,16 +118,14 @@ def test_a_cell_of_a_wide_feature(subject: Subject, value: float, padding_mode: 
 def test_gradients_of_a_wide_feature(subject: Subject, padding_mode: str) -> None:
     random = Random(torch.float32, device=subject.device)
     given = [x.abs() for x in arguments("refine", random, (1, 10, 12), (16, 3, 2), feature_channels=32)]
-    found = []
-    for op in (subject, lambda *x, **options: PLAIN["refine"](*x, "bilinear", options["padding_mode"])):
-        inputs = [x.clone().requires_grad_() for x in given]
-        out = op(*inputs, padding_mode=padding_mode)
-        gradient = torch.ones_like(out)
-        gradient[0, 0, 8, 9] = math.nan
-        found.append(torch.autograd.grad(out, inputs, gradient))
-    assert not found[0][0].isfinite().all() and found[0][0].isfinite().any()
-    for x, y in zip(*found, strict=True):
-        assert torch.equal(x.isfinite(), y.isfinite())
+    of_feature, *_ = assert_gradients_finite_as(
+        lambda *x: subject(*x, padding_mode=padding_mode),
+        lambda *x: PLAIN["refine"](*x, "bilinear", padding_mode),
+        given,
+        "gradient",
+        cell=(8, 9),
+    )
+    assert not of_feature.isfinite().all() and of_feature.isfinite().any()
 
 
 @each(*REFINEMENT)
@@ -120,23 +143,10 @@ def test_a_weight(subject: Subject, value: float) -> None:
 
 
 @each(*REFINEMENT)
-def test_gradients(subject: Subject) -> None:
-    """A NaN in a map or in the gradient makes the same gradients NaN as in plain PyTorch."""
+@SPOILED
+def test_gradients(subject: Subject, spoiled: str) -> None:
     given = [x.abs() for x in arguments(subject.op, Random(torch.float32, device=subject.device), (2, 5, 6), (2, 3, 2))]
-    for spoiled in ("map", "gradient"):
-        found = []
-        for op in (subject, lambda *x: PLAIN[subject.op](*x, "bilinear", "zeros")):
-            inputs = [x.clone().requires_grad_() for x in given]
-            if spoiled == "map":
-                with torch.no_grad():
-                    inputs[1][0, 1, 2, 2] = math.nan
-            out = op(*inputs)
-            gradient = torch.ones_like(out)
-            if spoiled == "gradient":
-                gradient[0, 0, 4, 4] = math.nan
-            found.append(torch.autograd.grad(out, inputs, gradient))
-        for x, y in zip(*found, strict=True):
-            assert torch.equal(x.isfinite(), y.isfinite())
+    assert_gradients_finite_as(subject, lambda *x: PLAIN[subject.op](*x, "bilinear", "zeros"), given, spoiled)
 
 
 @each("gather_windows")

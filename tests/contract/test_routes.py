@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sharpmask_kernels.backends.cpu import routes
-from sharpmask_kernels.checks import PADDING_MODES
 
 from . import test_decoder as decoder
 from .inputs import MODES, Random, Size, arguments, array, assert_near, channels_last, contiguous, sliced
@@ -24,6 +23,13 @@ pytestmark = [
 
 ROUTES = [{step: route} for step in ("merge", "skip", "input") for route in routes.STEPS[step]]
 DECODER_ROUTES = [{step: route} for step in ("nearest", "mask") for route in routes.STEPS[step]]
+DECODER_SIZES: list[tuple[Size, Size]] = [
+    ((2, 5, 7), (24, 9, 17)),
+    ((1, 1, 1), (1, 1, 1)),
+    ((1, 7, 1), (13, 0, 33)),
+    ((1, 1, 40), (70, 66, 68)),
+    ((0, 4, 3), (2, 3, 8)),
+]
 SIZES: list[tuple[Size, Size]] = [
     ((2, 5, 7), (27, 40, 33)),
     ((1, 9, 20), (4, 3, 2)),
@@ -76,20 +82,53 @@ def test_values(
 
 
 @pytest.mark.parametrize("taken", DECODER_ROUTES, ids=str)
-@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("options", decoder.MIXED, ids=str)
 @pytest.mark.parametrize("layout", [contiguous, channels_last, sliced])
-def test_values_of_upsample_merge(taken: dict[str, str], padding_mode: str, layout: Callable[[Tensor], Tensor]) -> None:
-    given = decoder.arguments("upsample_merge", Random(torch.float32, seed=7), (2, 5, 7), (24, 9, 17))
-    options = decoder.Options(True, "nearest", padding_mode, "elu")
-    leaves = [x.detach().requires_grad_() for x in [*map(layout, given[:2]), *given[2:]]]
+@pytest.mark.parametrize(("size", "widths"), DECODER_SIZES)
+def test_values_of_upsample_merge(
+    taken: dict[str, str],
+    options: decoder.Options,
+    layout: Callable[[Tensor], Tensor],
+    size: Size,
+    widths: Size,
+) -> None:
+    given = decoder.tensors(decoder.arguments("upsample_merge", Random(torch.float32, seed=7), size, widths))
+    maps = len(given) - 2
+    leaves = [x.detach().requires_grad_() for x in [*map(layout, given[:maps]), *given[maps:]]]
     doubles = [x.detach().double().requires_grad_() for x in given]
     with routes.forced(**taken):
-        out = Subject("upsample_merge", "cpu", "cpu")(*leaves, **options.of("upsample_merge"))
+        out = Subject("upsample_merge", "cpu", "cpu")(*without_skip(leaves), **options.of("upsample_merge"))
         gradients = torch.autograd.grad(out, leaves, weights_like(out))
-    plain = decoder.plain("upsample_merge", doubles, options)
+    plain = decoder.plain("upsample_merge", without_skip(doubles), options)
     wanted = torch.autograd.grad(plain, doubles, weights_like(plain))
     for ours, theirs in zip([out, *gradients], [plain, *wanted], strict=True):
         assert_near(ours, array(theirs), torch.float32, slack=20)
+
+
+def without_skip(given: list[Tensor]) -> list[Tensor | None]:
+    """The arguments of ``upsample_merge``: None for a skip that is not among them."""
+    return [*given] if len(given) == 4 else [given[0], None, *given[1:]]
+
+
+@decoder.VALUES
+@pytest.mark.parametrize("options", [o for o in decoder.MIXED if o.activation == "none"], ids=str)
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_cell_that_is_not_finite_spreads_as_in_the_formula(
+    value: float, options: decoder.Options, which: int
+) -> None:
+    with routes.forced(nearest="tiles"):
+        decoder.test_a_cell_of_wide_maps_that_is_not_finite(
+            Subject("upsample_merge", "cpu", "cpu"), value, options, which
+        )
+
+
+@decoder.SPOILED
+@pytest.mark.parametrize("options", [o for o in decoder.MIXED if o.activation != "silu"], ids=str)
+def test_gradients_that_are_not_finite(spoiled: str, options: decoder.Options) -> None:
+    with routes.forced(nearest="tiles", mask="tiles"):
+        decoder.test_gradients_that_are_not_finite(
+            Subject("upsample_merge", "cpu", "cpu"), options, (8, 9, 16), spoiled
+        )
 
 
 @pytest.fixture

@@ -200,9 +200,9 @@ void convolve_feature(const FeatureForward& a) {
 }  // namespace
 
 void feature_forward(const FeatureForward& a) {
-    const WideForward wide{a.feature, a.weight, a.bias,
-                           a.zeros,   true,     0,
-                           0,         a.out,    threads_for(a.threads, a.feature, a.feature.channels)};
+    const int threads = threads_for(a.threads, a.feature, a.feature.channels);
+    const WideForward wide{
+        {JoinedMap{a.feature}}, a.weight, a.bias, a.zeros, Activation::relu, 0, 0, a.out, threads};
     if (worth_tiles(a.feature.channels, a.out.channels) && wide_forward(wide)) return;
     in_precision_of(a.out.dtype, [&](auto zero) { convolve_feature<decltype(zero)>(a); });
 }

@@ -351,11 +351,8 @@ void feature_gradient(const FeatureGradient& a) {
     const TypedMap& out = a.out;
     prefer_large_pages(out.data, out.batch * out.channels * out.height * out.width * bytes_of(out.dtype));
     const int threads = threads_for(a.threads, out, out.channels);
-    const int64_t border = a.zeros ? 0 : 1;  // of cells beside the map, whose gradient is folded into it
-    const WideForward wide{a.grad,  turned(a.weight), {},  true,    false,
-                           -border, -border,          out, threads, !a.zeros};
-    const bool even = out.height % 2 == 0 && out.width % 2 == 0;
-    if ((a.zeros || even) && worth_tiles(out.channels, a.grad.channels) && wide_forward(wide)) return;
+    const FeatureGradient wide{a.grad, a.weight, a.zeros, out, threads};
+    if (worth_tiles(out.channels, a.grad.channels) && wide_input_gradient(wide)) return;
     in_precision_of(out.dtype, [&](auto zero) { input_gradient_of_feature<decltype(zero)>(a, threads); });
 }
 
@@ -363,7 +360,10 @@ void feature_weight_gradient(const WeightGradient& a) {
     const TypedMap& x = a.inputs[0];
     if (a.inputs.size() == 1 && a.weight != nullptr && worth_tiles(x.channels, a.grad.channels)) {
         const int threads = threads_for(a.threads, a.grad, x.channels + a.grad.channels);
-        return wide_gradient({a.grad, x, a.zeros, 0, 0, a.weight, a.bias, threads});
+        const int64_t inputs = x.channels, outputs = a.grad.channels;
+        const DType dtype = x.dtype == DType::float64 ? DType::float64 : DType::float32;
+        const TensorView weight{a.weight, dtype, 4, {outputs, inputs, 3, 3}, {inputs * 9, 9, 3, 1}};
+        return wide_gradient({a.grad, JoinedMap{x}, a.zeros, 0, 0, weight, a.bias, threads});
     }
     in_precision_of(a.grad.dtype, [&](auto zero) { parameter_gradients<decltype(zero)>(a); });
 }

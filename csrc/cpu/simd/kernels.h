@@ -17,12 +17,19 @@ void feature_forward(const FeatureForward& arguments);
 void feature_gradient(const FeatureGradient& arguments);
 void refine_windows(const RefineWindows& arguments);
 void horizontal(const Horizontal& arguments);
-bool wide_forward(const WideForward& arguments);
 void wide_gradient(const WideGradient& arguments);
+void upsampled_gradient(const UpsampledGradient& arguments);
 void inverted_residual(const InvertedResidual& arguments);
 void upsample_add(const UpsampleAdd& arguments);
 void join_phases(const JoinPhases& arguments);
 std::unique_ptr<ColumnSampler> column_sampler(const TypedMap& logits, double limit);
+
+// Returns whether all results are finite before the activation: one that is not may have spread to the other
+// cells of its tile.
+bool wide_forward(const WideForward& arguments);
+
+// The same for the gradient of an input. Returns false, too, for an odd size with "replicate" padding.
+bool wide_input_gradient(const FeatureGradient& arguments);
 
 // Whether tiles pay for a convolution from so many inputs to so many outputs, or back: with fewer, vectors
 // stay empty.

@@ -52,13 +52,16 @@ inline TypedMap from_channel(const TypedMap& map, int64_t channel) {
     return part;
 }
 
-// Loads the first `count` lanes; the others are 0.
+// Loads the first `count` lanes of any dtype; the others are 0.
 template <class T, class From>
 Vector<T> load_some(const From* from, int64_t count) {
-    if (std::is_same_v<T, From> && count >= lanes<T>) return load(reinterpret_cast<const T*>(from));
-    T all[lanes<T>] = {};
-    for (int64_t i = 0; i < std::min<int64_t>(count, lanes<T>); ++i) all[i] = widen(from[i]);
-    return load(all);
+    if constexpr (std::is_same_v<T, From>) {
+        return load_lanes(from, count);
+    } else {
+        T all[lanes<T>] = {};
+        for (int64_t i = 0; i < std::min<int64_t>(count, lanes<T>); ++i) all[i] = widen(from[i]);
+        return load(all);
+    }
 }
 
 // Reads `Channels` channels, a power of 2, that lie side by side in a cell. Cells are `col` apart.

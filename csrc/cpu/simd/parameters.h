@@ -58,6 +58,11 @@ Dense<T> dense_or_null(const std::optional<TensorView>& view) {
     return view ? Dense<T>(*view) : Dense<T>();
 }
 
+inline Strides strides_of(const TensorView& weight) {
+    const auto& [outputs, inputs, row, col] = weight.strides;
+    return {outputs, inputs, row, col};
+}
+
 // The weight of the convolution that passes a gradient back: inputs and outputs have changed places, and the
 // taps are turned by 180 degrees.
 inline TensorView turned(const TensorView& weight) {

@@ -11,14 +11,19 @@
 
 namespace sharpmask::SHARPMASK_ISA {
 
-// Zeroed memory that starts on a cache line.
+// Memory, zeroed unless it is `unset`, that starts on a cache line.
 template <class T>
 class Buffer {
   public:
     Buffer() = default;
-    explicit Buffer(int64_t count)
-        : data_(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64}))) {
+    explicit Buffer(int64_t count) : Buffer(unset(count)) {
         std::memset(static_cast<void*>(data_), 0, count * sizeof(T));
+    }
+    // For what is written before it is read.
+    static Buffer unset(int64_t count) {
+        Buffer buffer;
+        buffer.data_ = static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64}));
+        return buffer;
     }
     Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
     Buffer& operator=(Buffer&& other) noexcept {

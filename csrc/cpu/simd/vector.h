@@ -78,6 +78,23 @@ inline void end_streams() {
 #endif
 }
 
+// Loads the first `count` lanes; the others are 0.
+template <class T>
+inline Vector<T> load_lanes(const T* from, int64_t count) {
+    if (count >= lanes<T>) return load(from);
+#if defined __AVX512F__
+    if constexpr (sizeof(T) == 8) {
+        return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+    } else {
+        return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+    }
+#else
+    T all[lanes<T>] = {};
+    for (int i = 0; i < count; ++i) all[i] = from[i];
+    return load(all);
+#endif
+}
+
 // Stores the first `count` lanes.
 template <class T>
 inline void store_some(T* to, Vector<T> v, int64_t count) {

@@ -1,120 +1,52 @@
-#include "winograd.h"
+// Wide convolutions: see winograd.h.
 
-#include <array>
 #include <atomic>
+#include <deque>
 
-#include "../parallel.h"
+#include "activations.h"
 #include "kernels.h"
+#include "panels.h"
+#include "tile_cells.h"
 
 namespace sharpmask::SHARPMASK_ISA {
 namespace {
 
-constexpr int64_t gradient_tasks = 32;  // each has sums of its own, added up at the end
-
-// G w G' of every pair of an input and an output, for `step` outputs at a time: [position][input][output],
-// with zeros where there is none.
-template <class T>
-class TransformedWeight {
-  public:
-    TransformedWeight(const TensorView& weight, int threads)
-        : outputs_(weight.sizes[0]),
-          inputs_(weight.sizes[1]),
-          step(std::min(round_up<T>(outputs_), panel_outputs)),
-          memory_((outputs_ + step - 1) / step * positions * inputs_ * step) {
-        with_pointer<T>(weight.dtype, static_cast<const void*>(weight.data), [&](const auto* from) {
-            parallel_for((inputs_ + lanes<T> - 1) / lanes<T>, threads, [&](int64_t begin, int64_t end) {
-                const Buffer<T> taps(lanes<T> * 9 * lanes<T>);
-                for (int64_t i = begin * lanes<T>; i < std::min(end * lanes<T>, inputs_); i += lanes<T>) {
-                    for (int64_t o = 0; o < outputs_; o += lanes<T>)
-                        put(from, weight.strides, i, o, taps.get());
-                }
-            });
-        });
+// The weight's inputs that read a map upsampled by "nearest".
+ChannelRange nearest_channels(const WideForward& a) {
+    for (const JoinedMap& input : a.inputs) {
+        if (input.upsampling == Upsampling::nearest)
+            return {input.channel, input.channel + input.map.channels};
     }
-
-    // Of outputs from `output` on, a multiple of `step`.
-    const T* of(int position, int64_t input, int64_t output) const { return at(position, input, output); }
-
-  private:
-    const int64_t outputs_, inputs_;
-
-  public:
-    const int64_t step;
-
-  private:
-    const Buffer<T> memory_;
-
-    T* at(int position, int64_t input, int64_t output) const {
-        return memory_.get() + ((output / step * positions + position) * inputs_ + input) * step +
-               output % step;
-    }
-
-    // A vector of inputs and of outputs. `taps`: [input][tap][output]
-    template <class From>
-    void put(const From* from, const std::array<int64_t, 4>& strides, int64_t input, int64_t output,
-             T* taps) const {
-        const auto& [of_output, of_input, of_row, of_col] = strides;
-        const int64_t inputs = std::min<int64_t>(inputs_ - input, lanes<T>);
-        const int64_t outputs = std::min<int64_t>(outputs_ - output, lanes<T>);
-        from += output * of_output + input * of_input;
-        if (outputs < lanes<T>) std::fill_n(taps, inputs * 9 * lanes<T>, T{0});
-        if (of_col == 1 && of_row == 3 && of_input == 9) {
-            copy_matrix(from, 1, of_output, inputs * 9, outputs, taps, lanes<T>);
-        } else {
-            for (int64_t tap = 0; tap < 9; ++tap)
-                copy_matrix(from + tap / 3 * of_row + tap % 3 * of_col, of_input, of_output, inputs, outputs,
-                            taps + tap * lanes<T>, 9 * lanes<T>);
-        }
-        for (int64_t i = 0; i < inputs; ++i) transform(taps + i * 9 * lanes<T>, at(0, input + i, output));
-    }
-
-    void transform(const T* taps, T* to) const {
-        using V = Vector<T>;
-        const V half = splat(T(0.5));
-        const auto turn = [&](V a, V b, V c, auto& four) {
-            four[0] = a;
-            four[1] = (a + c + b) * half;
-            four[2] = (a + c - b) * half;
-            four[3] = c;
-        };
-        V columns[3][4];
-        for (int j = 0; j < 3; ++j)
-            turn(load(taps + j * lanes<T>), load(taps + (3 + j) * lanes<T>), load(taps + (6 + j) * lanes<T>),
-                 columns[j]);
-        for (int i = 0; i < 4; ++i) {
-            V four[4];
-            turn(columns[0][i], columns[1][i], columns[2][i], four);
-            for (int j = 0; j < 4; ++j) store(to + (4 * i + j) * inputs_ * step, four[j]);
-        }
-    }
-};
+    return {};
+}
 
 template <class T>
 class WideConvolution {
   public:
-    WideConvolution(const WideForward& a, const TransformedWeight<T>& weight, const T* bias,
-                    const Tiles& tiles)
+    WideConvolution(const WideForward& a, const T* bias, const Tiles& tiles, int64_t block)
         : a_(a),
-          weight_(weight),
           bias_(bias),
           tiles_(tiles),
-          input_(a.input, a.zeros, tiles),
-          sums_(positions * tiles_at_once * weight.step) {}
+          block_(block),
+          weight_(a.weight, nearest_channels(a)),
+          sums_(positions * block * panel<T>),
+          pixels_(Buffer<T>::unset(2 * 2 * block * panel<T>)),
+          planes_(Buffer<T>::unset(2 * block * panel<T>)) {
+        int64_t chunks = 0;
+        for (const JoinedMap& input : a.inputs) {
+            inputs_.emplace_back(input, a.zeros, tiles);
+            chunks += (input.map.channels + inputs_at_once - 1) / inputs_at_once;
+        }
+        transformed_ = Buffer<T>::unset((keeps_ ? chunks : 1) * positions * position_step());
+    }
 
-    void run(int64_t block) {
-        const int64_t step = weight_.step, inputs = a_.input.channels, outputs = a_.out.channels;
-        for (int64_t o = 0; o < outputs; o += step) {
-            for (int64_t c = 0; c < inputs; c += inputs_at_once) {
-                const int64_t channels = std::min(inputs - c, inputs_at_once);
-                if (o == 0 || inputs > inputs_at_once) tiles_read_ = input_.read(block, c, channels);
-                for (int i = 0; i < positions; ++i)
-                    add_products<T, inputs_at_once, 1>(tiles_read_, channels, input_.of(i),
-                                                       weight_.of(i, c, o),
-                                                       std::min(step, round_up<T>(outputs - o)), step, c == 0,
-                                                       sums_.get() + i * tiles_at_once * step);
-            }
-            with_pointer<T>(a_.out.dtype, const_cast<void*>(a_.out.data),
-                            [&](auto* to) { write(block, o, to); });
+    void run(int64_t block, int64_t first_panel, int64_t last_panel) {
+        begin_ = block * block_;
+        end_ = std::min(begin_ + block_, tiles_.count());
+        for (int64_t p = first_panel; p < last_panel; ++p) {
+            multiply(weight_.of(p), a_.out.channels - p * panel<T>, block != read_);
+            write(p * panel<T>);
+            if (keeps_) read_ = block;
         }
     }
 
@@ -126,251 +58,146 @@ class WideConvolution {
 
   private:
     const WideForward& a_;
-    const TransformedWeight<T>& weight_;
-    const T* bias_;  // in whole vectors
+    const T* bias_;  // in whole panels
     const Tiles& tiles_;
-    TransformedInput<T> input_;
-    Buffer<T> sums_;
-    int64_t tiles_read_ = 0;
+    const int64_t block_;
+    PanelWeights<T, false> weight_;
+    std::deque<TransformedInput<T>> inputs_;
+    const bool keeps_ = a_.out.channels > panel<T>;  // transformed inputs, for the next panel
+    Buffer<T> transformed_;                          // [chunk of channels][position][tile][channel]
+    const Buffer<T> sums_;  // [position][tile][output of a panel]; 0 where no input has a position
+    const Buffer<T> pixels_, planes_;
+    int64_t read_ = -1, begin_ = 0, end_ = 0;
     Vector<T> zeros_{};  // times every result
 
-    template <class To>
-    void write(int64_t block, int64_t first, To* data) {
-        const Strides& s = a_.out.strides;
-        const int64_t step = weight_.step, outputs = std::min(a_.out.channels - first, step);
-        const int64_t start = a_.folds ? 1 : 0;  // of the result in the tiles
-        tiles_.each(block, [&](int64_t place, int64_t image, int64_t y, int64_t x) {
-            To* to = data + image * s.batch + (y - start) * s.row + (x - start) * s.col + first * s.channel;
-            const Kept rows = kept(y, tiles_.height), cols = kept(x, tiles_.width);
-            for (int64_t o = 0; o < outputs; o += lanes<T>) {
-                Vector<T> m[positions], cells[4];
-                for (int i = 0; i < positions; ++i)
-                    m[i] = load(sums_.get() + (i * tiles_at_once + place) * step + o);
-                gather_cells(m, cells);
-                if (a_.folds) fold(rows, cols, cells);
-                for (int i = 0; i < 4; ++i) {
-                    zeros_ = fma(cells[i], Vector<T>{}, zeros_);
-                    if (!rows.has[i / 2] || !cols.has[i % 2]) continue;
-                    const Vector<T> v = cells[i] + load(bias_ + first + o);
-                    put(a_.relu ? relu(v) : v, outputs - o, s.channel,
-                        to + i / 2 * s.row + i % 2 * s.col + o * s.channel);
+    int64_t position_step() const { return block_ * inputs_at_once; }
+
+    // Adds up the products of all inputs for a panel. Those that are read are multiplied while in the cache.
+    void multiply(const T* weight, int64_t outputs, bool reads) {
+        T* at = transformed_.get();
+        bool fresh = true;
+        for (std::size_t i = 0; i < a_.inputs.size(); ++i) {
+            const JoinedMap& input = a_.inputs[i];
+            for (int64_t c = 0; c < input.map.channels; c += inputs_at_once) {
+                const int64_t channels = std::min(inputs_at_once, input.map.channels - c);
+                if (reads) inputs_[i].read(begin_, end_, c, channels, at, position_step());
+                for (int p = 0; p < positions; ++p) {
+                    if (input.upsampling == Upsampling::nearest && !is_nonzero(p)) continue;
+                    add_products<T, inputs_at_once, 1>(
+                        end_ - begin_, channels, at + p * position_step(),
+                        weight + p * weight_.step + (input.channel + c) * panel<T>, outputs, fresh,
+                        sums_.get() + p * block_ * panel<T>);
                 }
+                fresh = false;
+                if (keeps_) at += positions * position_step();
+            }
+        }
+    }
+
+    // The sums of a panel as outputs, straight to the map if its channels lie side by side.
+    void write(int64_t output) {
+        const TypedMap part = from_channel(a_.out, output);
+        const bool direct = part.strides.channel == 1 && bytes_of(part.dtype) == sizeof(T);
+        const int64_t outputs = std::min(part.channels, panel<T>), start = a_.folds ? 1 : 0;
+        tiles_.stretches(begin_, end_, block_, [&](const Stretch& t) {
+            const int64_t y = 2 * t.row - start, x = 2 * t.col - start;
+            if (direct) {
+                const Strides& s = part.strides;
+                write_tiles(t, y, x, output, outputs, s,
+                            static_cast<T*>(const_cast<void*>(part.data)) + t.image * s.batch + y * s.row +
+                                x * s.col);
+                return;
+            }
+            const Strides s{0, 1, 2 * t.count * panel<T>, panel<T>};
+            write_tiles(t, y, x, output, outputs, s, pixels_.get());
+            const int64_t first = std::max<int64_t>(x, 0), end = std::min(x + 2 * t.count, part.width);
+            for (int64_t i = 0; i < 2; ++i) {
+                if (!is_inside(y + i, part.height)) continue;
+                write_cells(part, t.image, y + i, first, outputs, end - first,
+                            pixels_.get() + i * s.row + (first - x) * s.col, panel<T>, planes_.get(),
+                            2 * block_);
             }
         });
     }
 
-    // Which of a tile's two rows or columns are in the result.
-    struct Kept {
-        bool has[2];
-    };
+    static bool is_inside(int64_t at, int64_t length) { return at >= 0 && at < length; }
 
-    Kept kept(int64_t at, int64_t length) const {
-        if (a_.folds) return {{at > 0, at < length - 2}};
-        return {{true, at + 1 < length}};
+    // The cells of some tiles, from row y and column x of the result on.
+    void write_tiles(const Stretch& t, int64_t y, int64_t x, int64_t output, int64_t outputs,
+                     const Strides& s, T* to) {
+        for (int64_t i = 0; i < t.count; ++i, x += 2, to += 2 * s.col) {
+            const bool rows[2] = {is_inside(y, a_.out.height), is_inside(y + 1, a_.out.height)};
+            const bool cols[2] = {is_inside(x, a_.out.width), is_inside(x + 1, a_.out.width)};
+            for (int64_t o = 0; o < outputs; o += lanes<T>) {
+                Vector<T> m[positions], cells[4];
+                for (int p = 0; p < positions; ++p)
+                    m[p] = load(sums_.get() + (p * block_ + t.place + i) * panel<T> + o);
+                gather_cells(m, cells);
+                if (a_.folds) fold(rows, cols, cells);
+                const Vector<T> bias = load(bias_ + output + o);
+                for (int j = 0; j < 4; ++j) {
+                    zeros_ = fma(cells[j], Vector<T>{}, zeros_);
+                    if (rows[j / 2] && cols[j % 2]) {
+                        store_some(to + j / 2 * s.row + j % 2 * s.col + o,
+                                   activated<T>(cells[j] + bias, a_.activation), outputs - o);
+                    }
+                }
+            }
+        }
     }
 
     // Adds what lies beyond the border to the cell at the border.
-    static void fold(const Kept& rows, const Kept& cols, Vector<T> (&cells)[4]) {
+    static void fold(const bool (&rows)[2], const bool (&cols)[2], Vector<T> (&cells)[4]) {
         for (int i = 0; i < 2; ++i) {
-            if (rows.has[i]) continue;
-            for (int j = 0; j < 2; ++j) cells[2 * (1 - i) + j] += cells[2 * i + j];
+            for (int j = 0; j < 2 && !rows[i]; ++j) cells[2 * (1 - i) + j] += cells[2 * i + j];
         }
         for (int j = 0; j < 2; ++j) {
-            if (cols.has[j]) continue;
-            for (int i = 0; i < 2; ++i) cells[2 * i + 1 - j] += cells[2 * i + j];
+            for (int i = 0; i < 2 && !cols[j]; ++i) cells[2 * i + 1 - j] += cells[2 * i + j];
         }
-    }
-
-    template <class To>
-    static void put(Vector<T> v, int64_t count, int64_t channel, To* to) {
-        if constexpr (std::is_same_v<T, To>) {
-            if (channel == 1) return store_some(to, v, count);
-        }
-        T all[lanes<T>];
-        store(all, v);
-        for (int64_t i = 0; i < std::min<int64_t>(count, lanes<T>); ++i) to[i * channel] = narrow<To>(all[i]);
     }
 };
 
 // Returns whether all results are finite.
 template <class T>
 bool convolve_wide(const WideForward& a) {
-    const int64_t beyond = a.folds ? 2 : 0;
+    const int64_t beyond = a.folds ? 2 : 0, panels = panels_of<T>(a.out.channels);
+    if (a.out.batch * a.out.height * a.out.width * panels == 0) return true;
     const Tiles tiles{a.out.batch, a.out.height + beyond, a.out.width + beyond, a.top, a.left};
-    if (a.out.batch * a.out.channels * a.out.height * a.out.width == 0) return true;
-    const TransformedWeight<T> weight(a.weight, a.threads);
     const Dense<T> dense = dense_or_null<T>(a.bias);
-    const Buffer<T> bias(round_up<T>(a.out.channels));
+    const Buffer<T> bias(panels * panel<T>);
     if (dense.get() != nullptr) std::copy_n(dense.get(), a.out.channels, bias.get());
+    const int64_t block = block_of_tiles(tiles.count(), PanelWeights<T, false>::all_kept(a.weight));
+    const int64_t blocks = (tiles.count() + block - 1) / block;
     std::atomic<bool> finite{true};
-    parallel_for(
-        tiles.blocks(), a.threads, [&] { return WideConvolution<T>(a, weight, bias.get(), tiles); },
-        [&](WideConvolution<T>& convolution, int64_t begin, int64_t end) {
-            for (int64_t block = begin; block < end; ++block) convolution.run(block);
+    run_tile_blocks(
+        blocks, panels, a.threads, [&] { return WideConvolution<T>(a, bias.get(), tiles, block); },
+        [&](const WideConvolution<T>& convolution) {
             if (!convolution.finite()) finite = false;
         });
     return finite;
-}
-
-// The sums over some blocks of tiles for some input channels.
-template <class T>
-class WideGradientSums {
-  public:
-    WideGradientSums(const WideGradient& a, const Tiles& tiles)
-        : a_(a),
-          tiles_(tiles),
-          step_(round_up<T>(a.grad.channels)),
-          input_(a.input, a.zeros, tiles),
-          spread_(positions * tiles_at_once * step_) {}
-
-    // weight: [position][input of inputs_at_once][output]; bias: null, or [output]
-    void add(int64_t block, int64_t channel, T* weight, T* bias) {
-        const int64_t channels = std::min(a_.input.channels - channel, inputs_at_once);
-        const int64_t tiles = input_.read(block, channel, channels);
-        read_gradient(block, bias);
-        for (int i = 0; i < positions; ++i)
-            add_products<T, 1, inputs_at_once>(channels, tiles, input_.of(i),
-                                               spread_.get() + i * tiles_at_once * step_, step_, step_, false,
-                                               weight + i * inputs_at_once * step_);
-    }
-
-  private:
-    const WideGradient& a_;
-    const Tiles& tiles_;
-    const int64_t step_;
-    TransformedInput<T> input_;
-    Buffer<T> spread_;  // A dy A': [position][tile][output]
-
-    void read_gradient(int64_t block, T* bias) {
-        const Strides& s = a_.grad.strides;
-        const int64_t outputs = a_.grad.channels;
-        tiles_.each(block, [&](int64_t place, int64_t image, int64_t y, int64_t x) {
-            const T* from = static_cast<const T*>(a_.grad.data) + image * s.batch + y * s.row + x * s.col;
-            for (int64_t o = 0; o < outputs; o += lanes<T>) {
-                Vector<T> cells[4], spread[positions];
-                for (int i = 0; i < 4; ++i) {
-                    const bool inside = y + i / 2 < tiles_.height && x + i % 2 < tiles_.width;
-                    cells[i] = inside ? load_some<T>(from + i / 2 * s.row + i % 2 * s.col + o, outputs - o)
-                                      : Vector<T>{};
-                }
-                spread_cells(cells, spread);
-                for (int i = 0; i < positions; ++i)
-                    store(spread_.get() + (i * tiles_at_once + place) * step_ + o, spread[i]);
-                if (bias == nullptr) continue;
-                store(bias + o, load(bias + o) + (cells[0] + cells[1] + cells[2] + cells[3]));
-            }
-        });
-    }
-};
-
-// G'u G of one input and a vector of outputs; u's positions are `step` apart.
-template <class T>
-void gather_weights(const T* u, int64_t step, Vector<T> (&to)[9]) {
-    using V = Vector<T>;
-    const V half = splat(T(0.5));
-    const auto turn = [&](V a, V b, V c, V d, V& first, V& second, V& third) {
-        const V sum = (b + c) * half;
-        first = a + sum;
-        second = (b - c) * half;
-        third = sum + d;
-    };
-    V rows[3][4];
-    for (int j = 0; j < 4; ++j)
-        turn(load(u + j * step), load(u + (4 + j) * step), load(u + (8 + j) * step),
-             load(u + (12 + j) * step), rows[0][j], rows[1][j], rows[2][j]);
-    for (int i = 0; i < 3; ++i)
-        turn(rows[i][0], rows[i][1], rows[i][2], rows[i][3], to[3 * i], to[3 * i + 1], to[3 * i + 2]);
-}
-
-// A map in T with the channels of a cell side by side: itself if it is that, else a copy.
-template <class T>
-class ByPixel {
-  public:
-    ByPixel(const TypedMap& map, int threads) : map_(map) {
-        if (map.strides.channel == 1 && bytes_of(map.dtype) == sizeof(T)) return;
-        const int64_t length = map.width * map.channels;
-        copy_ = Buffer<T>(map.batch * map.height * length);
-        parallel_for(map.batch * map.height, threads, [&](int64_t begin, int64_t end) {
-            const Buffer<T> scratch(round_up<T>(map.width) * map.channels);
-            for (int64_t i = begin; i < end; ++i)
-                read_pixels(map, i / map.height, i % map.height, 0, map.channels, map.width,
-                            copy_.get() + i * length, scratch.get());
-        });
-        map_.data = copy_.get();
-        map_.dtype = sizeof(T) == sizeof(double) ? DType::float64 : DType::float32;
-        map_.strides = {map.height * length, 1, length, map.channels};
-    }
-
-    const TypedMap& map() const { return map_; }
-
-  private:
-    TypedMap map_;
-    Buffer<T> copy_;
-};
-
-// A task sums over a share of the tiles for a part of the inputs. The cut depends on nothing but the size.
-template <class T>
-void wide_parameter_gradients(const WideGradient& given) {
-    const ByPixel<T> grad(given.grad, given.threads);
-    WideGradient a = given;
-    a.grad = grad.map();
-    const Tiles tiles{a.grad.batch, a.grad.height, a.grad.width, a.top, a.left};
-    const int64_t inputs = a.input.channels, outputs = a.grad.channels, step = round_up<T>(outputs);
-    const int64_t parts = (inputs + inputs_at_once - 1) / inputs_at_once, blocks = tiles.blocks();
-    const int64_t shares = std::max<int64_t>(1, std::min((gradient_tasks + parts - 1) / parts, blocks));
-    const int64_t size = positions * inputs_at_once * step;
-    const Buffer<T> weights(shares * parts * size), biases(shares * step);
-    parallel_for(
-        shares * parts, a.threads, [&] { return WideGradientSums<T>(a, tiles); },
-        [&](WideGradientSums<T>& sums, int64_t begin, int64_t end) {
-            for (int64_t task = begin; task < end; ++task) {
-                const int64_t share = task / parts, part = task % parts;
-                T* bias = part == 0 ? biases.get() + share * step : nullptr;
-                for (int64_t block = share * blocks / shares; block < (share + 1) * blocks / shares; ++block)
-                    sums.add(block, part * inputs_at_once, weights.get() + task * size, bias);
-            }
-        });
-    // The shares are summed in their order.
-    T* bias = static_cast<T*>(a.bias);
-    for (int64_t o = 0; bias != nullptr && o < outputs; ++o) {
-        bias[o] = 0;
-        for (int64_t share = 0; share < shares; ++share) bias[o] += biases.get()[share * step + o];
-    }
-    T* weight = static_cast<T*>(a.weight);
-    if (weight == nullptr) return;
-    parallel_for(inputs, a.threads, [&](int64_t begin, int64_t end) {
-        const Buffer<T> sums(positions * step);
-        for (int64_t i = begin; i < end; ++i) {
-            for (int p = 0; p < positions; ++p) {
-                const T* from = weights.get() + i / inputs_at_once * size +
-                                (p * inputs_at_once + i % inputs_at_once) * step;
-                T* to = sums.get() + p * step;
-                std::copy_n(from, step, to);
-                for (int64_t share = 1; share < shares; ++share) {
-                    for (int64_t o = 0; o < step; ++o) to[o] += from[share * parts * size + o];
-                }
-            }
-            for (int64_t o = 0; o < outputs; o += lanes<T>) {
-                Vector<T> taps[9];
-                gather_weights(sums.get() + o, step, taps);
-                for (int64_t j = 0; j < std::min<int64_t>(lanes<T>, outputs - o); ++j) {
-                    for (int tap = 0; tap < 9; ++tap) weight[((o + j) * inputs + i) * 9 + tap] = taps[tap][j];
-                }
-            }
-        }
-    });
 }
 
 }  // namespace
 
 bool wide_forward(const WideForward& a) {
     bool finite = true;
-    in_precision_of(a.input.dtype, [&](auto zero) { finite = convolve_wide<decltype(zero)>(a); });
+    in_precision_of(a.out.dtype, [&](auto zero) { finite = convolve_wide<decltype(zero)>(a); });
     return finite;
 }
 
-void wide_gradient(const WideGradient& a) {
-    in_precision_of(a.input.dtype, [&](auto zero) { wide_parameter_gradients<decltype(zero)>(a); });
+bool wide_input_gradient(const FeatureGradient& a) {
+    if (!a.zeros && (a.out.height % 2 != 0 || a.out.width % 2 != 0)) return false;
+    const int64_t first = a.zeros ? 0 : -1;  // with the cells beyond the border, which are folded into it
+    return wide_forward({{JoinedMap{a.grad}},
+                         turned(a.weight),
+                         {},
+                         true,
+                         Activation::none,
+                         first,
+                         first,
+                         a.out,
+                         a.threads,
+                         !a.zeros});
 }
 
 }  // namespace sharpmask::SHARPMASK_ISA

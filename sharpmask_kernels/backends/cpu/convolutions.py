@@ -136,10 +136,10 @@ def parameter_gradients(
         bias=optional_view(bias),
         threads=torch.get_num_threads(),
     )
-    return _rounded(weight, bias, dtype, channels_last)
+    return rounded(weight, bias, dtype, channels_last)
 
 
-def _rounded(weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype, channels_last: bool) -> ParameterGradients:
+def rounded(weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype, channels_last: bool) -> ParameterGradients:
     return ParameterGradients(
         None if weight is None else weight.to(dtype).contiguous(memory_format=layout.chosen(channels_last)),
         None if bias is None else bias.to(dtype),
@@ -244,7 +244,7 @@ def wide_parameter_gradients(
         bias=optional_view(bias),
         threads=torch.get_num_threads(),
     )
-    return _rounded(weight, bias, dtype, channels_last)
+    return rounded(weight, bias, dtype, channels_last)
 
 
 Ends = tuple[bool, bool]

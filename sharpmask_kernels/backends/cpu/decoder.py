@@ -1,9 +1,9 @@
 """upsample_merge and upsample_add on CPUs, forward and backward.
 
-A 3x3 convolution of a map that was upsampled by "nearest" is four 2x2 convolutions of the small map, one for each of
-the four cells that a cell becomes: 16 products for 36. PyTorch's library computes these four as one, and the skip's
-convolution; a kernel adds them up. Where that takes longer than one convolution of the joined maps, as for many
-channels, the latter runs (:mod:`.routes`).
+Each step takes the fastest route for its size (:mod:`.routes`). By tiles, a kernel computes all of upsample_merge
+(:mod:`.merging`). By phases, a 3x3 convolution of a map that was upsampled by "nearest" is four 2x2 convolutions of the
+small map, one for each of the four cells that a cell becomes: 16 products for 36. PyTorch's library computes these four
+as one, and the skip's convolution; a kernel adds them up. By the library, it is one convolution of the joined maps.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from ..native import optional_view, view
 from ..needs import ConvNeeds, ParameterNeeds, UpsampleAddNeeds, UpsampleMergeNeeds
 from ..reference import decoder as reference
 from ..reference.refinement import conv3x3, conv3x3_backward, replicate, replicate_backward, up2, up2_backward
+from . import merging
 from .convolutions import (
     ParameterGradients,
     is_wide,
     parameter_gradients,
+    rounded,
     wide_dtype,
     wide_parameter_gradients,
 )
@@ -43,23 +45,42 @@ def upsample_merge(
     activation: str,
 ) -> Tensor:
     memory_format = layout.memory_format(*reference.maps_of(mask, skip))
-    if not takes_phases("nearest", weight, mask, upsample, memory_format):
-        return reference.upsample_merge(mask, skip, weight, bias, mask_first, upsample, padding_mode, activation)
+    route = route_of("nearest", weight, mask, upsample, memory_format)
+    if route != "library":
+        batch, _, height, width = mask.shape
+        out = layout.empty((batch, weight.shape[0], 2 * height, 2 * width), mask, memory_format)
+        if route == "phases":
+            _merge_phases(mask, skip, weight, bias, mask_first, padding_mode, activation, out)
+            return out
+        if merging.forward(mask, skip, weight, bias, mask_first, upsample, padding_mode, activation, out):
+            return out
+    return reference.upsample_merge(mask, skip, weight, bias, mask_first, upsample, padding_mode, activation)
+
+
+def route_of(step: str, weight: Tensor, mask: Tensor, upsample: str, memory_format: torch.memory_format) -> str:
+    """The route of a step (:mod:`.routes`). Phases are of "nearest" alone, and what is not in fp32 is the library's."""
+    if mask.dtype != torch.float32 or mask.shape[0] == 0:
+        return "library"
+    route = choose(step, weight, mask, memory_format == torch.channels_last)
+    return "library" if route == "phases" and upsample != "nearest" else route
+
+
+def _merge_phases(
+    mask: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask_first: bool,
+    padding_mode: str,
+    activation: str,
+    out: Tensor,
+) -> None:
     of_mask, of_skip = split_weight(weight, mask.shape[1], mask_first)
-    batch, _, height, width = mask.shape
-    out = layout.empty((batch, weight.shape[0], 2 * height, 2 * width), mask, memory_format)
     lateral = None
     if skip is not None:
         lateral = conv3x3(skip, of_skip.contiguous(memory_format=torch.channels_last), bias, padding_mode)
     phases = convolve_phases(mask, of_mask, bias if skip is None else None, padding_mode)
     join_phases(phases, lateral, activation, out)
-    return out
-
-
-def takes_phases(step: str, weight: Tensor, mask: Tensor, upsample: str, memory_format: torch.memory_format) -> bool:
-    """Whether four convolutions of the small map take the place of one of the upsampled map."""
-    possible = upsample == "nearest" and mask.dtype == torch.float32 and mask.shape[0] > 0
-    return possible and choose(step, weight, mask, memory_format == torch.channels_last) == "phases"
 
 
 def split_weight(weight: Tensor, mask_channels: int, mask_first: bool) -> tuple[Tensor, Tensor]:
@@ -123,6 +144,10 @@ def upsample_merge_backward(
     memory_format = layout.chosen(channels_last)
     grad = activation_gradient(grad, out, activation)
     of_mask, of_skip = split_weight(weight, mask.shape[1], mask_first)
+    if route_of("mask", of_mask, mask, upsample, memory_format) == "tiles":
+        return _gradients_by_tiles(
+            grad, mask, skip, weight, mask_first, upsample, padding_mode, channels_last, asked_for
+        )
     d_mask = d_skip = None
     if asked_for.mask:
         d_mask = mask_gradient(grad, mask, of_mask, upsample, padding_mode, memory_format)
@@ -134,6 +159,36 @@ def upsample_merge_backward(
         parameters = ParameterNeeds(asked_for.weight, asked_for.bias)
         maps = maps if mask_first else maps[::-1]
         gradients[2:] = merged_parameter_gradients(grad, maps, weight, padding_mode, channels_last, parameters)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+def _gradients_by_tiles(
+    grad: Tensor,
+    mask: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    mask_first: bool,
+    upsample: str,
+    padding_mode: str,
+    channels_last: bool,
+    asked_for: UpsampleMergeNeeds,
+) -> list[Tensor]:
+    """From the gradient before the activation."""
+    memory_format = layout.chosen(channels_last)
+    of_mask, of_skip = split_weight(weight, mask.shape[1], mask_first)
+    d_mask = d_skip = d_weight = d_bias = None
+    if asked_for.mask:
+        d_mask = mask_gradient(grad, mask, of_mask, upsample, padding_mode, memory_format)
+    if skip is not None and asked_for.skip:
+        d_skip = layout.empty(skip.shape, skip, memory_format)
+        if not merging.skip_gradient(grad, of_skip, padding_mode, d_skip):
+            d_skip.copy_(input_gradient(grad, skip, of_skip, padding_mode))
+    if asked_for.weight or asked_for.bias:
+        wide = wide_dtype(mask.dtype)
+        d_weight = weight.new_empty(weight.shape, dtype=wide) if asked_for.weight else None
+        d_bias = weight.new_empty(weight.shape[0], dtype=wide) if asked_for.bias else None
+        merging.parameter_gradients(grad, mask, skip, mask_first, upsample, padding_mode, d_weight, d_bias)
+    gradients = [d_mask, d_skip, *rounded(d_weight, d_bias, mask.dtype, channels_last)]
     return [gradient for gradient in gradients if gradient is not None]
 
 
@@ -152,7 +207,11 @@ def mask_gradient(
     memory_format: torch.memory_format,
 ) -> Tensor:
     """The gradient of the map that is upsampled."""
-    if takes_phases("mask", weight, mask, upsample, memory_format):
+    route = route_of("mask", weight, mask, upsample, memory_format)
+    if route == "tiles":
+        found = layout.empty(mask.shape, mask, memory_format)
+        merging.mask_gradient(grad, weight, upsample, padding_mode, found)
+    elif route == "phases":
         found = mask_gradient_by_phases(grad, mask, weight, padding_mode)
     else:
         found = upsampling_gradient(input_gradient(grad, up2(mask, upsample), weight, padding_mode), upsample)

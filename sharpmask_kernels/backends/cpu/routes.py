@@ -35,8 +35,8 @@ STEPS = {
     "merge": ("rows", "tiles", "library"),
     "skip": ("product", "library"),
     "input": ("rows", "product", "library"),
-    "nearest": ("phases", "library"),
-    "mask": ("phases", "library"),
+    "nearest": ("phases", "tiles", "library"),
+    "mask": ("phases", "tiles", "library"),
 }
 """The routes of every step: of the refinement ops (:mod:`.steps`), and of ``upsample_merge`` (:mod:`.decoder`)."""
 CHANNELS = tuple(1 << i for i in range(2, 10))
