@@ -21,7 +21,7 @@ SECONDS = 150.0
 
 BACKENDS = ("cuda", "triton")
 CONTRACT = "tests/contract"
-OTHERS = ("tests/kernels/test_gpu.py", "tests/search")
+OTHERS = ("tests/kernels/test_gpu.py", "tests/search", "tests/cli/test_gpu.py")
 """Files and folders with other tests marked gpu."""
 
 LONG = ("test_gradients", "test_decoder", "test_refinement", "test_pytorch", "test_horizontal")
@@ -40,7 +40,7 @@ def steps(plan: Plan) -> list[Step]:
     contract = [
         _tests(f"{name} {b}", (name,), f"{b}-cuda and not onnx", plan) for name in names for b in BACKENDS[::-1]
     ]
-    others = [_tests(Path(path).stem, (), "", plan, path) for path in OTHERS]
+    others = [_tests(path.removeprefix("tests/"), (), "", plan, path) for path in OTHERS]
     return [*checks, *contract, *others]
 
 

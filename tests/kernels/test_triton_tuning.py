@@ -21,7 +21,7 @@ def test_the_tables_that_are_shipped() -> None:
             assert shape.bits in (16, 32)
             for number in (*shape[1:], config.pixels, config.warps):
                 assert number > 0 and number & (number - 1) == 0
-            assert 64 <= config.pixels <= 256 and config.warps <= 8 and 1 <= config.stages <= 5
+            assert 32 <= config.pixels <= 256 and config.warps <= 8 and 1 <= config.stages <= 5
 
 
 def test_every_entry_that_the_ops_ask_for_is_there() -> None:
