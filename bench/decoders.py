@@ -29,7 +29,6 @@ from .measure import WrongResult, error
 from .memory import saved
 from .models import Case, cases
 from .pages import ROOT, fill, markdown
-from .peers import compiled
 from .record import HISTORY, Recorder, Row, WrongHeader, append
 from .timing import cell, interleaved, milliseconds
 
@@ -187,7 +186,8 @@ def runner(
     if contender.fused:
         fuse(module)
     ready, grads = pytree.tree_map(lambda x: x.contiguous(memory_format=layout), (inputs, gradients))
-    function = compiled(module, ready) if contender.compiled else module
+    # Not as one graph: MONAI's UpCat asks for a type, which breaks the graph of the plain model.
+    function = torch.compile(module, dynamic=False) if contender.compiled else module
     parameters = list(module.parameters())
 
     def run() -> list[Tensor]:
