@@ -344,6 +344,8 @@ def test_many_cells_and_channels(subject: Subject, options: Options, layout: Cal
     if subject.interpreted:
         return
     given_ = arguments(subject.op, Random(torch.float32, seed=2, device=subject.device), (2, 17, 15), (70, 66, 68))
+    # Of 69,360 sums some would be so close to 0 that rounding decides whether ReLU stops their gradients.
+    given_[3] = 300 * torch.tensor([1.0, -1.0], device=subject.device).repeat(34)
     inputs, exact = leaves([*map(layout, given_[:2]), *given_[2:]]), leaves(given_, torch.float64)
     out, expected = subject(*inputs, **options.of(subject.op)), plain(subject.op, exact, options)
     assert_near(out.detach(), array(expected), torch.float32, slack=2 * SLACK)
