@@ -38,7 +38,7 @@ class Predictor:
         # Fine scales have more windows that may be wrong.
         weights = [(scale / scales[0]) ** -self.search["scale_prior"] for scale in scales]
         scores = [weight / (1 + np.exp(-m[1][0, 0])) for weight, m in zip(weights, maps, strict=True)]
-        least = np.sort(np.concatenate([s.ravel() for s in scores]))[-TOP_N]
+        least = np.sort(np.concatenate([s.ravel() for s in scores]))[-TOP_N:][0]
         found = []
         for scale, score, (codes, _, *horizontals) in zip(scales, scores, maps, strict=True):
             row, col = np.nonzero(score >= least)

@@ -136,6 +136,8 @@ def test_the_command_and_what_it_refuses(
     assert "no file" in capsys.readouterr().err
     with pytest.raises(DataError, match="to must be of onnx, openvino, torch, aoti, got 'tflite'"):
         export(tiny_sharpmask, out, "tflite")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="to must name a format of onnx, openvino, torch, aoti, got none"):
+        export(tiny_sharpmask, out, [])
     with pytest.raises(DataError, match=r"torch\.float32 to be exported, got cpu, torch\.float64"):
         export(copy.deepcopy(tiny_sharpmask).double(), out, "torch")
 

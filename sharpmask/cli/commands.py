@@ -78,7 +78,7 @@ def convert_dataset(options: ConvertDataset) -> int:
         raise DataError(f"out: {out} is there already; move it away, or give --out a file")
     document, notes = datasets.convert(options.dataset, options.layout, options.exif)
     remove_leftovers(out.parent, out.name)
-    write_text(out, json.dumps(document))
+    write_text(out, json.dumps(document, allow_nan=False))
     for note in notes:
         say(f"{options.dataset}: {note}", ERR)
     say(f"{out}: {len(document['images'])} photos, {len(document['annotations'])} objects")

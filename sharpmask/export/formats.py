@@ -50,6 +50,8 @@ def export(model: DeepMask, out: str | Path, to: ExportFormat | Sequence[ExportF
     """
     formats = [to] if isinstance(to, str) else [*to]
     writers = [_writer(name) for name in formats]
+    if not writers:
+        raise DataError(f"to must name a format of {', '.join(WRITERS)}, got none")
     _check_model(model)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

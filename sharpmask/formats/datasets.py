@@ -59,9 +59,13 @@ def convert(root: Path, layout: Layout | None = None, exif: Exif | None = None) 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     labels: list[str] = []
+    seen: set[str] = set()
     for number, (photo, objects) in enumerate(READERS[layout](root, notes), 1):
         height, width = photo_size(photo, exif)
         name = photo.relative_to(root).as_posix()
+        if name in seen:
+            raise DataError(f"{photo}: must be annotated by one file, got two, each without the objects of the other")
+        seen.add(name)
         images.append({"id": number, "file_name": name, "height": height, "width": width})
         for label, mask, box in objects((height, width)):
             labels.append(label)
@@ -121,8 +125,13 @@ def _files(root: Path, layout: Layout) -> Iterator[Path]:
 
 
 def _is_labelme(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return b'"shapes"' in file.read(1 << 16)
+    """Whether a JSON has the key of labelme's shapes, also in an encoding that is refused later."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return any('"shapes"'.encode(encoding) in content for encoding in ("utf-8", "utf-16-le", "utf-16-be"))
 
 
 def _text(path: Path) -> str:
@@ -145,6 +154,18 @@ def _photo(root: Path, source: Path, name: Any, *places: Path) -> Path:
         if inside.is_relative_to(os.path.normpath(root)) and inside.is_file():
             return root / inside.relative_to(os.path.normpath(root))
     raise DataError(f"{source}: its photo must be in {root}, got {shown(name)}, which is not there")
+
+
+def checked(box: Sequence[float], size: Size, where: str) -> tuple[float, ...]:
+    """A box (x, y, width, height) that shows a part of the photo. Raises ``DataError`` that names ``where``."""
+    x, y, width, height = map(float, box)
+    # Comparisons with NaN are false.
+    if not (0 < width < np.inf and 0 < height < np.inf and -width < x < size[1] and -height < y < size[0]):
+        raise DataError(
+            f"{where}: a box must have a size and lie on the photo of {size[1]}x{size[0]}, got x, y, width, height "
+            f"{x:g}, {y:g}, {width:g}, {height:g}"
+        )
+    return x, y, width, height
 
 
 def drawn(polygons: Sequence[Any], size: Size, where: str) -> Mask:
@@ -215,9 +236,13 @@ def _labelme_mask(path: Path, shape: dict[str, Any], size: Size) -> Mask:
             if picture.height > size[0] or picture.width > size[1]:
                 raise ValueError(f"it has {picture.width}x{picture.height} pixels")
             part = np.asarray(picture.convert("L")) > 0
+            if not part.any():
+                raise ValueError("it has no pixel")
     except (OSError, ValueError, TypeError, SyntaxError) as error:
         raise DataError(f"{where}: mask must be a PNG of at most the photo's size, in base64: {error}") from None
     mask = np.zeros(size, dtype=bool)
+    if not np.isfinite([x0, y0, x1, y1]).all():
+        raise DataError(f"{where}: points must be finite, got {shown(points)}")
     left, top = int(x0), int(y0)
     if left < 0 or top < 0 or left + part.shape[1] > size[1] or top + part.shape[0] > size[0]:
         raise DataError(f"{where}: mask must lie on the photo of {size[1]}x{size[0]}, got its corner {left, top}")
@@ -255,10 +280,11 @@ def _voc_objects(path: Path, tree: Any, size: Size) -> Iterator[Object]:
         except (TypeError, ValueError):
             raise DataError(f"{where}: bndbox and polygon must be numbers") from None
         x, y = corners[0] - 1, corners[1] - 1
+        box = checked((x, y, corners[2] - x, corners[3] - y), size, where)
         mask = drawn(polygons, size, where) if polygons else None
         if index is not None and (index == number).any():
             mask = index == number
-        yield Object(label, mask, (x, y, corners[2] - x, corners[3] - y))
+        yield Object(label, mask, box)
 
 
 def _voc_index(path: Path, size: Size) -> npt.NDArray[np.uint8] | None:
@@ -277,12 +303,17 @@ def _voc_index(path: Path, size: Size) -> npt.NDArray[np.uint8] | None:
 def _yolo(root: Path, notes: Counter[str]) -> Iterator[Annotated]:
     """Photos in folders ``images``, with a text of the same name in ``labels`` each, or as background without one."""
     names = _yolo_names(root)
+    left = set(_files(root, "yolo"))
     for photo in sorted(root.rglob("images/**/*")):
         if photo.suffix.lower() in photo_suffixes() and photo.is_file():
             parts = list(photo.relative_to(root).with_suffix(".txt").parts)
             last = len(parts) - 1 - parts[::-1].index("images")
             label = root.joinpath(*parts[:last], "labels", *parts[last + 1 :])
+            left.discard(label)
             yield Annotated(photo, partial(_yolo_objects, label, names))
+    lost = sorted(path for path in left if path.name != "classes.txt")
+    if lost:
+        raise DataError(f"{lost[0]}: must have its photo of the same name in a folder images, got none")
 
 
 def _yolo_names(root: Path) -> dict[int, str]:
@@ -311,7 +342,8 @@ def _yolo_objects(path: Path, names: dict[int, str], size: Size) -> Iterator[Obj
             raise DataError(f"{where}: must begin with the number of a class in data.yaml, got {shown(line)}")
         if len(rest) in (4, 5):
             x, y, width, height = np.array(rest[:4]) * (*scale, *scale)
-            yield Object(names[int(kind)], None, (x - width / 2, y - height / 2, width, height))
+            box = checked((x - width / 2, y - height / 2, width, height), size, where)
+            yield Object(names[int(kind)], None, box)
         else:
             # An odd number at the end is a confidence.
             points = np.array(rest[: len(rest) // 2 * 2]).reshape(-1, 2) * scale

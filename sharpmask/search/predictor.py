@@ -53,6 +53,10 @@ class MaskPredictor(PhotoSearch):
         super().__post_init__()
         self.reset_image()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The maps know functions, which pickle refuses: a copy has no photo.
+        return {**self.__dict__, "_photo": None}
+
     @property
     def is_image_set(self) -> bool:
         """Whether there is a photo to predict on."""

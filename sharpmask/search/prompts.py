@@ -76,10 +76,18 @@ def agreement(prompt: Prompt, rles: list[Rle]) -> npt.NDArray[np.float64]:
     agreed = np.where(right == right.max(), right, 0)
     none = [0] * len(rles)
     if prompt.box is not None:
-        agreed *= coco_mask.iou(coco_mask.toBbox(rles), np.array([prompt.box]), [0])[:, 0]
+        # Masks end where the photo does.
+        agreed *= coco_mask.iou(coco_mask.toBbox(rles), np.array([on_photo(prompt.box, rles[0]["size"])]), [0])[:, 0]
     if prompt.mask is not None:
         agreed *= coco_mask.iou([prompt.mask], rles, none)[0]
     return agreed
+
+
+def on_photo(box: Sequence[float], size: Sequence[int]) -> list[float]:
+    """The part of a box (x, y, width, height) that lies on a photo of ``size`` (h, w)."""
+    (x, y, width, height), (tall, wide) = box, size
+    left, top = max(0.0, x), max(0.0, y)
+    return [left, top, min(x + width, wide) - left, min(y + height, tall) - top]
 
 
 def contained(rles: list[Rle], points: Sequence[Numbers], nothing: float = 1) -> npt.NDArray[np.float64]:

@@ -109,6 +109,7 @@ def labelme(root: Path, content: list[dict[str, Any]], **changes: Any) -> Path:
     return root
 
 
+NOTHING, DOT = png(np.zeros((1, 1), bool)), png(np.ones((1, 1), bool))
 SQUARE = [[10, 10], [20, 10], [20, 20], [10, 20]]
 
 
@@ -170,6 +171,12 @@ def test_boxes_are_crowds(tmp_path: Path) -> None:
         ([{"label": "x", "points": [[100, 2], [110, 2], [100, 5]]}], {}, "must have a pixel on the photo of 80x60"),
         ([{"label": "x", "points": [[1, 2]], "shape_type": "rectangle"}], {}, "points must be two corners"),
         ([{"label": "x", "points": [[1, 2], [3, 4]], "shape_type": "mask", "mask": "??"}], {}, "mask must be a PNG"),
+        (
+            [{"label": "x", "points": [[float("inf"), 2], [3, 4]], "shape_type": "mask", "mask": NOTHING}],
+            {},
+            "no pixel",
+        ),
+        ([{"label": "x", "points": [[float("nan"), 2], [3, 4]], "shape_type": "mask", "mask": DOT}], {}, "be finite"),
         ([], {"shapes": 5}, "shapes must be a list of objects, got 5"),
         ([], {"imagePath": "../../etc/passwd"}, "its photo must be in"),
         ([], {"imagePath": None}, "must name its photo, got None"),
@@ -205,10 +212,50 @@ def test_other_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must hold photos annotated in the layout yolo, got none"):
         convert(root, "yolo")
     (root / "a.jpg").rename(root / "images" / "a.jpg")
-    for line, said in (("0 a", "must be numbers"), ("3 0 0 1 1", "must begin with the number of a class")):
+    for line, said in (
+        ("0 a", "must be numbers"),
+        ("3 0 0 1 1", "must begin with the number of a class"),
+        ("0 nan .1 .5 .1", "a box must have a size and lie on the photo of 80x60"),
+        ("0 .1 .1 -.5 .1", "a box must have a size"),
+        ("0 5 5 .1 .1", "a box must have a size"),
+    ):
         (root / "labels" / "a.txt").write_text(line)
         with pytest.raises(DataError, match=rf"a\.txt: line 1: {said}"):
             convert(root, "yolo")
+
+
+def test_no_annotations_are_passed_over(tmp_path: Path) -> None:
+    root = labelme(tmp_path / "late", [{"label": "x", "points": SQUARE}], imageData="A" * 100_000)
+    document = json.loads((root / "a.json").read_text())
+    (root / "a.json").write_text(json.dumps(document, sort_keys=True))
+    assert len(convert(root)[0]["annotations"]) == 1
+    (root / "b.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"a\.jpg: must be annotated by one file, got two"):
+        convert(root)
+    (root / "b.json").write_text(json.dumps(document), encoding="utf-16")
+    with pytest.raises(DataError, match=r"b\.json: cannot be read"):
+        convert(root)
+    yolo = tmp_path / "yolo"
+    for name in ("images", "labels"):
+        (yolo / name).mkdir(parents=True)
+    (yolo / "data.yaml").write_text("names: [cup]\n")
+    (yolo / "labels" / "classes.txt").write_text("cup\n")
+    Image.new("RGB", (WIDTH, HEIGHT)).save(yolo / "images" / "a.jpg")
+    assert len(convert(yolo)[0]["images"]) == 1
+    (yolo / "labels" / "b.txt").write_text("0 .5 .5 .1 .1")
+    with pytest.raises(DataError, match=r"b\.txt: must have its photo of the same name"):
+        convert(yolo)
+
+
+@pytest.mark.parametrize("corners", ["nan 2 20 30", "30 2 20 30", "inf 2 20 30", "100 2 120 30"])
+def test_boxes_of_voc_lie_on_the_photo(tmp_path: Path, corners: str) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.jpg")
+    places = zip(("xmin", "ymin", "xmax", "ymax"), corners.split(), strict=True)
+    box = "".join(f"<{name}>{place}</{name}>" for name, place in places)
+    content = f"<filename>a.jpg</filename><object><name>cup</name><bndbox>{box}</bndbox></object>"
+    (tmp_path / "a.xml").write_text(f"<annotation>{content}</annotation>")
+    with pytest.raises(DataError, match=r"a\.xml: 'cup': a box must have a size and lie on the photo of 80x60"):
+        convert(tmp_path)
 
 
 def test_a_turned_photo_needs_an_answer(tmp_path: Path) -> None:

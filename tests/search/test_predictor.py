@@ -1,7 +1,9 @@
 """Masks for clicks and boxes: they answer what was asked, best first, in the form of Segment Anything's predictor."""
 
+import copy
 import inspect
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,18 @@ def test_boxes_are_answered_by_masks_that_fill_them(predictor: MaskPredictor) ->
     found = generator.in_boxes(predictor._maps[0].picture.pixels, xywh)
     np.testing.assert_array_equal(found.masks(), masks[:, 0])
     np.testing.assert_allclose(found.scores, scores[:, 0], rtol=1e-6)
+
+
+def test_a_box_may_reach_beyond_the_photo(predictor: MaskPredictor) -> None:
+    inside, score, _ = predictor.predict(boxes=[0, 0, 160, 120], multimask=False)
+    masks, scores, _ = predictor.predict(boxes=[-40, -30, 200, 150], multimask=False)
+    np.testing.assert_array_equal(masks, inside)
+    np.testing.assert_allclose(scores, score)
+
+
+def test_a_copy_has_no_photo(predictor: MaskPredictor) -> None:
+    for copied in (copy.deepcopy(predictor), pickle.loads(pickle.dumps(predictor))):
+        assert predictor.is_image_set and not copied.is_image_set
 
 
 def test_agreement_is_counted_by_pixels() -> None:
