@@ -23,7 +23,7 @@ def cache_folder() -> Path:
 def write_whole(path: Path, text: str) -> None:
     """Write a file at once, so that no reader sees a part of it. Makes its folder. Raises ``OSError``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # which goes, whatever fails
+        part = Path(folder) / path.name
+        part.write_text(text)
+        os.replace(part, path)

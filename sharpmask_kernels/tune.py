@@ -77,7 +77,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument("--out", type=Path, help="the file to write (default: in the cache folder)")
     where.add_argument("--shipped", action="store_true", help="write the package's own table, for its developers")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    return options
 
 
 def others(path: Path) -> dict[str, Any]:

@@ -44,17 +44,15 @@ def in_openvino(path: Path) -> Run:
 
 
 def in_torch(path: Path) -> Run:
-    module = torch.export.load(path).module()
-
-    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-        found = module(*inputs)
-        return [found] if isinstance(found, Tensor) else list(found)
-
-    return run
+    return listed(torch.export.load(path).module())
 
 
 def in_aoti(path: Path) -> Run:
-    module = torch._inductor.aoti_load_package(str(path))
+    return listed(torch._inductor.aoti_load_package(str(path)))
+
+
+def listed(module: Callable[..., Tensor | Sequence[Tensor]]) -> Run:
+    """A graph of one output returns it alone."""
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         found = module(*inputs)
@@ -143,7 +141,7 @@ def test_the_command_and_what_it_refuses(
 
 
 def test_a_missing_package_is_named(tiny_sharpmask: SharpMask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sharpmask.export.formats.find_spec", lambda name: None)
+    monkeypatch.setattr("sharpmask.packages.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"needs the package onnx, .* pip install 'sharpmask\[onnx\]'"):
         export(tiny_sharpmask, tmp_path)
     assert not list(tmp_path.iterdir())

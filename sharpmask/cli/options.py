@@ -109,8 +109,8 @@ class Propose(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.json and (self.resume or self.format != "coco"):
-            raise DataError("json: it writes no file, so leave out --resume and --format, or --json")
+        if self.json and (self.resume or self.format != "coco" or self.out != type(self).out):
+            raise DataError("json: it writes no file, so leave out --out, --resume and --format, or --json")
         for name in self.formats:
             if name not in FORMATS:
                 known = ", ".join(FORMATS)

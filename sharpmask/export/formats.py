@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
@@ -20,6 +19,7 @@ from ..engines import ExportFormat
 from ..errors import DataError
 from ..geometry import GREY
 from ..models import DeepMask
+from ..packages import check
 from ..plain import to_plain
 from ..ranges import shown
 from ..version import __version__
@@ -85,10 +85,7 @@ def _writer(name: str) -> Writer:
         raise DataError(f"to must be of {', '.join(WRITERS)}, got {shown(name)}")
     writer = WRITERS[name]
     for package in writer.needs:
-        if find_spec(package) is None:
-            raise DataError(
-                f"export to {name} needs the package {package}, which is not installed: pip install 'sharpmask[{name}]'"
-            )
+        check(package, f"export to {name}", name)
     return writer
 
 

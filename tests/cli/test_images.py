@@ -64,7 +64,8 @@ def test_photos_on_stdin_are_searched_quietly(
     assert sorted(path.name for path in folder.iterdir()) == ["a", "out"]
     for more, said in (
         (["a/1.png", "a/2.png"], "json must have one photo, got 2"),
-        (["a/1.png", "--resume"], "json: it writes no file, so leave out --resume and --format, or --json"),
+        (["a/1.png", "--resume"], "json: it writes no file, so leave out --out, --resume and --format, or --json"),
+        (["a/1.png", "--out", "found"], "json: it writes no file, so leave out --out"),
     ):
         assert main(["propose", *more, "--json", *common]) == 2
         assert said in capsys.readouterr().err

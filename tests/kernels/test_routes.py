@@ -184,6 +184,13 @@ def test_tune_writes_a_table_that_is_used(monkeypatch: pytest.MonkeyPatch, capsy
     assert max(map(len, routes.measured_file().read_text().splitlines())) < 200
 
 
+def test_tune_wants_a_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    for threads in ("0", "-1"):
+        with pytest.raises(SystemExit):
+            tune.main([f"--threads={threads}"])
+        assert f"--threads must be at least 1, got {threads}" in capsys.readouterr().err
+
+
 def test_tune_keeps_what_the_file_has_for_other_instruction_sets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

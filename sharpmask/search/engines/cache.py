@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sharpmask_kernels.machine import cache_folder
 from sharpmask_kernels.verdicts import version
 
 from ... import models
@@ -32,7 +33,7 @@ def folder() -> Path:
     """Where graphs are kept: ``$SHARPMASK_CACHE``, else ``sharpmask`` in the user's folder of caches."""
     if own := os.environ.get("SHARPMASK_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sharpmask"
+    return cache_folder()
 
 
 def kept(model: DeepMask, name: str, make: Callable[[], openvino.Model]) -> openvino.Model:
