@@ -23,6 +23,7 @@ from sharpmask.models.inference import InferenceForm, InferenceMaps
 from sharpmask.search.generator import ProposalGenerator, best_channel
 from sharpmask.search.looking import stability
 from sharpmask.search.maps import ImageMaps, Stopwatch
+from sharpmask.search.prompts import on_photo
 from sharpmask_kernels import Windows, topk_windows
 
 WINDOW = 48
@@ -454,7 +455,8 @@ def test_a_box_gets_the_best_of_the_windows_that_fit_it(generator: ProposalGener
 
         best = sorted(cells, key=misfit)[:6]
         rles = segment(generator, maps, as_windows(best))
-        overlap = coco_mask.iou(coco_mask.toBbox(rles), np.array([(x, y, w, h)]), [0])[:, 0]
+        seen = on_photo((x, y, w, h), photo.shape[:2])  # masks end where the photo does
+        overlap = coco_mask.iou(coco_mask.toBbox(rles), np.array([seen]), [0])[:, 0]
         scores = overlap * sharpness(generator, maps, as_windows(best))
         assert score == pytest.approx(max(scores), rel=1e-5)
         assert score == 0 or rle == rles[int(np.argmax(scores))]
