@@ -8,37 +8,45 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-import yaml
-
 from .errors import DataError
+from .packages import needed
 from .ranges import field_types, shown
 
 T = TypeVar("T")
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a name that is given twice, of which YAML would take the last."""
+def read_yaml(path: Path, what: str = "training", extra: str = "train") -> Any:
+    """The plain data in a YAML file, in which no name is given twice. No code in it is run.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{shown(key.value)} is given twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+    Raises ``DataError`` for an unreadable file, and where the package for YAML is missing, which comes with ``extra``.
+    """
+    yaml = needed("yaml", what, extra)
 
+    class Loader(yaml.SafeLoader):  # type: ignore[name-defined]
+        """Refuses a name that is given twice, of which YAML would take the last."""
 
-def read_yaml(path: Path) -> Any:
-    """The plain data in a YAML file. No code in it is run. Raises ``DataError`` for an unreadable file."""
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{shown(key.value)} is given twice", key.start_mark
+                    )
+                seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
+
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: must be a YAML file, got {'a folder' if path.is_dir() else 'no regular file'}")
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
     # ValueError: an integer too long for Python, or bytes that are no text.
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+
+
+def as_yaml(data: Any) -> str:
+    """Plain data as YAML."""
+    return str(needed("yaml", "training", "train").safe_dump(data, sort_keys=False))
 
 
 def to_plain(config: Any) -> dict[str, Any]:

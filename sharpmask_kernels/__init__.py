@@ -24,7 +24,7 @@ from .modules import Refinement
 from .preferences import use_backend
 from .windows import Windows
 
-__version__ = verdicts.version("sharpmask")
+__version__ = verdicts.own_version()
 
 __all__ = [
     "FuseReport",

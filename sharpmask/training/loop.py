@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from torch import Tensor
 
@@ -26,7 +25,8 @@ from ..evaluation import Validator
 from ..files import output_folder, write_text
 from ..models import DeepMask, from_config
 from ..models.weights import load_tensors
-from ..plain import to_plain
+from ..packages import check
+from ..plain import as_yaml, to_plain
 from ..tensor_files import StateDict, check_values
 from .batches import load_batches, make_batches
 from .log import Log, make_progress
@@ -52,9 +52,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     """Train as ``config`` says and return the path of the last checkpoint.
 
     Under torchrun every process takes its share of the batches. Progress goes to ``console``, by default stderr.
-    Raises ``DataError`` for unusable data, for a folder that holds a run already or that another one writes to, and
-    for a run that cannot go on with these settings.
+    Raises ``DataError`` for unusable data, for a folder that holds a run already or that another one writes to,
+    for a run that cannot go on with these settings, and without the packages of the extra ``train``.
     """
+    check("yaml", "training", "train")
     # The first process alone writes, so it alone keeps other runs out of the folder.
     with process_group() as rank, nullcontext() if rank else output_folder(config.out):
         run = Run(config, rank, Console(quiet=True) if rank else console or Console(stderr=True))
@@ -100,7 +101,7 @@ class Run:
             self.validator = Validator(folder, self.model.config, samples=samples)
         if rank == 0:
             settings = to_plain(replace(config, resume=False, change=()))
-            write_text(config.out / SETTINGS, yaml.safe_dump(settings, sort_keys=False))
+            write_text(config.out / SETTINGS, as_yaml(settings))
             self.log = Log(config.out, self.step)
 
     def _read_folder(self, path: Path, annotations: Path | None) -> CocoFolder:
