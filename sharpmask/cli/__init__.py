@@ -1,4 +1,4 @@
-"""The command line: ``sharpmask demo | propose | eval | synth | pack | convert | train``."""
+"""The command line: ``sharpmask demo | propose | eval | train | ...``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 # Little is imported here: an interrupt is told in one line from the first moment on.
-from .interrupts import INTERRUPTED, interrupts_end_the_program
+from .interrupts import INTERRUPTED, interrupted, interrupts_end_the_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str], alone: bool) -> int:
     """Carry out a command line. Returns the exit status."""
-    from .output import is_out_of_memory, tell_error
+    from .output import ERR, is_out_of_memory, say, tell_error
 
     try:
         with interrupts_end_the_program(alone):
@@ -43,5 +43,5 @@ def _run(argv: Sequence[str], alone: bool) -> int:
         tell_error(error)
         return 2
     except KeyboardInterrupt:
-        tell_error("interrupted")
+        say(interrupted(argv), ERR)
         return INTERRUPTED

@@ -1,10 +1,11 @@
-"""Ctrl-C while modules are imported."""
+"""Ctrl-C while modules are imported, and what is said after it."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 INTERRUPTED = 130
@@ -33,3 +34,14 @@ def interrupts_end_the_program(alone: bool = True) -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGINT, old)
+
+
+def interrupted(argv: Sequence[str]) -> str:
+    """The line for an interrupt of a command at work: it says how to go on, where results are kept one by one."""
+    keeps = argv[:1] in (["propose"], ["eval"]) and not any(word.startswith(("--json", "--results")) for word in argv)
+    if not keeps:
+        return "sharpmask: interrupted"
+    words = [*argv] if "--resume" in argv else [*argv, "--resume"]
+    command = shlex.join(["sharpmask", *words])
+    how = command if command.isprintable() else "the same command with --resume"
+    return f"sharpmask: interrupted; what was finished is kept, and this goes on: {how}"

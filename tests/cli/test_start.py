@@ -225,8 +225,27 @@ def test_an_interrupt_at_work_is_one_line(monkeypatch: pytest.MonkeyPatch, capsy
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("sharpmask.cli.program.prepare", lambda _: interrupted)
-    assert main(["x"]) == 130
-    assert capsys.readouterr().err == "sharpmask: interrupted\n"
+    for words in (["synth", "x"], ["propose", "a.jpg", "--json"], ["eval", "--dataset", "x", "--results=y"]):
+        assert main(words) == 130
+        assert capsys.readouterr().err == "sharpmask: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (["propose", "a  b.jpg", "--out", "c"], "sharpmask propose 'a  b.jpg' --out c --resume"),
+        (["propose", "a.jpg", "--resume"], "sharpmask propose a.jpg --resume"),
+        (["eval", "--dataset", "x"], "sharpmask eval --dataset x --resume"),
+        (["propose", "a\nb.jpg"], "the same command with --resume"),
+    ],
+)
+def test_an_interrupt_tells_how_to_go_on(
+    given: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("sharpmask.cli.program.prepare", lambda _: lambda: signal.raise_signal(signal.SIGINT))
+    assert main(given) == 130
+    said = capsys.readouterr().err
+    assert said == f"sharpmask: interrupted; what was finished is kept, and this goes on: {told}\n"
 
 
 def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
