@@ -56,8 +56,8 @@ def prepare(argv: Sequence[str]) -> Command:
 def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The command's name, of one or two words, and its arguments.
 
-    Prints the list of commands, or the version, and exits if that is asked for. Raises ``DataError`` for an
-    unknown command.
+    Prints the list of commands, the version, or a script for a shell, and exits if that is asked for. Raises
+    ``DataError`` for an unknown command.
     """
     known = [*OPTIONS, *(f"train {stage}" for stage in STAGES)]
     for words in (1, 2):
@@ -68,6 +68,12 @@ def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
         from ..version import __version__
 
         say(f"sharpmask {__version__}")
+        raise SystemExit(0)
+    option, _, shell = " ".join(argv).replace("=", " ", 1).partition(" ")
+    if option == "--print-completion":
+        from .completion import completion_script
+
+        print(completion_script(shell), end="")
         raise SystemExit(0)
     asked = not argv or argv[0] in ("-h", "--help") or (argv[:1] == ["train"] and argv[1:2] in ([], ["-h"], ["--help"]))
     if asked:
@@ -88,6 +94,7 @@ def print_commands() -> None:
         table.add_row(f"sharpmask train {stage}", text)
     show(table, least=64)
     say("\nsharpmask COMMAND --help lists its options; sharpmask --version tells the version.")
+    say("sharpmask --print-completion SHELL prints a script for bash, zsh or fish.")
 
 
 def parse(name: str, argv: list[str]) -> Any:
