@@ -32,6 +32,8 @@ FORBIDDEN = [
     ("sharpmask.models", "sharpmask.training"),
     ("sharpmask.data", "sharpmask.models"),
     ("sharpmask.search", "sharpmask.cli"),
+    ("sharpmask.search", "sharpmask.app"),
+    ("sharpmask.app", "sharpmask.cli"),
     ("sharpmask.formats", "sharpmask.search"),
     ("sharpmask.formats", "sharpmask.models"),
     ("sharpmask.training", "sharpmask.cli"),

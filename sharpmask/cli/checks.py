@@ -45,8 +45,9 @@ def check_paths(options: Any, *, out_is_file: bool) -> None:
         path = given.get(name)
         if path is not None and not path.is_dir():
             raise DataError(f"{name}: {path}: no such folder")
-    if options.out is not None:
-        check_out(options.out, is_file=out_is_file)
+    out = given.get("out")
+    if out is not None:
+        check_out(out, is_file=out_is_file)
 
 
 def check_out(path: Path, *, is_file: bool) -> None:

@@ -123,6 +123,27 @@ class Propose(Settings):
 
 
 @dataclass(frozen=True)
+class App(Settings):
+    """Open a page in the browser: drop a photo, get masks by proposals, clicks and boxes, download them.
+
+    The page and its photos stay on this computer.
+    """
+
+    checkpoint: Path | None = None
+    """Model to use: a file, or small, the model that comes with the package, which is the default."""
+    port: Annotated[int, Range(0, 65535)] = 7860
+    """Port of 127.0.0.1 to serve the page at; 0 for any that is free."""
+    browser: bool = True
+    """Open the page in the browser."""
+    top_n: TopN = 100
+    """Windows to refine per photo."""
+    exif: Exif = "turned"
+    """Whether photos are shown and masked as turned by their EXIF orientation, as viewers do, or as stored."""
+    search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
+    compute: Annotated[EngineOptions, arg(name="")] = field(default_factory=EngineOptions)
+
+
+@dataclass(frozen=True)
 class Eval(Settings):
     """Measure average recall of a model, or of a results file, on a COCO-format folder."""
 
@@ -230,6 +251,7 @@ class ConvertDataset(Settings):
 OPTIONS: dict[str, Any] = {
     "demo": Demo,
     "propose": Propose,
+    "app": App,
     "eval": Eval,
     "synth": Synth,
     "pack": Pack,

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..app.address import listen
 from ..data.photos import find_photos
 from ..errors import DataError
 from .arguments import parse_arguments
@@ -44,6 +45,11 @@ def prepare(argv: Sequence[str]) -> Command:
         from .propose import propose
 
         return partial(propose, options, found)
+    if name == "app":
+        listening = listen(options.port)
+        from .app import app
+
+        return partial(app, options, listening)
     if name == "eval":
         from .evaluate import evaluate
 

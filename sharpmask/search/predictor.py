@@ -19,7 +19,7 @@ from ..ranges import convert, shown
 from .answers import Answers, answer
 from .looking import PhotoSearch
 from .maps import Grid, ImageMaps, Stopwatch, grid_of
-from .pictures import ImageLike
+from .pictures import ImageLike, Picture
 from .prompts import CANDIDATES, Prompt, as_corners, as_points
 from .proposals import Rle, areas, resized
 
@@ -72,10 +72,10 @@ class MaskPredictor(PhotoSearch):
         self._photo: tuple[ImageMaps, Grid] | None = None
 
     @torch.inference_mode()
-    def set_image(self, image: ImageLike, image_format: Literal["RGB", "BGR"] = "RGB") -> None:
+    def set_image(self, image: ImageLike | Picture, image_format: Literal["RGB", "BGR"] = "RGB") -> None:
         """Look at a photo: a path, a file's content, an open file, a PIL image or uint8 (h, w, 3).
 
-        ``image_format``: the order of an array's channels; OpenCV reads BGR.
+        It may have been read before, by ``see``. ``image_format``: the order of an array's channels; OpenCV reads BGR.
 
         Raises ``DataError`` for an unusable file or format, ``ValueError`` for what is no photo. The photo before is
         forgotten in any case.

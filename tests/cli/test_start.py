@@ -46,6 +46,8 @@ finally:
         (["eval", "--dataset", ".", "--out", "file/x"], 2),
         (["convert", "missing", "x"], 2),
         (["pack", "missing", "x"], 2),
+        (["app", "--checkpoint", "missing"], 2),
+        (["app", "--port", "65536"], 2),
         (["demo", "--out", "file"], 2),
     ],
     ids=str,
