@@ -79,7 +79,9 @@ class Propose(Settings):
     """
 
     images: Positional[tuple[Path, ...]]
-    """Photos, folders of photos, patterns such as 'a/*.jpg', or - to read paths from stdin, one a line."""
+    """Photos, folders of photos, videos, patterns such as 'a/*.jpg', or - to read paths from stdin, one a line."""
+    every: Annotated[int, Range(1, 1_000_000)] = 10
+    """Of a video, search one frame in this many."""
     recursive: bool = False
     """Search the photos in subfolders too."""
     exif: Exif = "turned"

@@ -10,13 +10,15 @@ from typing import Any
 from rich.table import Table
 
 from ..app.address import listen
-from ..data.photos import find_photos
+from ..data.photos import Found, find_photos
+from ..data.video import is_video
 from ..errors import DataError
 from .arguments import parse_arguments
 from .checks import check_images, check_paths
 from .images import expanded
 from .options import OPTIONS, STAGES
 from .output import say, show
+from .videos import check_videos
 
 Command = Callable[[], int]
 """Carries a command out and returns the exit status."""
@@ -41,10 +43,14 @@ def prepare(argv: Sequence[str]) -> Command:
     if name == "propose":
         images = expanded(options.images)
         check_images(images)
-        found = find_photos(images, recursive=options.recursive)
+        videos = [path for path in images if is_video(path)]
+        if videos:
+            check_videos(videos, options)
+        photos = [path for path in images if path not in videos]
+        found = find_photos(photos, recursive=options.recursive) if photos or not videos else Found([], [])
         from .propose import propose
 
-        return partial(propose, options, found)
+        return partial(propose, options, found, videos)
     if name == "app":
         listening = listen(options.port)
         from .app import app

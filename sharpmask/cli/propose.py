@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..checkpoint import load_model
@@ -21,10 +21,11 @@ from .parts import Entries, Parts
 from .photo_ids import SearchedPhoto, numbered
 from .searching import is_large, search_all
 from .shared import make_generator, print_timing, searching, settings_of
+from .videos import frames_of
 
 
-def propose(options: Propose, given: Found) -> int:
-    """Find objects on photos. One that cannot be searched is reported and makes the exit status 1."""
+def propose(options: Propose, given: Found, videos: Sequence[Path] = ()) -> int:
+    """Find objects on photos and frames of videos. What cannot be searched is reported and makes the exit status 1."""
     for line in () if options.quiet else given.passed_over:
         say(line, ERR)
     usable_device(options.search.device)
@@ -33,7 +34,7 @@ def propose(options: Propose, given: Found) -> int:
         return print_results(options, photos)
     check_formats(options.formats, photos)
     timings: list[dict[str, float]] = []
-    failed: list[SearchedPhoto] = []
+    failed: list[Path] = []
 
     def finish(photo: SearchedPhoto, found: Proposals) -> Entries:
         timings.append(found.timing)
@@ -44,9 +45,15 @@ def propose(options: Propose, given: Found) -> int:
 
     def refuse(photo: SearchedPhoto, error: DataError) -> None:
         say(f"sharpmask: {error}", ERR)
-        failed.append(photo)
+        failed.append(photo.path)
 
     with output_folder(options.out):
+        if videos:
+            frames, broken = frames_of(videos, options)
+            if not (photos := numbered([*given.photos, *frames])):
+                return 1
+            check_formats(options.formats, photos)
+            failed += broken
         done = search_photos(options, photos, finish, refuse)
     if options.timing and timings:
         mean = {stage: sum(timing[stage] for timing in timings) / len(timings) for stage in timings[0]}
@@ -54,7 +61,7 @@ def propose(options: Propose, given: Found) -> int:
     if not options.quiet:
         say(f"{merged_file(options) or options.out}: {len(done)} of {len(photos)} photos")
     if failed:
-        say(f"{len(failed)} of {len(photos)} photos failed, first: {failed[0].path}", ERR)
+        say(f"{len(failed)} of {len(photos) + len(set(failed) & set(videos))} photos failed, first: {failed[0]}", ERR)
     return 1 if failed else 0
 
 

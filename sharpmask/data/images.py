@@ -100,7 +100,7 @@ def pixels_of(image: Image.Image, *, exif: Exif = "turned") -> NDArray[np.uint8]
 
     Pillow turns TIFF files by itself when it loads them, so they come turned.
     """
-    _check_size("image", image.width, image.height, MAX_PIXELS, math.inf)
+    check_size("image", image.width, image.height)
     image.load()
     pixels = _decode(image, None, "image")
     return turned(pixels, orientation_of(image.info.get("exif") or b"")) if exif == "turned" else pixels
@@ -196,7 +196,7 @@ def _opened(source: Source, max_pixels: int) -> Iterator[tuple[Image.Image, Head
             formats = readable_formats(file)
             with Image.open(parts.joined(file) if parts else without_exif(file), formats=formats) as image:
                 orientation = orientation_of(parts.exif) if parts else _orientation(image)
-                _check_size(name, image.width, image.height, max_pixels, file.seek(0, io.SEEK_END))
+                check_size(name, image.width, image.height, max_pixels, file.seek(0, io.SEEK_END))
                 file.seek(0)
                 yield image, Header(image.height, image.width, orientation)
     except FileNotFoundError:
@@ -224,7 +224,8 @@ def _file(source: Source) -> BinaryIO:
     return open(source, "rb")
 
 
-def _check_size(name: str, width: int, height: int, max_pixels: int, file_size: float) -> None:
+def check_size(name: str, width: int, height: int, max_pixels: int = MAX_PIXELS, file_size: float = math.inf) -> None:
+    """Raise ``DataError`` for a picture beyond the limits of this module."""
     size = f"{width}x{height}"
     if min(width, height) < 1:
         raise DataError(f"{name}: must have at least one pixel, got {size}")
