@@ -123,10 +123,11 @@ def masks_in(file: Download) -> list[np.ndarray]:
     return [coco_mask.decode(entry["segmentation"]).astype(bool) for entry in json.loads(file.path().read_text())]
 
 
-def is_lit(page: Page, place: tuple[float, float], unlit: list[int]) -> bool:
-    """Whether a mask is drawn over a place."""
-    page.wait_for_timeout(100)
-    return bool(np.abs(np.subtract(pixel(page, place), unlit)).max() > 30)
+def wait_until_lit(page: Page, place: tuple[float, float], unlit: list[int], lit: bool = True) -> None:
+    """Wait until a mask is drawn over a place, or is not."""
+    differs = "(value, i) => Math.abs(value - unlit[i]) > 30"
+    pixel = "[...pen.getImageData(x, y, 1, 1).data.slice(0, 3)]"
+    page.wait_for_function(f"([[x, y], unlit, lit]) => {pixel}.some({differs}) === lit", arg=[[*place], unlit, lit])
 
 
 def pixel(page: Page, place: tuple[float, float]) -> list[int]:
@@ -175,11 +176,11 @@ def test_slider_and_hover(page: Page, proposals: Proposals) -> None:
     place = middle(proposals.masks()[smallest])
     unlit = pixel(page, place)
     rows(page).nth(smallest).hover()
-    assert is_lit(page, place, unlit)
+    wait_until_lit(page, place, unlit)
     page.get_by_role("heading").hover()
-    assert not is_lit(page, place, unlit)
+    wait_until_lit(page, place, unlit, lit=False)
     canvas(page).hover(position=at(page, place))
-    assert is_lit(page, place, unlit)
+    wait_until_lit(page, place, unlit)
     expect(rows(page).nth(smallest)).to_have_class("hover")
     slider.fill("0")
     expect(rows(page)).to_have_count(0)
