@@ -17,7 +17,7 @@ from sharpmask.checkpoint import load_model, save_model
 from sharpmask.cli import main
 from sharpmask.engines import ExportFormat
 from sharpmask.errors import DataError
-from sharpmask.export import export
+from sharpmask.export import export, formats
 from sharpmask.geometry import GREY
 from sharpmask.models import DeepMask, ModelConfig, SharpMask, build_model, from_config
 from sharpmask_kernels import Windows, topk_windows
@@ -99,6 +99,11 @@ def check(model: DeepMask, folder: Path, *formats: ExportFormat) -> None:
 def test_the_model_that_the_package_brings(tmp_path: Path) -> None:
     check(load_model("small"), tmp_path, "onnx", "openvino", "torch")
     about = json.loads((tmp_path / "model.json").read_text())
+    for name in ("bottom_up.pt2", "window_masks.pt2"):
+        program = torch.export.load(tmp_path / name)
+        assert all(node.users for node in program.graph.nodes if node.op == "placeholder")
+    held = sum(path.stat().st_size for path in tmp_path.glob("*.pt2"))
+    assert held < 1.1 * sum(tensor.nbytes for tensor in load_model("small").state_dict().values())
     assert about["window"] == 112 and about["horizontals"] == [f"horizontal_{stride}" for stride in (16, 8, 4, 2)]
 
 
@@ -138,6 +143,26 @@ def test_the_command_and_what_it_refuses(
         export(tiny_sharpmask, out, [])
     with pytest.raises(DataError, match=r"torch\.float32 to be exported, got cpu, torch\.float64"):
         export(copy.deepcopy(tiny_sharpmask).double(), out, "torch")
+
+
+def test_a_folder_holds_one_model(tiny: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several formats, whose writers do nothing here."""
+    monkeypatch.setattr("torch.export.export", lambda *_, **__: None)
+    monkeypatch.setattr(formats, "_drop_unused", lambda _: None)
+    none = {name: writer._replace(write=lambda *a: a[2].touch()) for name, writer in formats.WRITERS.items()}
+    monkeypatch.setattr(formats, "WRITERS", none)
+    torch.manual_seed(0)
+    one, other = (from_config(replace(tiny, architecture="deepmask")).eval() for _ in range(2))
+    export(one, tmp_path, "torch")
+    about = (tmp_path / "model.json").read_bytes()
+    export(one, tmp_path, "aoti")
+    assert (tmp_path / "model.json").read_bytes() == about
+    assert {path.name for path in tmp_path.iterdir()} >= {"bottom_up.pt2", "bottom_up.aoti.pt2"}
+    with pytest.raises(DataError, match=r"graphs of this model only, got bottom_up.aoti.pt2 of another"):
+        export(other, tmp_path, "torch")
+    assert (tmp_path / "model.json").read_bytes() == about
+    export(other, tmp_path, ["torch", "aoti"])
+    assert (tmp_path / "model.json").read_bytes() != about
 
 
 def test_a_missing_package_is_named(tiny_sharpmask: SharpMask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

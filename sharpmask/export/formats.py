@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from .graphs import BottomUp, WindowMasks, horizontal_names
 
 Graph = BottomUp | WindowMasks
 ABOUT: Final = "model.json"
+GRAPHS: Final = ("bottom_up", "window_masks")
 
 
 class Writer(NamedTuple):
@@ -44,9 +46,10 @@ def export(model: DeepMask, out: str | Path, to: ExportFormat | Sequence[ExportF
     ``to``: one or several of onnx (``.onnx``), openvino (``.xml`` and ``.bin``), torch (``.pt2``, for
     ``torch.export.load``) and aoti (``.aoti.pt2``, compiled for this machine, for
     ``torch._inductor.aoti_load_package``). The graphs' inputs and outputs are those of :class:`.graphs.BottomUp` and
-    :class:`.graphs.WindowMasks`; sizes and the number of windows are dynamic. Returns the files' paths. Raises
-    ``DataError`` for a format that is not known or needs a package that is missing, and for a model that is not of
-    the CPU in fp32.
+    :class:`.graphs.WindowMasks`; sizes and the number of windows are dynamic. Graphs of the same model in other formats
+    may be in the folder. Returns the files' paths. Raises ``DataError`` for a format that is not known or needs a
+    package that is missing, for a model that is not of the CPU in fp32, and where graphs of another model would stay in
+    the folder.
     """
     formats = [to] if isinstance(to, str) else [*to]
     writers = [_writer(name) for name in formats]
@@ -54,12 +57,15 @@ def export(model: DeepMask, out: str | Path, to: ExportFormat | Sequence[ExportF
         raise DataError(f"to must name a format of {', '.join(WRITERS)}, got none")
     _check_model(model)
     folder = Path(out)
+    _refuse_another_model(folder, model, [writer.suffix for writer in writers])
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".export-") as part:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of exporters, about their own future
-            for name, graph in (("bottom_up", BottomUp(model)), ("window_masks", WindowMasks(model))):
+            graphs: tuple[Graph, ...] = BottomUp(model), WindowMasks(model)
+            for name, graph in zip(GRAPHS, graphs, strict=True):
                 program = torch.export.export(graph.eval(), graph.example(), dynamic_shapes=_dynamic(graph))
+                _drop_unused(program)
                 for writer in writers:
                     writer.write(graph, program, Path(part) / f"{name}{writer.suffix}")
         (Path(part) / ABOUT).write_text(json.dumps(description(model), indent=2) + "\n")
@@ -72,12 +78,39 @@ def description(model: DeepMask) -> Mapping[str, Any]:
     return {
         "sharpmask": __version__,
         "class": type(model).__name__,
+        "weights": _digest(model),
         "window": model.window,
         "stride": STRIDE,
         "grey": GREY,
         "horizontals": horizontal_names(model),
         "search": to_plain(model.search),
     }
+
+
+def _digest(model: DeepMask) -> str:
+    """Tells the weights of one model from those of another."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _refuse_another_model(folder: Path, model: DeepMask, suffixes: Sequence[str]) -> None:
+    """Raise ``DataError`` where ``model.json`` would no longer be about graphs that stay in the folder."""
+    written = {f"{name}{suffix}" for name in GRAPHS for suffix in suffixes}
+    graphs = {f"{name}{writer.suffix}" for name in GRAPHS for writer in WRITERS.values()}
+    stay = sorted(path.name for path in folder.glob("*") if path.name in graphs - written)
+    if not stay:
+        return
+    try:
+        about = json.loads((folder / ABOUT).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        about = None
+    if about != json.loads(json.dumps(description(model))):
+        raise DataError(
+            f"out: {folder} must hold graphs of this model only, got {stay[0]} of another; give another folder, or "
+            "delete the old graphs"
+        )
 
 
 def _writer(name: str) -> Writer:
@@ -106,6 +139,21 @@ def _dynamic(graph: Graph) -> tuple[Any, ...]:
     if isinstance(graph, WindowMasks):  # whose last parameter takes any number of maps
         first, rest = first[:3], first[3:]
     return (*first, (*rest,)) if rest else (*first,)
+
+
+def _drop_unused(program: ExportedProgram) -> None:
+    """Leave out the model's tensors that the graph does not use, in its form for inference or of the other graph."""
+    unused = {node.name for node in program.graph.nodes if node.op == "placeholder" and not node.users}
+    specs = program.graph_signature.input_specs
+    dropped = {spec.arg.name: spec for spec in specs if spec.target is not None and spec.arg.name in unused}
+    for node in list(program.graph.nodes):
+        if node.name in dropped:
+            program.graph.erase_node(node)
+    for spec in dropped.values():
+        for tensors in (program.state_dict, program.constants):
+            tensors.pop(str(spec.target), None)
+    specs[:] = [spec for spec in specs if spec.arg.name not in dropped]
+    program.graph_module.recompile()
 
 
 def _write_onnx(graph: Graph, program: ExportedProgram, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +29,7 @@ MOST_PIXELS = 1 << 25
 """Most pixels of a photo at one scale."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PhotoSearch(Settings):
     """A model that looks at whole photos.
 
@@ -43,8 +43,7 @@ class PhotoSearch(Settings):
     Raises ``DataError`` for an engine or a precision that cannot be had here.
     """
 
-    model: DeepMask
-    _: KW_ONLY
+    model: DeepMask = field(kw_only=False)
     refine: bool = True
     search: SearchConfig | None = None
     max_side: Annotated[int, Range(1, 100_000)] | None = 800
