@@ -11,7 +11,7 @@ from typing import Final
 from ..errors import DataError
 from ..files import short_name, write_text
 from ..formats.outputs import NAME
-from ..packages import check
+from ..packages import needed
 from ..search import Proposals
 from .photo_ids import SearchedPhoto
 
@@ -23,7 +23,9 @@ def check_formats(formats: Sequence[str], photos: Sequence[SearchedPhoto]) -> No
     """Raise ``DataError`` where a package is missing, or two photos would have one file."""
     for name in formats:
         if name in PACKAGES:
-            check(PACKAGES[name], f"format {name}")
+            needed(
+                PACKAGES[name], f"format {name}"
+            )  # here, because threads that import it cannot hold back its warning
     for name in set(formats) & set(NAMED):
         by_file: dict[str, SearchedPhoto] = {}
         for photo in photos:

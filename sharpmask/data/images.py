@@ -288,6 +288,8 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DataError(f"{name}: must have 8 or 16 bits per channel, got floating point")
+    if image.mode == "La":  # grey multiplied by alpha, which Pillow turns into nothing but this
+        image = image.convert("LA")
     if image.has_transparency_data:
         # A transparent pixel shows nothing, like those outside an image, and gets the same grey.
         background = Image.new("RGBA", image.size, (*[GREY_BYTE] * 3, 255))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -134,14 +136,27 @@ def _is_labelme(path: Path) -> bool:
     return any('"shapes"'.encode(encoding) in content for encoding in ("utf-8", "utf-16-le", "utf-16-be"))
 
 
-def _text(path: Path) -> str:
-    """A file of annotations."""
+def _text(path: Path, encoding_of: Callable[[bytes], str] = lambda _: "utf-8-sig") -> str:
+    """A file of annotations, in the encoding that is told for its content."""
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
             raise DataError(f"{path}: must have at most {MOST_BYTES} bytes, got {size}")
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        return content.decode(encoding_of(content))
+    # LookupError: an encoding that Python does not know. Texts that it decodes may be damaged in other ways.
+    except (OSError, ValueError, LookupError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def _xml_encoding(content: bytes) -> str:
+    """The encoding that an XML file declares, or shows by its first bytes; UTF-8 where it does neither."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    declared = re.match(rb"""(?:\xef\xbb\xbf)?<\?xml[^>]*?\sencoding\s*=\s*["']([\w.-]+)["']""", content[:200])
+    name = declared[1].decode("ascii") if declared else "utf-8"
+    return "utf-8-sig" if name.lower() in ("utf-8", "utf8") else name
 
 
 def _photo(root: Path, source: Path, name: Any, *places: Path) -> Path:
@@ -205,8 +220,8 @@ def _labelme(root: Path, notes: Counter[str]) -> Iterator[Annotated]:
 def _labelme_objects(
     path: Path, shapes: list[dict[str, Any]], given: tuple[Any, Any], notes: Counter[str], size: Size
 ) -> Iterator[Object]:
-    if given != size:
-        raise DataError(f"{path}: imageHeight and imageWidth must be the photo's {size}, got {given}")
+    if any(told not in (None, real) for told, real in zip(given, size, strict=True)):
+        raise DataError(f"{path}: imageHeight and imageWidth must be the photo's {size} or null, got {given}")
     objects: dict[Any, list[dict[str, Any]]] = {}
     for i, shape in enumerate(shapes):
         if shape.get("shape_type", "polygon") not in ("polygon", "rectangle", "mask"):
@@ -255,7 +270,7 @@ def _voc(root: Path, notes: Counter[str]) -> Iterator[Annotated]:
     parse = needed("defusedxml.ElementTree", "convert-dataset").fromstring
     for path in _files(root, "voc"):
         try:
-            tree = parse(_text(path))
+            tree = parse(_text(path, _xml_encoding))
         except (SyntaxError, ValueError) as error:  # what is no XML, or would be expanded
             raise DataError(f"{path}: cannot be read as XML: {error}") from None
         above = path.parent.parent

@@ -110,7 +110,7 @@ def _advice(image: npt.NDArray[Any]) -> str:
         return "; image.transpose(1, 2, 0) puts the channels last"
     if image.dtype.kind == "f":
         return "; (image * 255).round().astype(np.uint8) converts values in [0, 1]"
-    if image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2] in (2, 4)):
+    if image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (2, 4))):
         return "; PIL.Image.fromarray(image) can be given instead"
     if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 1:
         return "; image.repeat(3, axis=2) makes RGB of grey"

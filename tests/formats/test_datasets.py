@@ -180,7 +180,7 @@ def test_boxes_are_crowds(tmp_path: Path) -> None:
         ([], {"shapes": 5}, "shapes must be a list of objects, got 5"),
         ([], {"imagePath": "../../etc/passwd"}, "its photo must be in"),
         ([], {"imagePath": None}, "must name its photo, got None"),
-        ([], {"imageWidth": 100000}, "imageHeight and imageWidth must be the photo's (60, 80), got (60, 100000)"),
+        ([], {"imageWidth": 100000}, "imageHeight and imageWidth must be the photo's (60, 80) or null, got (60, 100000)"),
     ],
 )
 def test_bad_labelme_files(tmp_path: Path, shapes: list[dict[str, Any]], changes: dict[str, Any], said: str) -> None:
@@ -189,6 +189,42 @@ def test_bad_labelme_files(tmp_path: Path, shapes: list[dict[str, Any]], changes
         convert(root)
     assert str(caught.value).startswith(f"{root / 'a.json'}: ") and said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("told", [{"imageHeight": None}, {"imageHeight": None, "imageWidth": None}])
+def test_labelme_may_leave_the_size_to_the_photo(tmp_path: Path, told: dict[str, None]) -> None:
+    root = labelme(tmp_path / "data", [{"label": "x", "points": SQUARE}], **told)
+    (image,) = convert(root)[0]["images"]
+    assert (image["height"], image["width"]) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "iso-8859-1", "windows-1251", "gbk", "shift_jis"])
+def test_voc_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    """That Python knows, also those that expat refuses."""
+    label = {"iso-8859-1": "tasse à café", "windows-1251": "чашка", "gbk": "杯子", "shift_jis": "カップ"}.get(
+        encoding, "ß杯"
+    )
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.jpg")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    content = f"<filename>a.jpg</filename><object><name>{label}</name>{box}</object>"
+    head = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>'
+    (tmp_path / "a.xml").write_bytes(f"{head}<annotation>{content}</annotation>".encode(encoding))
+    assert [category["name"] for category in convert(tmp_path)[0]["categories"]] == [label]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-7", "gbk"])
+def test_entities_are_refused_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    bomb = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>'
+    (tmp_path / "a.xml").write_bytes(bomb.encode(encoding))
+    with pytest.raises(DataError, match=r"a\.xml: cannot be read as XML: EntitiesForbidden"):
+        convert(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "zlib", "ascii", "utf-16"])
+def test_an_encoding_that_the_text_is_not_in(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.xml").write_bytes(f'<?xml version="1.0" encoding="{encoding}"?><a>é</a>'.encode())
+    with pytest.raises(DataError, match=r"a\.xml: cannot be read"):
+        convert(tmp_path)
 
 
 def test_other_bad_folders(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sharpmask.errors import DataError
 from sharpmask.models import SharpMask
 from sharpmask.models.config import Geometry, SearchConfig
 from sharpmask.search.generator import ProposalGenerator
-from sharpmask.search.pictures import PhotoFile
+from sharpmask.search.pictures import PhotoFile, see
 from sharpmask.search.proposals import Proposals, resized
 
 
@@ -195,3 +195,17 @@ def test_overlays_are_what_their_suffix_says(photo: np.ndarray, tmp_path: Path) 
         with pytest.raises(ValueError, match=r"a picture's name must end in \.png, \.jpg, \.jpeg, got"):
             found.save_overlay(tmp_path / name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jpg", "a.png", "b.JPEG"]
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_pictures_multiplied_by_their_transparency(mode: str) -> None:
+    plain = Image.new("LA" if mode == "La" else "RGBA", (8, 6))
+    plain.putpixel((3, 2), (200, 255) if mode == "La" else (200, 200, 200, 255))
+    pixels = see(plain.convert(mode), "turned", None).pixels
+    assert pixels.shape == (6, 8, 3) and pixels[2, 3].tolist() == [200] * 3 and pixels[0, 0].tolist() == [128] * 3
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0,)])
+def test_arrays_of_few_dimensions_are_refused_in_one_line(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"image must be uint8 \(h, w, 3\), got uint8 \("):
+        see(np.zeros(shape, np.uint8), "turned", None)
