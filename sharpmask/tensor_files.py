@@ -84,7 +84,7 @@ def read_whole(path: Path, role: Role) -> bytes:
 def read_safetensors(path: Path, role: Role) -> TensorFile:
     """The tensors and metadata of a safetensors file. Raises ``DataError`` for any other file."""
     data = read_whole(path, role)
-    if data.startswith((PICKLE, ZIP)):
+    if _is_pytorch(data):
         raise wrong_file(path, role, "a file of PyTorch; the models that `sharpmask convert` reads can be converted")
     return _safetensors(data, path, role)
 
@@ -109,7 +109,7 @@ def read_state_dict(path: Path) -> StateDict:
 def read_pytorch(path: Path, role: Role) -> Any:
     """What a file of PyTorch holds, or the tensors of a safetensors file. No pickled code is run."""
     data = read_whole(path, role)
-    if not data.startswith((PICKLE, ZIP)):
+    if not _is_pytorch(data):
         return _safetensors(data, path, role).tensors
     if data.startswith(ZIP):
         _check_zip(data, path, role)
@@ -135,6 +135,12 @@ def check_values(state: Mapping[str, Tensor], source: str) -> None:
 def wrong_file(path: Path, role: Role, got: str) -> DataError:
     """The error for a file that is something else than its role asks for."""
     return DataError(f"{role}: {path} must be {EXPECTED[role]}, got {got}")
+
+
+def _is_pytorch(data: bytes) -> bool:
+    """Whether it is a file of PyTorch, and no safetensors file whose header's length begins with the same bytes."""
+    header = data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= LARGEST_HEADER
+    return data.startswith((PICKLE, ZIP)) and not header
 
 
 def _safetensors(data: bytes, path: Path, role: Role) -> TensorFile:

@@ -22,6 +22,7 @@ from sharpmask.errors import DataError
 from sharpmask.models import DeepMask, build_model, from_config
 from sharpmask.models.config import SearchConfig
 from sharpmask.plain import to_plain
+from sharpmask.tensor_files import read_pytorch
 
 SMALL: dict[str, Any] = {
     "trunk": "efficientnet_lite0", "window": 32, "features": 4, "code": 8, "mask_side": 8, "score_hidden": 6,
@@ -75,6 +76,20 @@ def test_round_trip(tmp_path: Path, model: DeepMask) -> None:
     with torch.no_grad():
         assert torch.equal(again(patch).refined, model.eval()(patch).refined)
     model.train()
+
+
+@pytest.mark.parametrize("start", [b"\x80", b"\x80\x02", b"PK"])
+def test_a_header_whose_length_looks_like_another_format(tmp_path: Path, model: DeepMask, start: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    note = ""
+    for _ in range(2):
+        save_model(model, path, training={"note": note})
+        length = path.read_bytes()[:8]
+        wanted, step = int.from_bytes(start, "little"), 1 << 8 * len(start)
+        note = "x" * ((wanted - int.from_bytes(length, "little")) % step)
+    assert length.startswith(start)
+    assert load_model(path).config == model.config
+    assert read_pytorch(path, "weights").keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize(

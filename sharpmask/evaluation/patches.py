@@ -32,7 +32,7 @@ def resize_masks(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def mask_iou(logits: Tensor, targets: Tensor, threshold: float = 0.0) -> Tensor:
-    """IoU of each patch, (N,) float64 on the CPU. Foreground is logits >= threshold and targets > 0.
+    """IoU of each patch, (N,) float64. Foreground is logits >= threshold and targets > 0.
 
     logits: (N, H, W) floating; targets: (N, H, W) bool, 0/1 or -1/+1. The IoU of two empty masks is 1.
     Raises ValueError when the shapes differ.
@@ -44,7 +44,7 @@ def mask_iou(logits: Tensor, targets: Tensor, threshold: float = 0.0) -> Tensor:
     predicted, wanted = (logits.detach() >= threshold).flatten(1), (targets > 0).flatten(1)
     overlap = (predicted & wanted).sum(1).double()
     union = (predicted | wanted).sum(1).double()
-    return torch.where(union > 0, overlap / union.clamp(min=1), 1.0).cpu()
+    return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
 
 
 def mask_metrics(logits: Tensor, targets: Tensor, threshold: float = 0.0) -> MaskMetrics:
@@ -58,19 +58,25 @@ def score_accuracy(scores: Tensor, labels: Tensor) -> float:
     Scores and labels have the same shape, whatever it is. NaN for no scores. Raises ValueError when the shapes
     differ.
     """
+    return float(_agreed(scores, labels).double().mean())
+
+
+def _agreed(scores: Tensor, labels: Tensor) -> Tensor:
     if scores.shape != labels.shape:
         raise ValueError(f"scores and labels must be of the same shape, got {scores.shape} and {labels.shape}")
-    return float(((scores >= 0) == (labels > 0)).double().mean())
+    return (scores >= 0) == (labels > 0)
 
 
 class PatchMetrics:
-    """Collects patch metrics over batches: `add_masks` and `add_scores` for each batch, then `compute`."""
+    """Collects patch metrics over batches: `add_masks` and `add_scores` for each batch, then `compute`.
+
+    Only the results are read from the batches' device, which must be the same for all.
+    """
 
     def __init__(self, threshold: float = 0.0) -> None:
         self.threshold = threshold
         self._ious: list[Tensor] = []
-        self._agreed = 0.0
-        self._scored = 0
+        self._agreed: list[Tensor] = []
 
     def add_masks(self, logits: Tensor, targets: Tensor) -> None:
         """Adds a batch of masks; arguments as for `mask_iou`."""
@@ -78,13 +84,11 @@ class PatchMetrics:
 
     def add_scores(self, scores: Tensor, labels: Tensor) -> None:
         """Adds a batch of score logits; arguments as for `score_accuracy`."""
-        if scores.numel():
-            self._agreed += score_accuracy(scores, labels) * scores.numel()
-            self._scored += scores.numel()
+        self._agreed.append(_agreed(scores, labels).flatten())
 
     def masks(self) -> MaskMetrics:
         """IoU statistics over all masks added so far."""
-        return _summary(torch.cat([torch.empty(0, dtype=torch.float64), *self._ious]))
+        return _summary(torch.cat(self._ious) if self._ious else torch.empty(0))
 
     def compute(self) -> dict[str, float]:
         """Metrics by name: iou_mean, iou_median, share_50, share_70, score_accuracy; NaN where nothing was added."""
@@ -94,12 +98,12 @@ class PatchMetrics:
             "iou_median": masks.median,
             "share_50": masks.share_50,
             "share_70": masks.share_70,
-            "score_accuracy": self._agreed / self._scored if self._scored else math.nan,
+            "score_accuracy": float(torch.cat(self._agreed).double().mean()) if self._agreed else math.nan,
         }
 
 
 def _summary(ious: Tensor) -> MaskMetrics:
-    values = ious.numpy()
+    values = ious.cpu().numpy()
     if not len(values):
         return MaskMetrics(0, math.nan, math.nan, math.nan, math.nan)
     shares = [float(np.mean(values >= bound)) for bound in (0.5, 0.7)]

@@ -9,6 +9,7 @@ import torch
 
 from ..data.coco import CocoFolder
 from ..data.sampling import PatchSampler
+from ..devices import to_device
 from ..models import DeepMask, ModelConfig, SharpMask
 from .patches import PatchMetrics, resize_masks
 
@@ -20,7 +21,7 @@ class Validator:
         shape: dict[str, Any] = {"window": config.window, "context": config.context, "seed": 2}
         self.masks = PatchSampler(folder, head="mask", mask_size=config.window, **shape)
         self.scores = PatchSampler(folder, head="score", **shape)
-        self.chunks = torch.arange(samples).split(batch_size)
+        self.chunks = [range(samples)[i : i + batch_size] for i in range(0, samples, batch_size)]
 
     @torch.no_grad()
     def __call__(self, model: DeepMask) -> dict[str, float]:
@@ -29,15 +30,15 @@ class Validator:
         device = model.mean.device
         coarse, refined, score = PatchMetrics(), PatchMetrics(), PatchMetrics()
         for chunk in self.chunks:
-            batch = self.masks.batch(chunk.tolist())
-            taps = model.taps(batch["image"].to(device))
+            batch = to_device(self.masks.batch(chunk), device)
+            taps = model.taps(batch["image"])
             code = model.patch_codes(taps)
             target = batch["target"]
-            coarse.add_masks(resize_masks(model.coarse(code), target).cpu(), target)
+            coarse.add_masks(resize_masks(model.coarse(code), target), target)
             if isinstance(model, SharpMask):
-                refined.add_masks(model.refine_patch(taps, code).cpu(), target)
-            batch = self.scores.batch(chunk.tolist())
-            score.add_scores(model.score_patch(model.taps(batch["image"].to(device))).cpu(), batch["target"])
+                refined.add_masks(model.refine_patch(taps, code), target)
+            batch = to_device(self.scores.batch(chunk), device)
+            score.add_scores(model.score_patch(model.taps(batch["image"])), batch["target"])
         named = {"coarse_": coarse, "refined_": refined, "": score}
         metrics = {f"{name}{k}": v for name, m in named.items() for k, v in m.compute().items()}
         return {k: v for k, v in metrics.items() if not math.isnan(v)}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.coco import CocoFolder
 from ..data.sampling import PatchBatches, PatchSampler
 from ..data.tiles import TileBatches
+from ..devices import to_device
 from ..errors import DataError
 from .processes import world_size
 from .stages import TERMS, TrainConfig
@@ -69,15 +70,29 @@ def load_batches(
         yield to_device(batch, device)
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with all its tensors on ``device``."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {k: to_device(v, device) for k, v in batch.items()}
-    if isinstance(batch, tuple):
-        return type(batch)(*(to_device(v, device) for v in batch))
-    return batch
+class Waits(Iterator[Any]):
+    """The batches of an iterator, and how long they were waited for.
+
+    A GPU that is busy makes the host wait where losses are read, not here.
+    """
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
+        self._waited, self._since = 0.0, time.perf_counter()
+
+    def __next__(self) -> Any:
+        begun = time.perf_counter()
+        try:
+            return next(self.batches)
+        finally:
+            self._waited += time.perf_counter() - begun
+
+    def share(self) -> float:
+        """The share, in [0, 1], of the time since the last call that went by in waiting for batches."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return share
 
 
 class _Reported(NamedTuple):

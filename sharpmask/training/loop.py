@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..checkpoint import load_model, save_model, save_tensors
 from ..data.coco import CocoFolder
-from ..data.tiles import TileBatch
 from ..errors import DataError
 from ..evaluation import Validator
 from ..files import output_folder, write_text
@@ -28,9 +27,9 @@ from ..models.weights import load_tensors
 from ..packages import check
 from ..plain import as_yaml, to_plain
 from ..tensor_files import StateDict, check_values
-from .batches import load_batches, make_batches
+from .batches import Waits, load_batches, make_batches
 from .log import Log, make_progress
-from .losses import patch_losses, tile_losses, total_loss
+from .losses import autocast, loss_function, total_loss
 from .optimizer import freeze, learning_rate, make_optimizer
 from .processes import average_gradients, own_device, process_group
 from .resume import (
@@ -88,7 +87,9 @@ class Run:
         self.average: list[Tensor] = [p.detach().clone() for p in self.learning] if config.ema else []
         self.optimizer = make_optimizer(self.model, config)
         self.step, self.best = 0, -1.0
-        self.sums: dict[str, list[float]] = {}  # each term's losses since the last line of the log
+        self.unread: list[dict[str, Tensor]] = []  # the losses of the last steps, on the device
+        self.sums: dict[str, list[float]] = {}  # each term's losses before them, since the last line of the log
+        self.losses = loss_function(config)
         self.record = make_record(config)
         if resumed:
             self._load_state()
@@ -123,17 +124,19 @@ class Run:
         """Train to the last step. Log, validate and save on the way."""
         config = self.config
         steps = range(self.step, config.steps)
-        batches = load_batches(self.folder, self.batches, steps, workers=config.workers, device=self.device)
+        batches = Waits(load_batches(self.folder, self.batches, steps, workers=config.workers, device=self.device))
         with make_progress(self.console) as progress:
             task = progress.add_task(config.stage, total=config.steps, completed=self.step, loss="")
             for batch in batches:
-                for name, value in self._train_step(batch).items():
-                    self.sums.setdefault(name, []).append(value)
+                self.unread.append(self._train_step(batch))
                 self.step += 1
+                if any(map(self._due, (config.log_every, config.validate_every, config.save_every))):
+                    self._read_losses()
                 row: dict[str, float] = {}
                 if self._due(config.log_every):
                     row = self._mean_losses()
-                    progress.update(task, loss=" ".join(f"{k} {v:.3f}" for k, v in row.items()))
+                    losses = " ".join(f"{k} {v:.3f}" for k, v in row.items())
+                    progress.update(task, loss=f"{losses} waited for data {batches.share():.0%}")
                     row["lr"] = learning_rate(config, self.step - 1)
                 if self.rank == 0:
                     self._record(row)
@@ -144,6 +147,21 @@ class Run:
     def _due(self, every: int) -> bool:
         """Whether something is due that happens every so many steps and after the last one."""
         return self.step % every == 0 or self.step == self.config.steps
+
+    def _read_losses(self) -> None:
+        """Add the unread losses to the sums. Of all that a step does, this alone waits for the device.
+
+        Raises ``DataError`` for a loss that is not finite.
+        """
+        steps, self.unread = self.unread, []
+        values = [value.float() for losses in steps for value in losses.values()]
+        numbers = iter(torch.stack(values).tolist() if values else [])
+        for step, losses in enumerate(steps, self.step - len(steps)):
+            for name in losses:
+                number = next(numbers)
+                if not math.isfinite(number):
+                    raise DataError(f"training: the {name} loss became {number} at step {step}; try a smaller lr")
+                self.sums.setdefault(name, []).append(number)
 
     def _mean_losses(self) -> dict[str, float]:
         """The mean of each loss since the last call."""
@@ -160,14 +178,14 @@ class Run:
         if self._due(self.config.save_every):
             self._save()
 
-    def _train_step(self, batch: Any) -> dict[str, float]:
-        """One step on a batch. Returns the losses by term; raises ``DataError`` if one is not finite."""
+    def _train_step(self, batch: Any) -> dict[str, Tensor]:
+        """One step on a batch. Returns the losses by term, on the device, which nothing here waits for."""
         config = self.config
         torch.manual_seed(hash((config.seed, self.step, self.rank)))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step) * group["factor"]
-        compute = tile_losses if isinstance(batch, TileBatch) else patch_losses
-        losses = compute(self.model, batch, config)
+        with autocast(config.precision, self.device):
+            losses = self.losses(self.model, batch, config)
         self.optimizer.zero_grad(set_to_none=True)
         if losses:
             total_loss(losses, config).backward()
@@ -179,11 +197,7 @@ class Run:
             # Early on the weights change fast, so the average follows them closely.
             decay = min(config.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.learning], 1 - decay)
-        values = {name: value.item() for name, value in losses.items()}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise DataError(f"training: the {name} loss became {value} at step {self.step}; try a smaller lr")
-        return values
+        return {name: value.detach() for name, value in losses.items()}
 
     def _validate(self, validator: Validator) -> dict[str, float]:
         """Measure the averaged model and keep it if it is the best so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,21 @@ from torch import Tensor
 from ..data.tiles import TileBatch
 from ..evaluation import mask_iou, resize_masks
 from ..models import DeepMask
-from .stages import TERMS, TrainConfig
+from .stages import TERMS, TrainConfig, TrainPrecision
+
+Losses = Callable[[DeepMask, Any, TrainConfig], dict[str, Tensor]]
+"""Of a model and a batch, by term."""
+
+
+def loss_function(config: TrainConfig) -> Losses:
+    """The losses of the batches that ``config`` asks for, compiled if it says so."""
+    losses: Losses = tile_losses if config.sampling == "dense" else patch_losses
+    return torch.compile(losses) if config.compile else losses
+
+
+def autocast(precision: TrainPrecision, device: torch.device) -> torch.autocast:
+    """The context in which the losses are computed. Losses themselves are of fp32 logits."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def mask_loss(logits: Tensor, target: Tensor, dice: float) -> Tensor:
@@ -19,7 +34,7 @@ def mask_loss(logits: Tensor, target: Tensor, dice: float) -> Tensor:
 
     ``target``, (N, H, W), is 0 or 1. The logits f, (N, h, w), are resized to (H, W) first. Returns a scalar.
     """
-    logits = resize_masks(logits, target)
+    logits = resize_masks(logits.float(), target)
     loss = F.binary_cross_entropy_with_logits(logits, target)
     if dice:
         probability = logits.sigmoid().flatten(1)
@@ -35,7 +50,7 @@ def patch_losses(model: DeepMask, batch: dict[str, Any], config: TrainConfig) ->
     taps = model.taps(batch["image"])
     if batch["kind"] == "score":
         score = model.score_patch(taps)
-        return {"score": F.binary_cross_entropy_with_logits(score, (batch["target"] > 0).float())}
+        return {"score": F.binary_cross_entropy_with_logits(score.float(), (batch["target"] > 0).float())}
     code = model.patch_codes(taps)
     target = (batch["target"] > 0).float()
     losses = {}
@@ -68,7 +83,7 @@ def tile_losses(model: DeepMask, batch: TileBatch, config: TrainConfig) -> dict[
         truth[:positives] = 1
         if config.soft_scores and best is not None:
             truth[:positives] = quality(best.detach(), target)
-        losses["score"] = F.binary_cross_entropy_with_logits(model.score(code), truth)
+        losses["score"] = F.binary_cross_entropy_with_logits(model.score(code).float(), truth)
     return losses
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -51,6 +52,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """Learning rate at a step, counted from 0, by warm-up and schedule."""
     rate = config.lr * min(1.0, (step + 1) / (config.warmup + 1))
     if config.schedule == "cosine":
-        return float(rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / config.steps))))
+        return rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
     passed = sum(step >= m for m in config.milestones)
     return rate * (config.factors[passed - 1] if passed else 1.0)

@@ -21,7 +21,8 @@ from .stages import TrainConfig
 STATE = "state.safetensors"
 FREE = {
     *("dataset", "annotations", "validation", "validation_annotations", "start_from", "trunk_weights", "out"),
-    *("steps", "validate_every", "save_every", "log_every", "workers", "threads", "device", "resume", "change"),
+    *("steps", "validate_every", "save_every", "log_every", "workers", "threads", "device", "compile"),
+    *("resume", "change"),
 }
 """Settings that may differ in the rest of a run: none changes what the steps so far would have been.
 

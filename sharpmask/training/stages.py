@@ -23,6 +23,9 @@ from ..ranges import Length, Range, Settings
 
 StageName = Literal["deepmask", "sharpmask", "joint"]
 
+TrainPrecision = Literal["fp32", "bf16"]
+"""What PyTorch casts to in a step. Not fp16, whose gradients would have to be scaled so that they do not vanish."""
+
 TERMS: dict[str, tuple[str, ...]] = {
     "deepmask": ("coarse", "score"),
     "sharpmask": ("refined",),
@@ -131,6 +134,10 @@ class TrainConfig(Settings):
     """CPU threads of PyTorch; 0 for PyTorch's own choice."""
     device: str = "cpu"
     """Device to train on: cpu, cuda, cuda:1, ..."""
+    precision: TrainPrecision = "fp32"
+    """bf16: products of 16-bit numbers (autocast), for GPUs. Weights, gradients and losses stay in fp32."""
+    compile: bool = False
+    """Compile the model and the losses by torch.compile, which takes minutes before the first steps."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 1
     """Seed of all randomness: weights, batches and dropout."""
     resume: Literal[True, False, "auto"] = False

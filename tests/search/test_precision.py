@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sharpmask.checkpoint import load_model
 from sharpmask.errors import DataError
@@ -18,6 +17,7 @@ from sharpmask.models import DeepMask, build_model
 from sharpmask.search import ProposalGenerator
 from sharpmask.search.engines import CAST
 from sharpmask.search.maps import Stopwatch
+from tests.waiting import no_waiting, strictly
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +58,6 @@ def test_logits_under_autocast_are_close(model: DeepMask, photo: np.ndarray) -> 
     assert len(cast.generate(photo)) > 0
 
 
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
-"""Operations whose result the host needs."""
-
-
-class NoWaiting(TorchDispatchMode):
-    """Refuses what would wait for a GPU."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.split("::")[1]
-        indices = args[1] if name.startswith("index") and len(args) > 1 else ()
-        masks = isinstance(indices, list | tuple) and any(x is not None and x.dtype == torch.bool for x in indices)
-        assert name not in WAITING and not masks, f"{name} waits for the device"
-        return func(*args, **(kwargs or {}))
-
-
 class Guarded(Stopwatch):
     """Enters ``guard`` at the first stage and leaves it before masks are encoded."""
 
@@ -107,15 +92,8 @@ def test_nothing_waits_for_the_device_before_masks_are_encoded(
 ) -> None:
     generator = generator_of(model, "bf16")
     generator.refine = refine
-    stages = search(generator, photo, NoWaiting())
+    stages = search(generator, photo, no_waiting())
     assert stages[0] == "resize" and stages[-1] == "encode" and ("refine" in stages) == refine
-
-
-def test_the_guard_can_fail(photo: np.ndarray) -> None:
-    x = torch.rand(4)
-    for wait in (lambda: x[x > 0.5], lambda: bool(x.sum() > 1), lambda: x.nonzero(), lambda: x.sum().item()):
-        with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
-            wait()
 
 
 @pytest.mark.gpu
@@ -124,14 +102,6 @@ def test_the_guard_can_fail(photo: np.ndarray) -> None:
 def test_nothing_waits_on_a_gpu(name: str, precision: Any, photo: np.ndarray) -> None:
     model = (load_model() if name == "shipped" else build_model("sharpmask", trunk="resnet50")).to("cuda")
     generator = ProposalGenerator(model, 20, precision=precision)
-
-    @contextmanager
-    def strictly() -> Iterator[None]:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
     generator.generate(photo)  # Kernels are loaded and tuned at their first use.
     search(generator, photo, strictly())

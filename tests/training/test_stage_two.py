@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import Tensor
 
 from sharpmask import ProposalGenerator
 from sharpmask.checkpoint import load_model
@@ -41,9 +42,9 @@ def test_losses_and_parameters_are_those_of_plain_pytorch(
     losses: list[float] = []
     step = Run._train_step
 
-    def watched(self: Run, batch: Any) -> dict[str, float]:
+    def watched(self: Run, batch: Any) -> dict[str, Tensor]:
         values = step(self, batch)
-        losses.extend(values.values())
+        losses.extend(value.item() for value in values.values())
         return values
 
     monkeypatch.setattr(Run, "_train_step", watched)

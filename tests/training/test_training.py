@@ -85,7 +85,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let a run end without warning before it takes this step."""
     original = Run._train_step
 
-    def until(self: Run, batch: Any) -> dict[str, float]:
+    def until(self: Run, batch: Any) -> dict[str, Tensor]:
         if self.step == step:
             raise Killed
         return original(self, batch)
