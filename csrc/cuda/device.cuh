@@ -98,6 +98,15 @@ std::size_t resident_blocks(void (*kernel)(Parameters...), unsigned threads, std
     return static_cast<std::size_t>(blocks);
 }
 
+// Whether the kernel was compiled for matrix instructions of 16-bit factors and fp32 sums, which a driver's
+// translation of older PTX does not have.
+template <class... Parameters>
+bool has_matrix_unit(void (*kernel)(Parameters...)) {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, kernel));
+    return attributes.ptxVersion >= 80;
+}
+
 // Puts the kernel into the stream. With more than 48 KB of shared memory, resident_blocks() must be called
 // first.
 template <class... Parameters>
@@ -137,6 +146,11 @@ T* shared_memory() {
 inline std::size_t multiprocessors() { return emulator::machine.multiprocessors; }
 inline std::size_t shared_per_block() { return emulator::machine.shared_per_block; }
 inline std::size_t shared_per_multiprocessor() { return emulator::machine.shared_per_multiprocessor; }
+
+template <class... Parameters>
+bool has_matrix_unit(void (*)(Parameters...)) {
+    return emulator::machine.matrix_unit != 0;
+}
 
 template <class... Parameters>
 std::size_t resident_blocks(void (*)(Parameters...), unsigned, std::size_t shared) {

@@ -4,6 +4,8 @@
 
 #include "refine_windows.cuh"
 #include "refine_windows.h"
+#include "refine_windows/matrix/kernel.cuh"
+#include "refine_windows/matrix/weights.cuh"
 #include "refine_windows/plan.h"
 #include "refine_windows/weights.cuh"
 
@@ -51,12 +53,13 @@ void prepare(const Plan& plan, bool nearest, const RefineInputs& inputs, float* 
     }
 }
 
-template <class T>
-void refine(const Plan& plan, RefineArguments arguments, const std::vector<TensorView>& horizontals,
-            Stream stream) {
-    const auto shared = static_cast<std::size_t>(plan.shared_bytes);
-    const std::size_t resident =
-        std::max<std::size_t>(1, resident_blocks(refine_kernel<T>, refine_threads, shared));
+// Launches a kernel of refine_windows for all windows.
+template <class... More>
+void refine(void (*kernel)(MapTable, RefineArguments, More...), std::int64_t shared_bytes,
+            RefineArguments arguments, const std::vector<TensorView>& horizontals, Stream stream,
+            std::common_type_t<More>... more) {
+    const auto shared = static_cast<std::size_t>(shared_bytes);
+    const std::size_t resident = std::max<std::size_t>(1, resident_blocks(kernel, refine_threads, shared));
     const auto grid =
         std::min<int64_t>(arguments.windows.count, static_cast<int64_t>(multiprocessors() * resident));
     const int scales = maps_per_launch / arguments.stages;
@@ -66,23 +69,84 @@ void refine(const Plan& plan, RefineArguments arguments, const std::vector<Tenso
         MapTable table{};
         for (int i = 0; i < arguments.scales * arguments.stages; ++i)
             table.maps[i] = map_of(horizontals[first * arguments.stages + i]);
-        launch(refine_kernel<T>, dim3(static_cast<unsigned>(grid)), refine_threads, shared, stream, table,
-               arguments);
+        launch(kernel, dim3(static_cast<unsigned>(grid)), refine_threads, shared, stream, table, arguments,
+               more...);
     }
+}
+
+template <class T>
+void refine_plainly(const TopDownPass& top_down_pass, const RefineInputs& inputs, RefineArguments arguments,
+                    float* workspace, Stream stream) {
+    const Plan plan = plan_here(top_down_pass);
+    arguments.layers = static_cast<int>(plan.layers.size());
+    arguments.bands = plan.bands;
+    arguments.resident = plan.rounds == 0;
+    prepare<T>(plan, top_down_pass.nearest, inputs, workspace, stream);
+    refine(refine_kernel<T>, plan.shared_bytes, arguments, inputs.horizontals, stream);
+}
+
+template <class T>
+void prepare_matrices(const MatrixPlan& plan, const RefineInputs& inputs, float* workspace, Stream stream) {
+    const int count = static_cast<int>(plan.layers.size());
+    for (int first = 0; first < count; first += layers_per_launch) {
+        const int layers = std::min(layers_per_launch, count - first);
+        MatrixTable table{};
+        for (int i = 0; i < layers; ++i) {
+            table.layers[i] = plan.layers[first + i];
+            table.convolutions[i] = convolution_of(inputs.weights[first + i], inputs.biases[first + i]);
+        }
+        launch(prepare_matrix_kernel<T>, dim3(16, static_cast<unsigned>(layers)), refine_threads, 0, stream,
+               table, first, reinterpret_cast<std::uint32_t*>(workspace));
+    }
+}
+
+// Whether the matrix form, which counts in 32 bits, can find all values of a window on the maps.
+bool near_enough(const std::vector<TensorView>& maps, int side) {
+    return std::all_of(maps.begin(), maps.end(), [&](const TensorView& map) {
+        const int64_t far = map.sizes[1] * map.strides[1] + side * (map.strides[2] + map.strides[3]);
+        return far < int64_t{1} << 31;
+    });
+}
+
+// Returns whether the matrix form took the call.
+template <class T>
+bool refine_by_matrices(const TopDownPass& top_down_pass, const RefineInputs& inputs,
+                        RefineArguments arguments, float* workspace, Stream stream) {
+    if constexpr (!std::is_same_v<T, float>) {
+        if (!has_matrix_unit(refine_matrix_kernel<T>)) return false;
+        const MatrixPlan plan = matrix_plan_for(top_down_pass);
+        if (!suits_matrix_units(top_down_pass, plan, arguments.bits,
+                                static_cast<int64_t>(shared_per_block())) ||
+            !near_enough(inputs.horizontals, plan.layers.back().side))
+            return false;
+        arguments.layers = static_cast<int>(plan.layers.size());
+        prepare_matrices<T>(plan, inputs, workspace, stream);
+        refine(refine_matrix_kernel<T>, plan.shared_bytes, arguments, inputs.horizontals, stream,
+               static_cast<int>(plan.words));
+        return true;
+    }
+    return false;
 }
 
 }  // namespace
 
 int64_t refine_windows_workspace(const TopDownPass& top_down_pass) {
     const std::vector<Layer> layers = layers_of(top_down_pass);
-    return static_cast<int64_t>(sizeof(float)) * (layer_floats(layers.size()) + weights_floats(layers));
+    const int64_t plain = layer_floats(layers.size()) + weights_floats(layers);
+    return static_cast<int64_t>(sizeof(float)) * std::max(plain, matrix_plan_for(top_down_pass).words);
 }
 
 Footprint refine_windows_footprint(const TopDownPass& top_down_pass, int64_t per_block,
                                    int64_t per_multiprocessor) {
     const Plan plan = plan_for(top_down_pass, per_block, per_multiprocessor);
-    return {plan.shared_bytes, plan.rounds, static_cast<int64_t>(plan.layers.size()) - plan.bands.first_layer,
-            plan.bands.rows, plan.instructions};
+    const MatrixPlan matrices = matrix_plan_for(top_down_pass);
+    const bool suits = suits_matrix_units(top_down_pass, matrices, false, per_block);
+    return {plan.shared_bytes,
+            plan.rounds,
+            static_cast<int64_t>(plan.layers.size()) - plan.bands.first_layer,
+            plan.bands.rows,
+            plan.instructions,
+            suits ? matrices.shared_bytes : 0};
 }
 
 void refine_windows(const TopDownPass& top_down_pass, const RefineInputs& inputs, std::optional<float> limit,
@@ -90,12 +154,8 @@ void refine_windows(const TopDownPass& top_down_pass, const RefineInputs& inputs
     if (inputs.windows.count == 0) return;
     if (!limit && reinterpret_cast<std::uintptr_t>(out) % sizeof(float2) != 0)
         throw std::invalid_argument("out must be aligned to 8 bytes");
-    const Plan plan = plan_here(top_down_pass);
     RefineArguments arguments{};
     arguments.workspace = static_cast<const float*>(workspace);
-    arguments.layers = static_cast<int>(plan.layers.size());
-    arguments.bands = plan.bands;
-    arguments.resident = plan.rounds == 0;
     arguments.encoding = inputs.encoding.data;
     arguments.strides = map_of(inputs.encoding).strides;
     arguments.windows = inputs.windows;
@@ -107,8 +167,9 @@ void refine_windows(const TopDownPass& top_down_pass, const RefineInputs& inputs
     arguments.out = out;
     with_type(inputs.encoding.dtype, [&](auto zero) {
         using T = decltype(zero);
-        prepare<T>(plan, top_down_pass.nearest, inputs, static_cast<float*>(workspace), stream);
-        refine<T>(plan, arguments, inputs.horizontals, stream);
+        auto* begin = static_cast<float*>(workspace);
+        if (!refine_by_matrices<T>(top_down_pass, inputs, arguments, begin, stream))
+            refine_plainly<T>(top_down_pass, inputs, arguments, begin, stream);
     });
 }
 

@@ -2,35 +2,10 @@
 // shared memory. See refine_windows/plan.h for where things lie in it.
 #pragma once
 
-#include "device.cuh"
-#include "maps.h"
-#include "refine_windows/head.cuh"
+#include "refine_windows/arguments.cuh"
 #include "refine_windows/layer.cuh"
 
 namespace sharpmask::cuda {
-
-struct RefineArguments {
-    const float* workspace;  // as prepare_kernel wrote it
-    int layers;
-    Bands bands;
-    bool resident;  // all weights stay in shared memory
-    const void* encoding;
-    Strides strides;
-    Windows windows;
-    std::int64_t batch;
-    int first_scale, scales;  // whose maps this launch has
-    int all_scales, stages;
-    bool bits;
-    float limit;
-    void* out;
-};
-
-// Which of the launch's scales window i is on; -1: it is another launch's. Windows of no map are the first
-// launch's.
-__device__ inline std::int64_t scale_of(const RefineArguments& a, std::int64_t i, bool known) {
-    const std::int64_t scale = known ? a.windows.scale[i] - a.first_scale : 0;
-    return scale >= a.scales || (!known && a.first_scale != 0) ? -1 : scale;
-}
 
 // All layers of window i, whose encoding is the first layer's input. The layers before the bands follow each
 // other round by round, the others band by band.
@@ -38,10 +13,8 @@ template <class T>
 __device__ __forceinline__ void run_window(const Block& block, const RefineArguments& a,
                                            const MapTable& table, std::int64_t i, bool known,
                                            std::int64_t scale, const float* workspace) {
-    const int head = block.count - 1, side = 2 * block.layers[head].side;
-    const std::int64_t bytes =
-        side * (a.bits ? (side + 7) / 8 : side * static_cast<std::int64_t>(sizeof(float)));
-    const Result result{static_cast<std::uint8_t*>(a.out) + i * bytes, a.bits, a.limit};
+    const int head = block.count - 1;
+    const Result result = result_of(a, i, 2 * block.layers[head].side);
     int band = 0, l = 0, first_group = 0;
     while (band * block.bands.rows < block.layers[head].side) {
         const Layer& layer = block.layers[l];
@@ -93,13 +66,11 @@ __global__ void __launch_bounds__(refine_threads, 2) refine_kernel(MapTable tabl
     if (a.resident) stage_weights(block, 0, a.layers, 0, workspace);
 
     for (std::int64_t i = blockIdx.x; i < a.windows.count; i += gridDim.x) {
-        const std::int64_t image = a.windows.image[i], scale = a.windows.scale[i];
-        const bool known = image >= 0 && image < a.batch && scale >= 0 && scale < a.all_scales;
-        const std::int64_t map_scale = scale_of(a, i, known);
-        if (map_scale < 0) continue;
+        const Known window = known_window(a, i);
+        if (window.map_scale < 0) continue;
         load_encoding(static_cast<const T*>(a.encoding) + i * a.strides.batch, a.strides, block.input(0, 0),
                       block.layers[0].in_channels);
-        run_window<T>(block, a, table, i, known, map_scale, workspace);
+        run_window<T>(block, a, table, i, window.known, window.map_scale, workspace);
         __syncthreads();  // before the next window's encoding overwrites what the head reads
     }
 }

@@ -28,6 +28,7 @@ struct Footprint {
     std::int64_t banded_layers;  // the last ones, which run in bands of rows
     std::int64_t band_rows;      // of the head's input
     std::int64_t instructions;   // of a thread for a window, estimated
+    std::int64_t matrix_bytes;   // of a block in the matrix form; 0: it does not compute this pass
 };
 
 // Throws std::invalid_argument where the top-down pass does not fit into a block.

@@ -52,7 +52,7 @@ py::dict footprint(const TopDownPass& top_down_pass, int64_t shared_per_block,
     const Footprint f = refine_windows_footprint(top_down_pass, shared_per_block, shared_per_multiprocessor);
     return py::dict("shared_bytes"_a = f.shared_bytes, "rounds"_a = f.rounds,
                     "banded_layers"_a = f.banded_layers, "band_rows"_a = f.band_rows,
-                    "instructions"_a = f.instructions);
+                    "instructions"_a = f.instructions, "matrix_bytes"_a = f.matrix_bytes);
 }
 
 void encode(const TensorView& logits, const Windows& windows, const std::array<int64_t, 2>& image_size,

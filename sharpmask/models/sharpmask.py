@@ -12,7 +12,7 @@ from sharpmask_kernels import Windows, gather_windows, refine_windows
 
 from .deepmask import DeepMask
 from .inference import Tap, made
-from .refinement import PADDING, PaperRefinement, RefinementModule, ReleasedRefinement, conv3x3
+from .refinement import PADDING, PaperRefinement, RefinementModule, ReleasedRefinement, conv3x3, padded_conv
 from .trunk import Trunk
 
 TILE = 4
@@ -141,22 +141,28 @@ class SharpMask(DeepMask):
             padding_mode=PADDING,
         )
 
+    def _logits(self, mask: Tensor) -> Tensor:
+        """The last mask encoding (N, K, S, S) -> logits (N, S, S)."""
+        if torch.compiler.is_compiling():
+            return padded_conv(mask, self.head.weight, self.head.bias)[:, 0]
+        return self.head(mask)[:, 0]
+
     def refine_dense(self, taps: list[Tensor], code: Tensor, windows: Windows) -> Tensor:
         """Logits (N, S, S) of windows of one scale, gathered from dense horizontal maps; differentiable."""
         gathered = [
             gather_windows(shared, windows, self.cells << stage, step=1 << stage)
             for stage, shared in enumerate(self.horizontals(taps))
         ]
-        return self.head(self.top_down(code, gathered)[-1])[:, 0]
+        return self._logits(self.top_down(code, gathered)[-1])
 
     def refine_patch(self, taps: list[Tensor], code: Tensor) -> Tensor:
         """Logits (B, S, S) of patches, from their trunk maps (with context) and codes (B, code); differentiable."""
         if not self.crop_first:
-            return self.head(self.top_down(code, self._patch_horizontals(taps))[-1])[:, 0]
+            return self._logits(self.top_down(code, self._patch_horizontals(taps))[-1])
         mask = self.mask_encoding(code)
         for stage, (module, tap) in enumerate(zip(self.refinement_modules(), taps, strict=True)):
             mask = module(self.crop(tap, stage), mask)
-        return self.head(mask)[:, 0]
+        return self._logits(mask)
 
     def _patch_horizontals(self, taps: list[Tensor]) -> list[Tensor]:
         """The horizontal maps of patches' windows, computed nowhere else."""

@@ -176,8 +176,9 @@ def _set(
     multiprocessors: int = 3,
     shared_per_block: int = 227 << 10,
     shared_per_multiprocessor: int = 228 << 10,
+    matrix_unit: int = 1,
 ) -> None:
     set_machine = _library().emulator_set
-    set_machine.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t]
+    set_machine.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
     chosen = usual_schedule() if schedule is None else schedule
-    set_machine(chosen, multiprocessors, shared_per_block, shared_per_multiprocessor)
+    set_machine(chosen, multiprocessors, shared_per_block, shared_per_multiprocessor, matrix_unit)

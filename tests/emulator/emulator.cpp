@@ -270,6 +270,7 @@ extern "C" __attribute__((visibility("default"))) std::uint64_t emulator_map_loa
 
 extern "C" __attribute__((visibility("default"))) void emulator_set(int schedule, int multiprocessors,
                                                                     std::size_t shared_per_block,
-                                                                    std::size_t shared_per_multiprocessor) {
-    emulator::machine = {schedule, multiprocessors, shared_per_block, shared_per_multiprocessor};
+                                                                    std::size_t shared_per_multiprocessor,
+                                                                    int matrix_unit) {
+    emulator::machine = {schedule, multiprocessors, shared_per_block, shared_per_multiprocessor, matrix_unit};
 }

@@ -10,6 +10,7 @@
 // barriers.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -56,6 +57,7 @@ struct Machine {
     int multiprocessors = 3;
     std::size_t shared_per_block = 227 << 10;
     std::size_t shared_per_multiprocessor = 228 << 10;
+    int matrix_unit = 1;
 };
 
 extern Machine machine;
@@ -93,6 +95,36 @@ inline unsigned ballot(unsigned mask, bool vote, int line) {
         if (mask >> lane & 1) votes |= static_cast<unsigned>(lanes[lane]) << lane;
     }
     return votes;
+}
+
+// mma.m16n8k16: `sums` += the lane's part of the product of two matrices, of which each lane has fragments of
+// 16-bit numbers, as the PTX ISA lays them out. All lanes of the warp must come.
+template <class Widen>
+void multiply(float (&sums)[4], std::array<std::uint32_t, 4> a, std::array<std::uint32_t, 2> b, Widen widen,
+              int line = __builtin_LINE()) {
+    float rows[16][16], columns[8][16];
+    const std::uint32_t registers[] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    for (int i = 0; i < 6; ++i) {
+        const std::uint64_t* lanes = exchange(0xffffffffu, registers[i], line);
+        for (int lane = 0; lane < 32; ++lane) {
+            const int group = lane / 4;
+            for (int half = 0; half < 2; ++half) {
+                const float value = widen(static_cast<std::uint16_t>(lanes[lane] >> 16 * half));
+                const int k = lane % 4 * 2 + half;
+                if (i < 4) {
+                    rows[group + i % 2 * 8][k + i / 2 * 8] = value;
+                } else {
+                    columns[group][k + (i - 4) * 8] = value;
+                }
+            }
+        }
+    }
+    const int lane = static_cast<int>(thread_index & 31);
+    for (int i = 0; i < 4; ++i) {
+        const float* row = rows[lane / 4 + i / 2 * 8];
+        const float* column = columns[lane % 4 * 2 + i % 2];
+        for (int k = 0; k < 16; ++k) sums[i] += row[k] * column[k];
+    }
 }
 
 }  // namespace emulator

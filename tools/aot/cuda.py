@@ -6,7 +6,8 @@ Needs nvcc, and cuobjdump from the CUDA toolkit or from triton. Prints a table a
 windows, the least time that arithmetic and memory take, with an estimate. Exits with 1 if a gate fails:
 
 - nothing is spilled;
-- `refine_windows` runs with at least two blocks on a multiprocessor of compute capability 9.0;
+- `refine_windows` runs with at least two blocks on a multiprocessor of compute capability 9.0, its matrix form with
+  three, and with matrix instructions;
 - `refine_windows`, and `gather_windows` in channels_last, load maps 128 bits at a time. The loads counted are those of
   load_map in csrc/cuda/device.cuh, which look different from all others; tests/kernels/test_cuda.py counts how many of
   them run.
@@ -73,8 +74,11 @@ class Kernel:
     def faults(self) -> Iterator[str]:
         if self.spills:
             yield f"{self.spills} bytes spilled"
-        if self.arch.startswith("90") and "refine_kernel" in self.name and self.blocks < 2:
-            yield f"{self.blocks} block on a multiprocessor, must be at least 2"
+        least = 3 if "refine_matrix" in self.name else 2 if "refine_kernel" in self.name else 0
+        if self.arch.startswith("90") and self.blocks < least:
+            yield f"{self.blocks} blocks on a multiprocessor, must be at least {least}"
+        if "refine_matrix" in self.name and not self.matrix:
+            yield "no matrix instruction"
         for bits, least in self.least_loads().items():
             if self.loads.get(bits, 0) < least:
                 yield f"{self.loads.get(bits, 0)} loads of maps of {bits} bits, must be at least {least}"
@@ -148,7 +152,9 @@ def _read(arch: str, log: str, code: str) -> Iterator[Kernel]:
         registers, spills = resources[symbol]
         name = _run("c++filt", symbol).strip().replace("sharpmask::cuda::", "").replace("sharpmask::", "")
         capability = int(arch.rstrip("af"))
-        shared = plan(capability)["shared_bytes"] if "refine_kernel" in name else 0
+        shared = 0
+        if "refine_kernel" in name or "refine_matrix" in name:
+            shared = plan(capability)["matrix_bytes" if "matrix" in name else "shared_bytes"]
         blocks = min(RESIDENT.get(capability, 2048), REGISTERS // (-(-registers // 8) * 8)) // THREADS
         if shared:
             blocks = min(blocks, SHARED[capability][1] // (shared + RESERVED))

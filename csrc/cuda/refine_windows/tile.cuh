@@ -1,19 +1,7 @@
 // The convolution of one thread: a tile, which is one group of outputs for one column of a few rows.
 //
-// The products are plain multiply-adds, not matrix instructions. Counted on paper for the paper's top-down
-// pass, each of its five layers takes 460,800 multiply-adds, and all instructions around them are 17,000 per
-// warp. With mma.m16n8k16, loading and converting the factors would cost:
-//   - 1,500 to 2,300 instructions in each of the first three layers (288, 144 and 72 products for 16, 32 and
-//     16 outputs), a third less in all than now;
-//   - 4,500 in the fourth (36 products, padded to 48, for 8 outputs);
-//   - 12,000 in the head (18 products, padded to 32, for 4 outputs, padded to 8).
-// Against it:
-//   - Its factors have 16 bits. Here nothing is rounded between the layers, nor when the weights of a
-//     convolution and an upsample are combined.
-//   - For fp32 accuracy, TF32 needs three products. That saves a quarter on compute capability 8.0, 9.0 and
-//     10.0, but costs more on 8.6, 8.9 and 12.0, where TF32 is no faster than multiply-adds.
-//   - A lane would have two outputs of a cell, and read maps 32 bits at a time instead of 128.
-// That would be a second version of every layer, for a gain that nobody has measured. It was left out.
+// The products are plain multiply-adds in fp32, and nothing is rounded between the layers. matrix/plan.h has
+// the other form, for maps of 16 bits.
 #pragma once
 
 #include "rounds.cuh"
