@@ -29,5 +29,5 @@ lint: ## Check style and types, without changing a file
 docs: ## Check the documents: snippets run; links, paths and commands exist
 	pytest -q tests/test_docs.py tests/test_links.py $(ARGS)
 
-wheels: ## Build the source distribution and the wheel of this Python into dist/
-	python -m build $(ARGS)
+wheels: ## Build sdists and wheels of both distributions into dist/: all Pythons where there is Docker, else this one
+	tools/wheels.sh $(ARGS)
