@@ -180,7 +180,11 @@ def test_boxes_are_crowds(tmp_path: Path) -> None:
         ([], {"shapes": 5}, "shapes must be a list of objects, got 5"),
         ([], {"imagePath": "../../etc/passwd"}, "its photo must be in"),
         ([], {"imagePath": None}, "must name its photo, got None"),
-        ([], {"imageWidth": 100000}, "imageHeight and imageWidth must be the photo's (60, 80) or null, got (60, 100000)"),
+        (
+            [],
+            {"imageWidth": 100000},
+            "imageHeight and imageWidth must be the photo's (60, 80) or null, got (60, 100000)",
+        ),
     ],
 )
 def test_bad_labelme_files(tmp_path: Path, shapes: list[dict[str, Any]], changes: dict[str, Any], said: str) -> None:
