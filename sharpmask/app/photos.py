@@ -20,10 +20,10 @@ from ..errors import DataError, one_line
 from ..ranges import shown
 from ..search import MaskPredictor, ProposalGenerator, Proposals
 from ..search.looking import PhotoSearch
-from ..search.proposals import Rle, areas, resized
+from ..search.proposals import Rle, areas
 
 VIEW_SIDE: Final = 1024
-"""Longer side of the photo, and of its masks, as the page shows them."""
+"""Longer side of the photo as the page shows it."""
 MOST_OPEN: Final = 4
 """Photos that stay open, because each takes memory: one for each of some tabs."""
 
@@ -47,13 +47,10 @@ class OpenPhoto:
         Image.fromarray(small).save(self.view, "JPEG", quality=90)
 
     def described(self, first: int = 0) -> list[dict[str, Any]]:
-        """The masks from the ``first`` on, as the page takes them: drawn at the size of the view, as COCO RLE.
-
-        ``area`` is in pixels of the photo.
-        """
+        """The masks from the ``first`` on as the page takes them, as COCO RLE."""
         rles = self.rles[first:]
         return [
-            {"id": id, "score": score, "area": int(area), "rle": _as_json(resized(rle, self.view_size))}
+            {"id": id, "score": score, "area": int(area), "rle": _as_json(rle)}
             for id, (rle, score, area) in enumerate(zip(rles, self.scores[first:], areas(rles), strict=True), first)
         ]
 

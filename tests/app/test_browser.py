@@ -198,6 +198,24 @@ def middle(mask: np.ndarray) -> tuple[float, float]:
         mask = smaller
 
 
+@pytest.mark.parametrize("shown", [(53, 37), (20, 16), (106, 74)], ids=["as it is", "reduced", "enlarged"])
+def test_a_mask_is_read_as_it_is(page: Page, shown: tuple[int, int]) -> None:
+    """The script's reading of COCO's RLE: at another size, a pixel has the value at its centre."""
+    mask = np.random.default_rng(2).random((37, 53)).repeat(5, 0)[:37] > 0.5
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    columns = page.evaluate(
+        "([rle, view]) => [...reduced(columnsOf(rle), view, {width: 53, height: 37})]",
+        [{"size": rle["size"], "counts": rle["counts"].decode()}, {"width": shown[0], "height": shown[1]}],
+    )
+    found = np.zeros(shown[::-1], dtype=bool)
+    for x, ends in columns:
+        assert ends == sorted(set(ends)) and len(ends) % 2 == 0
+        for start, end in zip(ends[::2], ends[1::2], strict=True):
+            found[int(start) : int(end), x] = True  # 0 may come as -0.0
+    x, y = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(shown, (53, 37), strict=True))
+    assert (found == mask[np.ix_(y, x)]).all()
+
+
 def test_box_by_mouse(page: Page, predictor: MaskPredictor) -> None:
     choose(page, COFFEE)
     start, end = at(page, (165, 15)), at(page, (405, 220))

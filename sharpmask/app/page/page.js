@@ -1,6 +1,6 @@
 "use strict";
 
-// What is on the page. Masks and clicks are in pixels of the view, the photo as it is shown here.
+// What is on the page. Clicks, and masks as they are drawn, are in pixels of the view, the photo as it is shown here.
 const state = {
   photo: null, // the server's answer: key, name, size, view, masks
   picture: null,
@@ -60,8 +60,10 @@ function openPhoto(chosen) {
     await picture.decode();
     if (question !== asked) return;
     Object.assign(state, { photo, picture, masks: new Map(), hover: null, cross: null });
-    for (const mask of photo.masks) state.masks.set(mask.id, drawable(mask));
+    for (const mask of photo.masks) state.masks.set(mask.id, drawable(mask, photo));
     Object.assign(canvas, photo.view);
+    canvas.style.setProperty("--width", `${photo.view.width}px`);
+    canvas.style.setProperty("--aspect", photo.view.width / photo.view.height);
     Object.assign($("count"), { max: photo.masks.length, value: Math.min(10, photo.masks.length) });
     $("work").hidden = false;
     forget();
@@ -91,7 +93,7 @@ function search() {
   attempt("Looking …", async () => {
     const found = await (await ask(`photos/${state.photo.key}/masks`, prompt)).json();
     if (question !== asked) return;
-    state.answer = found.masks.map(drawable);
+    state.answer = found.masks.map((mask) => drawable(mask, state.photo));
     const best = Math.max(...state.answer.map((mask) => mask.score));
     state.choice = Math.max(0, state.answer.findIndex((mask) => mask.score === best));
     showAnswer();
@@ -129,20 +131,42 @@ function runs(text) {
   return counts;
 }
 
-// A mask with what draws it. Runs go down the columns, so a column has an even list of ends: from, to, from, to, …
-function drawable(mask) {
-  const height = mask.rle.size[0], columns = new Map();
+// Where the columns of a mask are inside, by their x: lists of ends, from, to, from, to, …
+function columnsOf({ size: [height], counts }) {
+  const columns = new Map();
   let start = 0, isInside = false;
-  for (const count of runs(mask.rle.counts)) {
+  for (const count of runs(counts)) { // down the first column, then down the next
     const end = start + count;
     for (let place = start; isInside && place < end; ) {
       const x = Math.floor(place / height), stop = Math.min(end, (x + 1) * height);
-      columns.set(x, [...(columns.get(x) ?? []), place - x * height, stop - x * height]);
+      if (!columns.has(x)) columns.set(x, []);
+      columns.get(x).push(place - x * height, stop - x * height);
       place = stop;
     }
     start = end;
     isInside = !isInside;
   }
+  return columns;
+}
+
+// The same at the size of the view: a pixel there is inside where the photo is at its middle.
+function reduced(columns, view, size) {
+  const found = new Map();
+  for (let x = 0; x < view.width; x++) {
+    const ends = [];
+    for (const end of columns.get(Math.floor(((x + 0.5) * size.width) / view.width)) ?? []) {
+      const y = Math.ceil((end * view.height) / size.height - 0.5);
+      if (y === ends.at(-1)) ends.pop(); // nothing is between the two
+      else ends.push(y);
+    }
+    if (ends.length) found.set(x, ends);
+  }
+  return found;
+}
+
+// A mask with what draws it on a photo.
+function drawable(mask, photo) {
+  const columns = reduced(columnsOf(mask.rle), photo.view, photo.size);
   const inside = new Path2D(), outline = new Path2D();
   for (const [x, ends] of columns) {
     for (let i = 0; i < ends.length; i += 2) inside.rect(x, ends[i], 1, ends[i + 1] - ends[i]);
