@@ -3,10 +3,10 @@
 
 ARGS ?=
 
-.PHONY: help install test torches bench lint docs wheels
+.PHONY: help install test torches bench lint docs docs-serve wheels
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## Install the package editable, with everything that the other targets need
 	python -m pip install $(ARGS) -e '.[dev]'
@@ -26,8 +26,13 @@ lint: ## Check style and types, without changing a file
 	mypy
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run -Werror
 
-docs: ## Check the documents: snippets run; links, paths and commands exist
-	pytest -q tests/test_docs.py tests/test_links.py $(ARGS)
+docs: ## Check the documents (snippets run; links, paths and commands exist) and build the site into build/site
+	pytest -q tests/test_docs.py tests/test_links.py tests/test_tutorials.py $(ARGS)
+	mkdocs build --quiet --strict
+	python -m tools.site.check build/site
+
+docs-serve: ## Show the site at http://127.0.0.1:8000 while you write
+	mkdocs serve $(ARGS)
 
 wheels: ## Build sdists and wheels of both distributions into dist/: all Pythons where there is Docker, else this one
 	tools/wheels.sh $(ARGS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import itertools
 import json
 import re
@@ -14,6 +16,7 @@ from PIL import Image
 from sharpmask.data.coco import CocoFolder
 from sharpmask.errors import DataError
 from sharpmask_kernels import registry
+from tools.site import check as site
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,3 +56,29 @@ def test_the_line_about_a_bad_folder(tmp_path: Path) -> None:
         CocoFolder(tmp_path)
     line = str(error.value).replace(str(tmp_path), "data/train")
     assert f"\nsharpmask: {line}\n" in (ROOT / "docs/own-data.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "package", ["sharpmask", "sharpmask.models", "sharpmask.training", "sharpmask.evaluation", "sharpmask_kernels"]
+)
+def test_the_reference_has_every_public_name(package: str) -> None:
+    shown = set(re.findall(r"^::: (\S+)$", "".join(page.read_text() for page in (ROOT / "docs/api").iterdir()), re.M))
+    last = {name.rpartition(".")[2] for name in shown}
+    module = importlib.import_module(package)
+    names = [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
+    assert [name for name in names if name not in last and not name.startswith("__")] == []
+
+
+def test_faults_of_the_built_site_are_found(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text(
+        '<h1 id="here"></h1><a href="#here"></a><a href="sub/a.html#there"></a><a href="https://example.com"></a>'
+        '<a href="#gone"></a><a href="sub/b.html"></a><script src="https://example.com/x.js"></script>'
+    )
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.html").write_text('<p id="there"><a href="../index.html"></a><a href="../index.html#no"></a>')
+    assert site.faults(tmp_path) == [
+        "index.html: loads https://example.com/x.js",
+        "index.html: no place for #gone",
+        "index.html: no file for sub/b.html",
+        "sub/a.html: no place for ../index.html#no",
+    ]

@@ -27,20 +27,25 @@ def text(results: Results) -> str:
 
 
 def sentence(results: Results) -> str:
-    """The line of the README: the shipped model's time with the most threads and the fewest windows."""
+    """The line of the README and the model card: the shipped model with the most threads."""
     own = [m for m in results.measured if m.name == OURS and m.model == "shipped"]
-    best = max(own, key=lambda m: (m.threads, -m.count))
+    threads = max(m.threads for m in own)
+    own = sorted((m for m in own if m.threads == threads), key=lambda m: m.count)
+    few, many = own[0], own[-1]
     height, width = results.size
-    cores = f"{best.threads} core{'s' * (best.threads > 1)} of {results.head['CPU']}"
+    head = results.head
+    cores = f"{threads} core{'s' * (threads > 1)} of {head['CPU']} with {head['instruction set']}"
     return (
-        f"The best {best.count} masks of a photo of {height}x{width} take {best.median:.2f} s on {cores} "
-        "([how](docs/photo-speed.md))."
+        f"The best {few.count} masks of a photo of {height}x{width} take {few.median:.2f} s, the best {many.count} "
+        f"{many.median:.2f} s, with at most {tables.megabytes(many.peak)} beyond the loaded model, on {cores}, "
+        f"torch {head['torch']} (commit {head['commit']}; [how](docs/photo-speed.md))."
     )
 
 
 def write(results: Results, root: Path = ROOT) -> None:
-    """Writes the picture, the tables and the README's line."""
+    """Writes the picture, the tables, and the line of the README and of the model card."""
     draw(results, root / PICTURE)
     picture = f"![Seconds that a photo takes, by model and contender](images/{PICTURE.name})"
     fill(root / "docs/photo-speed.md", "photo:results", f"\n{picture}\n\n{text(results)}\n")
-    fill(root / "README.md", "photo:line", f"\n{sentence(results)}\n")
+    for page in ("README.md", "MODEL_CARD.md"):
+        fill(root / page, "photo:line", f"\n{sentence(results)}\n")
