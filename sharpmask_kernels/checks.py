@@ -149,6 +149,8 @@ def conv(name: str, weight: Tensor, bias: Tensor | None, shape: tuple[int | None
 
     out_channels None: any number from 1 up.
     """
+    if _is_conv(weight, bias, shape, like):
+        return  # the quick way
     tensor(f"{name}weight", weight)
     sizes = shape_of(f"{name}weight", weight)
     outputs, *rest = shape
@@ -162,6 +164,27 @@ def conv(name: str, weight: Tensor, bias: Tensor | None, shape: tuple[int | None
         if shape_of(f"{name}bias", bias) != sizes[:1]:
             raise refusal(f"{name}bias", f"of shape {tuple(sizes[:1])}", tuple(bias.shape))
         same_kind(f"{name}bias", bias, like)
+
+
+def _is_conv(weight: Any, bias: Any, shape: tuple[int | None, int, int, int], like: Tensor) -> bool:
+    """Whether weight and bias pass the checks of :func:`conv`, which name what does not."""
+    if not _is_like(weight, like) or (bias is not None and not _is_like(bias, like)):
+        return False
+    outputs, inputs, height, width = shape
+    sizes = weight.shape
+    if len(sizes) != 4 or sizes[0] < 1 or sizes[1] != inputs or sizes[2] != height or sizes[3] != width:
+        return False
+    return (outputs is None or sizes[0] == outputs) and (bias is None or bias.shape == sizes[:1])
+
+
+def _is_like(x: Any, like: Tensor) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and x.layout is _STRIDED
+        and not x.is_nested
+        and x.dtype == like.dtype
+        and x.device == like.device
+    )
 
 
 def pyramid(name: str, maps: Sequence[Tensor]) -> None:

@@ -11,11 +11,12 @@ from torch import Tensor
 def memory_format(*maps: Tensor) -> torch.memory_format:
     """The format of an op's output: channels_last if all its maps are channels_last and not also contiguous."""
     try:
-        if all(m.is_contiguous(memory_format=torch.channels_last) and not m.is_contiguous() for m in maps):
-            return torch.channels_last
+        for m in maps:  # a loop, since a call on a small map notices how long this takes
+            if m.is_contiguous() or not m.is_contiguous(memory_format=torch.channels_last):
+                return torch.contiguous_format
     except RuntimeError:  # vmap does not tell
-        pass
-    return torch.contiguous_format
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def chosen(channels_last: bool) -> torch.memory_format:

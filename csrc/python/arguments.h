@@ -1,4 +1,4 @@
-// How tensors and windows come from Python: as the named tuples of sharpmask_kernels/backends/native.py,
+// How tensors and windows come from Python: as the tuples of sharpmask_kernels/backends/native.py,
 // which the backends have taken from checked arguments.
 #pragma once
 

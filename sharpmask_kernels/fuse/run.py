@@ -86,9 +86,12 @@ def _merge(
     options: dict[str, Any] = {"mask_first": position == 0, "upsample": upsample, "activation": activation}
     if padding != "reflect":
         return upsample_merge(mask, skip, weight, bias, padding_mode=padding, **options)
-    # Nearest only: reflecting the upsampled map repeats the small one's border. The op's own border is cut off.
-    skip = None if skip is None else F.pad(skip, (2, 2, 2, 2), "reflect")
-    return upsample_merge(_padded(mask, 1, "replicate"), skip, weight, bias, **options)[:, :, 2:-2, 2:-2]
+    # Nearest only: reflecting the upsampled map repeats the small one's border, as replicating it does.
+    if skip is None:
+        return upsample_merge(mask, None, weight, bias, padding_mode="replicate", **options)
+    # The op's own border is cut off.
+    skip, mask = F.pad(skip, (2, 2, 2, 2), "reflect"), _padded(mask, 1, "replicate")
+    return upsample_merge(mask, skip, weight, bias, **options)[:, :, 2:-2, 2:-2]
 
 
 def added(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import registry
 from ..windows import Windows
+from . import direct
 from .flops import count_as
 from .transforms import Library
 
@@ -43,7 +44,7 @@ def scattered_windows(device: torch.device) -> Windows:
     return Windows(torch.zeros(len(cells), device=device), *torch.tensor(cells, device=device).T.contiguous())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Op:
     """An op that :func:`define` has registered. A call takes positional arguments, as in the schema."""
 
@@ -52,8 +53,18 @@ class Op:
     """The type of every argument, by name and in the schema's order."""
     arguments: Callable[..., Any]
     """Makes the named tuple of all arguments."""
+    kernel: Callable[..., Any] | None
+    """What the dispatcher calls in the end; None if only the dispatcher may call it."""
+    function: type[torch.autograd.Function] | None = None
+    """The kernel with its gradient; None if only the dispatcher has that."""
 
     def __call__(self, *arguments: Any) -> Any:
+        # A compiler must see the op.
+        if not torch.compiler.is_compiling() and self.kernel is not None and direct.possible(arguments):
+            if not direct.has_gradient(arguments):
+                return self.kernel(*arguments)
+            if self.function is not None and direct.records_gradients():
+                return self.function.apply(*arguments)
         return getattr(torch.ops.sharpmask, self.name)(*arguments)
 
 
@@ -80,11 +91,13 @@ def define(
         last = inspect.Parameter("backend", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
         signature = signature.replace(parameters=[*signature.parameters.values(), last])
     parameters = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
-    op = Op(name, parameters, collections.namedtuple(name, parameters))
+    run = run or _runner(reference)
+    # PyTorch counts the versions of a tensor that an op writes.
+    op = Op(name, parameters, collections.namedtuple(name, parameters), run if mutates is None else None)
     _library.plain[name] = (lambda *arguments: reference(*arguments[:-1])) if backends else reference
     _library.define(name + _schema(signature, mutates, constants), tags=_TAGS)
     # One kernel for all devices, below autograd: the cheapest registration.
-    _library.impl(name, run or _runner(reference), "CompositeExplicitAutograd")
+    _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"sharpmask::{name}", lambda *given: fake(op.arguments(*given)), lib=_library)
     _library.batch(name)
     count_as(name, _library.plain[name])
@@ -169,8 +182,24 @@ def differentiable(
         gradients |= dict.fromkeys(ctx.passed, grad)
         return tuple(gradients.get(place) for place in range(len(op.parameters)))
 
-    torch.library.register_autograd(f"sharpmask::{op.name}", run, setup_context=setup_context, lib=_library)
+    _register(op, setup_context, run, any(op.parameters[name] == Sequence[Tensor] for name in inputs))
     _refuse_backward(backward, f"{op.name} has no second derivative")
+
+
+def _register(op: Op, setup_context: Callable[..., None], run: Callable[..., Any], lists: bool) -> None:
+    """The gradient ``run`` of an op, for the dispatcher and for calls that leave it out."""
+    torch.library.register_autograd(f"sharpmask::{op.name}", run, setup_context=setup_context, lib=_library)
+    kernel = op.kernel
+    if kernel is None or lists:  # a torch.autograd.Function does not look into lists
+        return
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        result = kernel(*arguments)
+        setup_context(ctx, arguments, result)
+        return result
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(run)}
+    op.function = type(op.name, (torch.autograd.Function,), methods)
 
 
 def _next(found: Iterator[Tensor | None], need: Any) -> Any:

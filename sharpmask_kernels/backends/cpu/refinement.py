@@ -61,9 +61,12 @@ def _merge_gradients(
     relu: Tensor | None = None,
 ) -> MergeGradients:
     """From the gradient before the ReLU. ``relu``: the skip, if its gradient is to be the one before its own ReLU."""
-    of_skip, of_mask = weight.split([skip.shape[1], mask.shape[1]], dim=1)
-    d_skip = steps.input_gradient(grad, of_skip, skip, padding_mode, channels_last, relu) if needs.skip else None
-    d_mask = steps.input_gradient(grad, of_mask, mask, padding_mode, channels_last) if needs.mask else None
+    d_skip = d_mask = None
+    if needs.skip:
+        of_skip = weight[:, : skip.shape[1]]
+        d_skip = steps.input_gradient(grad, of_skip, skip, padding_mode, channels_last, relu)
+    if needs.mask:
+        d_mask = steps.input_gradient(grad, weight[:, skip.shape[1] :], mask, padding_mode, channels_last)
     parameters = ParameterNeeds(needs.weight, needs.bias)
     return MergeGradients(
         d_skip, d_mask, *steps.parameter_gradients(grad, (skip, mask), padding_mode, channels_last, parameters)
