@@ -120,6 +120,8 @@ def test_schedules(schedule: int) -> None:
         gathered()
         encoded()
         refined_small()
+    with emulator.machine(schedule, multiprocessors=1, **gpu(6)):
+        assert_agree(TopDownPass(torch.bfloat16, count=3, size=5, widths=(8, 6, 2)))
     for shape, sizes in SMALL:
         with emulator.machine(schedule, multiprocessors=1, **gpu(sizes[0])):
             assert_agree(TopDownPass(torch.float32, count=3, **shape))
