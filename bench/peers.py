@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sharpmask.search.engines.core import core
 from sharpmask_kernels import dispatch, registry
 
 from . import isa, tensorrt_peer
@@ -103,8 +104,7 @@ def openvino(module: nn.Module, example: tuple[Tensor, ...]) -> Function:
         "INFERENCE_PRECISION_HINT": "f32",  # else bf16, where the machine has it
         "PERFORMANCE_HINT": "LATENCY",
     }
-    core = ov.Core()
-    request = core.compile_model(core.read_model(exported(module, example)), "CPU", config).create_infer_request()
+    request = core().compile_model(core().read_model(exported(module, example)), "CPU", config).create_infer_request()
     out = module(*example).clone()  # written by every call
     request.set_output_tensor(ov.Tensor(out.numpy(), shared_memory=True))
 

@@ -20,6 +20,7 @@ from sharpmask.errors import DataError
 from sharpmask.export import export, formats
 from sharpmask.geometry import GREY
 from sharpmask.models import DeepMask, ModelConfig, SharpMask, build_model, from_config
+from sharpmask.search.engines.core import core
 from sharpmask_kernels import Windows, topk_windows
 
 SIZES = [(96, 128), (75, 131), (1, 60)]
@@ -37,9 +38,7 @@ def in_onnxruntime(path: Path) -> Run:
 
 
 def in_openvino(path: Path) -> Run:
-    import openvino
-
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda inputs: [torch.from_numpy(x.copy()) for x in compiled([x.numpy() for x in inputs]).values()]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sharpmask.models import DeepMask, SharpMask, trunk
 from sharpmask.models.inference import InferenceForm, InferenceMaps, InferenceTrunk, PlainHeads, Tap, made
 from sharpmask.search import ProposalGenerator, Proposals
+from sharpmask.search.engines.core import core
 from sharpmask_kernels import use_backend
 
 Run = Callable[[Tensor], list[Tensor]]
@@ -116,7 +117,6 @@ def openvino(model: SharpMask, onnx: str, static: bool = False) -> Run:
     """``static``: compiled for each size, otherwise once for all."""
     import openvino as ov
 
-    core = ov.Core()
     config = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",  # else bf16, where the machine has it
@@ -126,10 +126,10 @@ def openvino(model: SharpMask, onnx: str, static: bool = False) -> Run:
 
     def request(shape: tuple[int, ...]) -> Any:
         if shape not in requests:
-            network = core.read_model(onnx)
+            network = core().read_model(onnx)
             if static:
                 network.reshape(list(shape))
-            requests[shape] = core.compile_model(network, "CPU", config).create_infer_request()
+            requests[shape] = core().compile_model(network, "CPU", config).create_infer_request()
         return requests[shape]
 
     def run(image: Tensor) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from openvino import Core, opset13
 from openvino import Model as OpenVinoModel
+from openvino import opset13
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from sharpmask.models import SharpMask, build_model
 from sharpmask.models.config import SearchConfig
 from sharpmask.search import MaskPredictor, ProposalGenerator
 from sharpmask.search.engines import cache, calibration, form_of, graph, openvino
+from sharpmask.search.engines.core import core
 from sharpmask.search.maps import Stopwatch
 from sharpmask_kernels import Windows
 
@@ -185,7 +187,7 @@ class Graphs:
 
     def get(self, name: str = "a") -> float:
         """What the graph kept under a name adds."""
-        request = Core().compile_model(cache.kept(self.model, name, self.make), "CPU").create_infer_request()
+        request = core().compile_model(cache.kept(self.model, name, self.make), "CPU").create_infer_request()
         return float(request.infer({0: np.zeros((1, 64), np.float32)})[0][0, 0])
 
 
@@ -359,3 +361,12 @@ def test_searches_have_scales_of_their_own(model: SharpMask) -> None:
     form = form_of(model, "openvino", "fp32")
     generator = ProposalGenerator(model, engine="openvino", search=SearchConfig(scales=(0.3, 0.9)))
     assert generator.form is form
+
+
+def test_there_is_one_core() -> None:
+    """Of several, one that ends may take along the stack on which this process handles signals."""
+    assert core() is core()
+    root = Path(__file__).parents[2]
+    files = [file for folder in ("sharpmask", "bench", "tests", "examples") for file in (root / folder).rglob("*.py")]
+    makers = [file.relative_to(root).as_posix() for file in files if re.search(r"\bCore\(\)", file.read_text())]
+    assert makers == ["sharpmask/search/engines/core.py"]

@@ -22,6 +22,7 @@ from ... import models
 from ...files import atomic
 from ...models import DeepMask
 from ...models.inference import is_plain
+from .core import core
 
 if TYPE_CHECKING:
     import openvino
@@ -92,7 +93,7 @@ def _read(path: Path, key: str) -> openvino.Model | None:
     except (OSError, SafetensorError) as error:
         log.warning("%s: damaged, so the graph is made anew: %s", path, error)
         return None
-    return openvino.Core().read_model(graph.tobytes(), openvino.Tensor(weights, shared_memory=False))
+    return core().read_model(graph.tobytes(), openvino.Tensor(weights, shared_memory=False))
 
 
 def _is_own(path: Path) -> bool:

@@ -18,6 +18,7 @@ from ...models import DeepMask
 from ..maps import as_tensor
 from ..pictures import see
 from ..placement import PLACEMENTS
+from .core import core
 
 if TYPE_CHECKING:
     import openvino
@@ -74,9 +75,7 @@ def check_maps(graph: openvino.Model, made: openvino.Model, picture: npt.NDArray
 
 
 def _outputs(graph: openvino.Model, picture: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-    import openvino
-
-    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled.create_infer_request().infer({0: picture})
     return [np.array(found[i]) for i in range(len(compiled.outputs))]
 

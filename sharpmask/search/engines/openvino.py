@@ -16,6 +16,7 @@ from ...errors import DataError
 from ...models import DeepMask
 from ...models.inference import InferenceForm, InferenceMaps
 from . import cache, calibration, graph
+from .core import core
 
 if TYPE_CHECKING:
     import openvino
@@ -51,9 +52,7 @@ def check_model(model: DeepMask) -> None:
 
 def capabilities() -> list[str]:
     """What OpenVINO says that the CPU computes faster than by default."""
-    import openvino
-
-    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return list(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def has_vnni() -> bool:
@@ -112,15 +111,13 @@ def form_of(model: DeepMask, precision: Precision, photos: Path | None, refine: 
 
 
 def _compiled(made: openvino.Model, precision: Precision) -> openvino.CompiledModel:
-    import openvino
-
     options = {
         "INFERENCE_PRECISION_HINT": HINTS[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
     }
-    return openvino.Core().compile_model(made, "CPU", options)
+    return core().compile_model(made, "CPU", options)
 
 
 def _graph(model: DeepMask, precision: Precision, photos: Path | None, contents: graph.Contents) -> openvino.Model:
