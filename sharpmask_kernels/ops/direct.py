@@ -11,28 +11,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet
-from torch.autograd import _profiler_enabled as _profiled
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-# Functions at hand: looking them up takes as long as calling them.
-_in_force = torch._C._dispatch_tls_local_include_set
-_function_modes = torch._C._len_torch_function_stack
-_keys = torch._C._dispatch_keys
 _NUMBERS = (str, bool, int, float, type(None))
 
 
-def _others(*keys: DispatchKey) -> int:
+# What is not meant for others may be missing in a later PyTorch: then every call takes the dispatcher. The functions
+# are at hand because looking them up takes as long as calling them.
+try:
+    from torch._C import DispatchKey, DispatchKeySet
+    from torch._C import _any_requires_grad as _learning
+    from torch._C import _dispatch_keys as _keys
+    from torch._C import _dispatch_tls_is_dispatch_key_excluded as _excluded
+    from torch._C import _dispatch_tls_local_include_set as _in_force
+    from torch._C import _len_torch_function_stack as _function_modes
+    from torch.autograd import _profiler_enabled as _profiled
+
+    _KNOWN = isinstance(forward_ad._current_level, int)
+except (ImportError, AttributeError):
+    _KNOWN = False
+
+
+def _others(*names: str) -> int:
     """The bits of all dispatch keys but these."""
     bits = 0
-    for key in keys:
-        bits |= DispatchKeySet(key).raw_repr()
+    for name in names if _KNOWN else ():
+        bits |= DispatchKeySet(getattr(DispatchKey, name)).raw_repr()
     return ~bits
 
 
-_IN_FORCE = _others(DispatchKey.BackendSelect, DispatchKey.ADInplaceOrView)
-_OF_A_TENSOR = _others(DispatchKey.CPU, DispatchKey.ADInplaceOrView, DispatchKey.AutogradCPU, DispatchKey.AutocastCPU)
+_IN_FORCE = _others("BackendSelect", "ADInplaceOrView")
+_OF_A_TENSOR = _others("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU")
 
 
 def possible(arguments: Sequence[Any]) -> bool:
@@ -42,7 +52,8 @@ def possible(arguments: Sequence[Any]) -> bool:
     subclasses of tensors and lazily negated ones. Only calls on the CPU are looked at.
     """
     return (
-        not _in_force().raw_repr() & _IN_FORCE
+        _KNOWN
+        and not _in_force().raw_repr() & _IN_FORCE
         and not _function_modes()
         and not _profiled()
         and forward_ad._current_level < 0
@@ -66,9 +77,9 @@ def _are_plain(arguments: Sequence[Any]) -> bool:
 
 def has_gradient(arguments: Sequence[Any]) -> bool:
     """Whether autograd has to record the call."""
-    return torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+    return torch.is_grad_enabled() and _learning(*arguments)
 
 
 def records_gradients() -> bool:
     """Not inside the kernel of another op, which has a gradient of its own."""
-    return not torch._C._dispatch_tls_is_dispatch_key_excluded(DispatchKey.AutogradFunctionality)
+    return not _excluded(DispatchKey.AutogradFunctionality)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -57,6 +58,17 @@ OTHERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_arguments(name: str) -> None:
     assert direct.possible([PLAIN[name]()])
+
+
+@pytest.mark.parametrize("name", ["DispatchKeySet", "_dispatch_keys", "_any_requires_grad"])
+def test_without_what_a_later_pytorch_may_lack(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        with monkeypatch.context() as lacking:
+            lacking.delattr(torch._C, name)
+            assert not importlib.reload(direct).possible([X])
+    finally:
+        importlib.reload(direct)
+    assert direct.possible([X])
 
 
 def test_tensors_made_for_inference_are_plain() -> None:
