@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
+import sys
 import tempfile
 from importlib.resources import files
 from pathlib import Path
@@ -58,7 +60,10 @@ class OnlyThePage:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if host.rpartition(":")[0] not in OWN_NAMES or headers.get("origin", f"http://{host}") != f"http://{host}":
+        if (
+            host.partition(":")[0].lower() not in OWN_NAMES
+            or headers.get("origin", f"http://{host}") != f"http://{host}"
+        ):
             return await refusal("only the page itself may ask", 403)(scope, receive, send)
         return await self._app(scope, receive, with_headers)
 
@@ -178,6 +183,9 @@ def page_of(generator: ProposalGenerator, folder: Path) -> Starlette:
 
 def serve(generator: ProposalGenerator, listening: socket.socket) -> None:
     """Serve the page on a listening socket until the program is interrupted."""
+    for name in ("SIGTERM", "SIGHUP"):  # by themselves they would leave the photos' files
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="sharpmask-app-") as folder:
         server_of(generator, Path(folder)).run(sockets=[listening])
 

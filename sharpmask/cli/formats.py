@@ -23,9 +23,8 @@ def check_formats(formats: Sequence[str], photos: Sequence[SearchedPhoto]) -> No
     """Raise ``DataError`` where a package is missing, or two photos would have one file."""
     for name in formats:
         if name in PACKAGES:
-            needed(
-                PACKAGES[name], f"format {name}"
-            )  # here, because threads that import it cannot hold back its warning
+            # Here, because threads that import it cannot hold back its warning.
+            needed(PACKAGES[name], f"format {name}")
     for name in set(formats) & set(NAMED):
         by_file: dict[str, SearchedPhoto] = {}
         for photo in photos:

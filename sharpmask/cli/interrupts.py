@@ -43,5 +43,7 @@ def interrupted(argv: Sequence[str]) -> str:
         return "sharpmask: interrupted"
     words = [*argv] if "--resume" in argv else [*argv, "--resume"]
     command = shlex.join(["sharpmask", *words])
-    how = command if command.isprintable() else "the same command with --resume"
+    # After "--" an option would be a photo, and a list of photos from standard input is read up.
+    again = command.isprintable() and not {"-", "--"} & {*argv}
+    how = command if again else "the same command with --resume"
     return f"sharpmask: interrupted; what was finished is kept, and this goes on: {how}"

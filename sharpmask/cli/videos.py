@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.photos import FoundPhoto
-from ..data.video import extract
+from ..data.video import clip_name, extract
 from ..errors import DataError, one_line
 from ..packages import check
 from .options import Propose
@@ -23,7 +23,7 @@ def check_videos(videos: Sequence[Path], options: Propose) -> None:
         raise DataError(f"json must have one photo, got the video {videos[0]}; leave out --json for files of all")
     by_name: dict[str, Path] = {}
     for path in dict.fromkeys(videos):
-        other = by_name.setdefault(path.stem.lower(), path)
+        other = by_name.setdefault(clip_name(path).lower(), path)
         if other is not path:
             raise DataError(
                 f"images: the frames of {other} and {path} would share a folder; search them in two runs, or rename one"

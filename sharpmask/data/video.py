@@ -81,12 +81,17 @@ class Extracted(NamedTuple):
     """Why the rest of the video is missing."""
 
 
+def clip_name(path: Path) -> str:
+    """What the folder of a video's frames is called: inside the others' folder, whatever the video is called."""
+    return short_name(path.stem.strip(".") or "video")
+
+
 def extract(path: Path, every: int, folder: Path) -> Extracted:
     """Write every ``every``-th frame of a video as ``folder/CLIP/NUMBER.png``, and ``frames.csv``, their times.
 
     A damaged video gives the frames before the damage.
     """
-    place = folder / short_name(path.stem)
+    place = folder / clip_name(path)
     photos: list[FoundPhoto] = []
     lines = ["frame,seconds,file\n"]
     error = None

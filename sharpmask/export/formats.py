@@ -106,7 +106,8 @@ def _refuse_another_model(folder: Path, model: DeepMask, suffixes: Sequence[str]
         about = json.loads((folder / ABOUT).read_bytes())
     except (OSError, ValueError, RecursionError):
         about = None
-    if about != json.loads(json.dumps(description(model))):
+    now = json.loads(json.dumps(description(model)))
+    if not isinstance(about, dict) or about | {"sharpmask": __version__} != now:
         raise DataError(
             f"out: {folder} must hold graphs of this model only, got {stay[0]} of another; give another folder, or "
             "delete the old graphs"

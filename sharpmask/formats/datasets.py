@@ -190,7 +190,7 @@ def drawn(polygons: Sequence[Any], size: Size, where: str) -> Mask:
     for polygon in polygons:
         try:
             points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             points = np.zeros((0, 2))
         if len(points) < 3 or not (np.abs(points) <= 4 * max(size)).all():
             raise DataError(
@@ -205,8 +205,9 @@ def drawn(polygons: Sequence[Any], size: Size, where: str) -> Mask:
 def _labelme(root: Path, notes: Counter[str]) -> Iterator[Annotated]:
     """Photos with a JSON of labelme each."""
     for path in _files(root, "labelme"):
+        text = _text(path)
         try:
-            document = json.loads(_text(path))
+            document = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: cannot be read as JSON: {error}") from None
         shapes = document.get("shapes") if isinstance(document, dict) else None
@@ -242,7 +243,7 @@ def _labelme_mask(path: Path, shape: dict[str, Any], size: Size) -> Mask:
         return drawn([points], size, where)
     try:
         (x0, y0), (x1, y1) = np.sort(np.array(points, dtype=np.float64).reshape(2, 2), axis=0).tolist()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{where}: points must be two corners (x, y), got {shown(points)}") from None
     if shape["shape_type"] == "rectangle":
         return drawn([[(x0, y0), (x1, y0), (x1, y1), (x0, y1)]], size, where)
@@ -253,7 +254,7 @@ def _labelme_mask(path: Path, shape: dict[str, Any], size: Size) -> Mask:
             part = np.asarray(picture.convert("L")) > 0
             if not part.any():
                 raise ValueError("it has no pixel")
-    except (OSError, ValueError, TypeError, SyntaxError) as error:
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: mask must be a PNG of at most the photo's size, in base64: {error}") from None
     mask = np.zeros(size, dtype=bool)
     if not np.isfinite([x0, y0, x1, y1]).all():
@@ -269,8 +270,9 @@ def _voc(root: Path, notes: Counter[str]) -> Iterator[Annotated]:
     """Photos with an XML of Pascal VOC each."""
     parse = needed("defusedxml.ElementTree", "convert-dataset").fromstring
     for path in _files(root, "voc"):
+        text = _text(path, _xml_encoding)
         try:
-            tree = parse(_text(path, _xml_encoding))
+            tree = parse(text)
         except (SyntaxError, ValueError) as error:  # what is no XML, or would be expanded
             raise DataError(f"{path}: cannot be read as XML: {error}") from None
         above = path.parent.parent
@@ -311,7 +313,7 @@ def _voc_index(path: Path, size: Size) -> npt.NDArray[np.uint8] | None:
             if picture.size != size[::-1] or picture.mode not in ("L", "P"):
                 raise ValueError(f"it is {picture.width}x{picture.height} of mode {picture.mode}")
             return np.asarray(picture)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: must be an 8-bit PNG of the photo's size {size[1]}x{size[0]}: {error}") from None
 
 

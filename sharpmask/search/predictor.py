@@ -226,7 +226,7 @@ def _labels(labels: Argument, points: str, count: int) -> list[bool]:
         return [True] * count
     try:
         values = np.asarray(labels.value, dtype=np.float64).reshape(-1).tolist()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = []
     if len(values) != count or any(value not in (0, 1) for value in values):
         raise ValueError(f"{labels.name} must be a 0 or 1 for each of {count} {points}, got {shown(labels.value)}")

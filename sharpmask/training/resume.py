@@ -60,6 +60,7 @@ def make_record(config: TrainConfig) -> Record:
 
 def check_record(saved: Record, now: Record, config: TrainConfig) -> set[str]:
     """The names of what differs. Raises ``DataError`` that lists the differences that ``config`` does not allow."""
+    saved = {"precision": "fp32", **saved}  # older runs had no other
     known = {*now, *(name.partition(".")[0] for name in now)}
     for name in config.change:
         if name not in known:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 from torch.nn import Parameter
 
 _NUMBERS = (str, bool, int, float, type(None))
@@ -28,7 +28,7 @@ try:
     from torch._C import _len_torch_function_stack as _function_modes
     from torch.autograd import _profiler_enabled as _profiled
 
-    _KNOWN = isinstance(forward_ad._current_level, int)
+    _KNOWN = isinstance(forward_ad._current_level, int) and isinstance(profiler._is_profiler_enabled, bool)
 except (ImportError, AttributeError):
     _KNOWN = False
 
@@ -56,21 +56,26 @@ def possible(arguments: Sequence[Any]) -> bool:
         and not _in_force().raw_repr() & _IN_FORCE
         and not _function_modes()
         and not _profiled()
+        and not profiler._is_profiler_enabled  # of all threads
         and forward_ad._current_level < 0
         and _are_plain(arguments)
     )
 
 
-def _are_plain(arguments: Sequence[Any]) -> bool:
+def _are_plain(arguments: Sequence[Any], lists: bool = True) -> bool:
+    """``lists``: whether they may be among them. PyTorch finds gradients in lists only, and not in lists of lists."""
     for x in arguments:
         kind = type(x)
         if kind is Tensor or kind is Parameter:
             if _keys(x).raw_repr() & _OF_A_TENSOR:
                 return False
-        elif kind is list or kind is tuple:
-            if not _are_plain(x):
+        elif kind is list and lists:
+            if not _are_plain(x, lists=False):
                 return False
-        elif kind not in _NUMBERS and isinstance(x, Tensor):
+        elif kind is tuple:
+            if not all(type(value) in _NUMBERS for value in x):
+                return False
+        elif kind not in _NUMBERS and isinstance(x, list | Tensor):
             return False
     return True
 

@@ -353,6 +353,7 @@ def test_kernels_are_not_waited_for() -> None:
     assert set(re.findall(r"\b(cuda[A-Z]\w*)\(", sources)) == {
         "cudaGetDevice",
         "cudaDeviceGetAttribute",
+        "cudaFuncGetAttributes",
         "cudaFuncSetAttribute",
         "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
         "cudaGetLastError",

@@ -50,7 +50,7 @@ GOOD = gates.Kernel("refine_kernel<Half>", "90a", 128, 0, 9000, 900, 0, (30, 20)
     [
         ({}, None),
         ({"spills": 8}, "8 bytes spilled"),
-        ({"blocks": 1}, "1 block on a multiprocessor, must be at least 2"),
+        ({"blocks": 1}, "1 blocks on a multiprocessor, must be at least 2"),
         ({"blocks": 1, "arch": "80"}, None),
         ({"loads": {128: 1, 64: 6}}, "1 loads of maps of 128 bits, must be at least 2"),
         ({"loads": {128: 8}}, "0 loads of maps of 64 bits, must be at least 6"),

@@ -42,13 +42,15 @@ PLAIN: dict[str, Callable[[], Any]] = {
     "a parameter": lambda: nn.Parameter(X),
     "one part of another": lambda: X[:, :1],
     "double precision": lambda: X.double(),
-    "lists": lambda: [X, [X, None]],
+    "a list": lambda: [X, None],
     "no tensor": lambda: (1, 2.0, "zeros", True, None),
 }
 OTHERS: dict[str, Callable[[], Any]] = {
     "a subclass of functions": lambda: X.as_subclass(Quiet),
     "a fake tensor": lambda: FakeTensorMode().from_tensor(X),
     "a subclass in a list": lambda: [X, X.as_subclass(Quiet)],
+    "a list in a list": lambda: [[X]],
+    "a tuple": lambda: (X,),
     "negated": lambda: negated(X),
     "sparse": lambda: X.to_sparse(),
     "meta": lambda: X.to("meta"),

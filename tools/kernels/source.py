@@ -37,7 +37,8 @@ def main() -> None:
 
 def write(out: Path) -> None:
     """Write the tree, in the place of an earlier one. Its folder ``build`` stays, from which a compiler goes on."""
-    if out.exists() and not (out / "MANIFEST.in").exists() and any(out.iterdir()):
+    own = (out / "MANIFEST.in").is_file() and (out / "MANIFEST.in").read_text() == MANIFEST
+    if out.exists() and not own and any(out.iterdir()):
         raise SystemExit(f"out: {out} must be new, or a tree that this program has written")
     out.mkdir(parents=True, exist_ok=True)
     for name in COPIED:

@@ -13,6 +13,7 @@ const state = {
   corner: null, // the first corner of a box: {x, y}
 };
 let asked = 0; // number of the latest question: answers to earlier ones are dropped
+let opened = 0; // the same for photos
 
 const $ = (id) => document.getElementById(id);
 const canvas = $("canvas");
@@ -52,13 +53,13 @@ async function attempt(words, work) {
 }
 
 function openPhoto(chosen) {
-  const question = ++asked;
+  const question = ++opened;
   return attempt(`Searching ${chosen.name} …`, async () => {
     const photo = await (await ask(`photos?name=${encodeURIComponent(chosen.name)}`, chosen)).json();
     const picture = new Image();
     picture.src = `photos/${photo.key}/view`;
     await picture.decode();
-    if (question !== asked) return;
+    if (question !== opened) return;
     Object.assign(state, { photo, picture, masks: new Map(), hover: null, cross: null });
     for (const mask of photo.masks) state.masks.set(mask.id, drawable(mask, photo));
     Object.assign(canvas, photo.view);
@@ -84,11 +85,12 @@ function search() {
     return;
   }
   const question = ++asked;
-  const factor = state.photo.size.width / state.photo.view.width;
+  const { size, view } = state.photo;
+  const [across, down] = [size.width / view.width, size.height / view.height];
   const prompt = {
-    points: clicks.map(({ x, y }) => [x * factor, y * factor]),
+    points: clicks.map(({ x, y }) => [x * across, y * down]),
     labels: clicks.map(({ label }) => label),
-    box: box && box.map((value) => value * factor),
+    box: box && box.map((value, i) => value * (i % 2 ? down : across)),
   };
   attempt("Looking …", async () => {
     const found = await (await ask(`photos/${state.photo.key}/masks`, prompt)).json();
