@@ -291,3 +291,20 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path) -> None:
     finally:
         program.kill()
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_photos_go_when_the_program_is_ended(name: str, tmp_path: Path) -> None:
+    program = (
+        "from sharpmask.app.address import listen\nfrom sharpmask.app.server import serve\n"
+        "listening = listen(0)\nprint('ready', flush=True)\nserve(None, listening)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        while not (folders := list(tmp_path.glob("sharpmask-app-*"))):
+            time.sleep(0.01)
+        (folders[0] / "photo").write_text("a photo")
+        time.sleep(0.5)  # until it serves
+        process.send_signal(getattr(signal, name))
+    assert not folders[0].exists()
