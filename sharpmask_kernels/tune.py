@@ -25,7 +25,7 @@ from .backends.cpu import decoder, device, routes, steps
 from .backends.cpu.convolutions import Convolution
 from .machine import write_whole
 
-SHAPES = dict(zip(routes.CELLS, [(1, 8, 8), (2, 16, 16), (4, 32, 32)], strict=True))
+SHAPES = dict(zip(routes.CELLS, [(1, 8, 8), (2, 16, 16), (4, 32, 32), (8, 64, 64)], strict=True))
 """Batch, height and width that have so many cells."""
 MOST_PRODUCTS = 6e8
 """Of a call that is measured. What is best for a larger one is that for the largest one measured."""
@@ -197,7 +197,7 @@ def numbers(*shape: int) -> Tensor:
 
 @functools.cache
 def random_numbers() -> Tensor:
-    return torch.randn(max(routes.CELLS) * 4 * max(routes.CHANNELS))
+    return torch.randn(int(MOST_PRODUCTS) // 9 // min(routes.CHANNELS))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def test_sizes_in_between_go_to_the_nearest(size: int, nearest: int) -> None:
     assert routes.CHANNELS[routes._nearest(size, routes.CHANNELS)] == nearest
 
 
-@pytest.mark.parametrize(("cells", "nearest"), [(1, 64), (180, 64), (182, 512), (1449, 4096), (10**9, 4096)])
+@pytest.mark.parametrize(
+    ("cells", "nearest"), [(1, 64), (180, 64), (182, 512), (1449, 4096), (10_000, 4096), (10**9, 32768)]
+)
 def test_numbers_of_cells_in_between_go_to_the_nearest(cells: int, nearest: int) -> None:
     assert routes.CELLS[routes._nearest(cells, routes.CELLS)] == nearest
 

@@ -40,7 +40,7 @@ STEPS = {
 }
 """The routes of every step: of the refinement ops (:mod:`.steps`), and of ``upsample_merge`` (:mod:`.decoder`)."""
 CHANNELS = tuple(1 << i for i in range(2, 10))
-CELLS = (64, 512, 4096)
+CELLS = (64, 512, 4096, 32768)
 """Of all maps of a batch together, before the upsampling."""
 MANY_INPUTS = 32
 """Without a table, gradients of so many inputs are products."""
