@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -14,13 +13,13 @@ from typing import Any, NamedTuple, Protocol
 
 from ..errors import DataError
 from ..files import write_text
+from ..fingerprint import differences, hash_of
 from .output import ERR, say
 
 Entries = list[dict[str, Any]]
 """Entries of a COCO results file."""
 
 
-_HASH = re.compile(r"[0-9a-f]{64}")
 _OLD_NAME = re.compile(r".+-\d+\.json", re.DOTALL)
 
 
@@ -52,15 +51,6 @@ def content_of(path: Path) -> Content:
         return Content(found.st_size, found.st_mtime_ns, hash_of(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def hash_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Parts:
@@ -132,12 +122,12 @@ class Parts:
 
     def _differ(self, photo: Searched, record: dict[str, Any]) -> str:
         """How the settings and the photo of some results differ from these; an empty text if they do not."""
-        return _differences(record["settings"], self.settings) or self._other_photo(record["photo"], photo)
+        return differences(record["settings"], self.settings) or self._other_photo(record["photo"], photo)
 
     def _other_photo(self, then: dict[str, Any], photo: Searched) -> str:
         """How the photo differs from the one that was searched; an empty text if it does not."""
         if then.get("name") != photo.name:
-            return _differences({"photo": then.get("name")}, {"photo": photo.name})
+            return differences({"photo": then.get("name")}, {"photo": photo.name})
         try:
             now = os.stat(photo.path)
         except OSError:
@@ -191,18 +181,3 @@ def _is_record(record: Any) -> bool:
         and isinstance(record.get("proposals"), list)
         and all(isinstance(entry, dict) for entry in record["proposals"])
     )
-
-
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two dicts, as a text: "top_n was 5 and is 20"."""
-    return ", ".join(
-        f"{key} was {_shown(then.get(key))} and is {_shown(now.get(key))}"
-        for key in dict.fromkeys([*now, *then])
-        if then.get(key) != now.get(key)
-    )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return f"{value[:12]}..." if _HASH.fullmatch(value) else value
-    return json.dumps(value)

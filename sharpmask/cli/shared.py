@@ -12,15 +12,13 @@ import torch
 from rich.table import Table
 
 from ..data.orientation import Exif
-from ..family import checkpoint_path
+from ..fingerprint import record_of
 from ..models import DeepMask
 from ..models.config import SearchConfig
-from ..plain import to_plain
 from ..search import ProposalGenerator, Proposals
 from ..search.pictures import Picture
 from .options import EngineOptions, SearchOptions
 from .output import show
-from .parts import hash_of
 
 MOST_AT_ONCE = 2
 """Most photos that are searched at once, because each takes memory."""
@@ -86,8 +84,7 @@ def searching(generator: ProposalGenerator, photos: int) -> Iterator[tuple[int, 
 def settings_of(generator: ProposalGenerator, checkpoint: Path | None) -> dict[str, Any]:
     """All that decides the proposals of a photo, but for the photo itself, as JSON has it."""
     named = {f.name: getattr(generator, f.name) for f in fields(generator) if f.name not in ("model", "search")}
-    own = {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
-    return {"checkpoint": hash_of(checkpoint_path(checkpoint)), **own, **to_plain(generator.search)}
+    return record_of(checkpoint, generator.search or generator.model.search, **named)
 
 
 def print_timing(timing: Mapping[str, float], title: str) -> None:
