@@ -14,3 +14,12 @@ class DataError(ValueError):
 def one_line(text: str) -> str:
     """``text`` with what cannot be printed, such as the end of a line in a file's name, as escapes."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, or PyTorch in its own ways, says that the memory of the machine or the GPU does not suffice."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )

@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str], alone: bool) -> int:
     """Carry out a command line. Returns the exit status."""
-    from .output import ERR, is_out_of_memory, say, tell_error
+    from ..errors import is_out_of_memory
+    from .output import ERR, say, tell_error
 
     try:
         with interrupts_end_the_program(alone):

@@ -12,6 +12,8 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import is_out_of_memory
+
 OUT = Console()
 ERR = Console(stderr=True)
 
@@ -28,15 +30,6 @@ def show(table: Table, least: int | None = None) -> None:
     """
     wide = OUT.options.update(width=10_000, max_width=10_000)
     Console(width=max(OUT.width, least or OUT.measure(table, options=wide).maximum)).print(table)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, or PyTorch in its own ways, says that the memory of the machine or the GPU does not suffice."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-    )
 
 
 def tell_error(error: BaseException | str) -> None:

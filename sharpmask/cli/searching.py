@@ -10,8 +10,8 @@ from typing import TypeVar
 from rich.progress import Progress
 
 from ..data.images import PLAIN_PIXELS, read_header
-from ..errors import DataError
-from .output import ERR, is_out_of_memory, say
+from ..errors import DataError, is_out_of_memory
+from .output import ERR, say
 from .overlap import Steps, overlapped
 from .parts import Content, Entries, Parts, Searched, content_of
 

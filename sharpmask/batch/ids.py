@@ -1,0 +1,40 @@
+"""Ids of photos that depend on nothing but their own names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+DIGITS: Final = 16
+"""Hexadecimal digits of an id. Among ten million photos, two have the same with a probability of 3 in a million."""
+
+
+def photo_id(path: str | Path, root: str | Path | None = None) -> str:
+    """A hash of a photo's path or URL: of the part below ``root``, or of the whole where it is not below it.
+
+    So it stays when other photos come or go, and with ``root`` when all of them move. Without ``root`` the path counts
+    as it is written.
+    """
+    name = os.fspath(path)
+    if root is not None:
+        name = _below(name, os.fspath(root))
+    return content_id(os.fsencode(name.replace(os.sep, "/")))
+
+
+def content_id(content: bytes) -> str:
+    """The id of a photo that has no name."""
+    return hashlib.sha256(content).hexdigest()[:DIGITS]
+
+
+def is_url(path: str) -> bool:
+    """Whether it is a URL and no path, such as s3://bucket/a.jpg."""
+    return "://" in path
+
+
+def _below(name: str, root: str) -> str:
+    """The part of a path or URL below another one, or all of it."""
+    if is_url(name) or is_url(root):
+        return name.removeprefix(root.rstrip("/") + "/")
+    return os.path.abspath(name).removeprefix(os.path.join(os.path.abspath(root), ""))
