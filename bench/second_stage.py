@@ -45,7 +45,7 @@ class Training(NamedTuple):
 
 
 def prepare() -> Training:
-    config = TrainConfig(dataset=Path(), out=Path(), **stage_defaults("sharpmask"))
+    config = TrainConfig(dataset=(Path(),), out=Path(), **stage_defaults("sharpmask"))
     torch.manual_seed(0)
     model = cast(SharpMask, from_config(config.model)).to(memory_format=torch.channels_last).train()
     freeze(model, config)

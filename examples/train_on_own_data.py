@@ -39,10 +39,10 @@ def main() -> None:
         }
 
         first = stage_defaults("deepmask") | small | {"model": COARSE, "steps": 20, "trunk_weights": "imagenet"}
-        coarse = train(TrainConfig(dataset=data, out=Path(folder) / "coarse", **first))
+        coarse = train(TrainConfig(dataset=(data,), out=Path(folder) / "coarse", **first))
 
         second = stage_defaults("sharpmask") | small | {"model": SHARP, "steps": 10, "start_from": coarse}
-        checkpoint = train(TrainConfig(dataset=data, out=Path(folder) / "sharp", **second))
+        checkpoint = train(TrainConfig(dataset=(data,), out=Path(folder) / "sharp", **second))
 
         photo = sorted((held_out / "images").iterdir())[0]
         found = ProposalGenerator(load_model(checkpoint), top_n=20).generate(photo)

@@ -84,7 +84,7 @@ def of_numbers(base: Settings) -> Iterator[tuple[str, Any, Range]]:
 
 @pytest.mark.parametrize(
     "base",
-    [TrainConfig(Path("a"), Path("b")), TileConfig(), ModelConfig(), SearchConfig()],
+    [TrainConfig((Path("a"),), Path("b")), TileConfig(), ModelConfig(), SearchConfig()],
     ids=lambda b: type(b).__name__,
 )
 def test_values_out_of_range_are_refused_by_name(base: Settings) -> None:
@@ -122,9 +122,9 @@ def test_values_out_of_range_are_refused_by_name(base: Settings) -> None:
         (lambda: TileConfig(free_scales=(2.0, 1.0)), "free_scales must be the smallest and the largest scale"),
         (lambda: TileConfig(free_scales=(1.0,)), r"free_scales must have 2 entries, got 1: \(1.0,\)"),  # type: ignore[arg-type]
         (lambda: SearchConfig(scales=(16.0,) * 65), "scales must have 1 to 64 entries, got 65"),
-        (lambda: TrainConfig(Path("a"), Path("b"), milestones=(5, 2)), "milestones must rise"),
-        (lambda: TrainConfig(Path("a"), Path("b"), soft_scores=1), "soft_scores must be of type bool, got 1"),  # type: ignore[arg-type]
-        (lambda: TrainConfig(Path("a"), Path("b"), model="resnet"), "model must be of type ModelConfig"),  # type: ignore[arg-type]
+        (lambda: TrainConfig((Path("a"),), Path("b"), milestones=(5, 2)), "milestones must rise"),
+        (lambda: TrainConfig((Path("a"),), Path("b"), soft_scores=1), "soft_scores must be of type bool, got 1"),  # type: ignore[arg-type]
+        (lambda: TrainConfig((Path("a"),), Path("b"), model="resnet"), "model must be of type ModelConfig"),  # type: ignore[arg-type]
     ],
 )
 def test_settings_that_do_not_fit_together(make: Any, message: str) -> None:
@@ -134,7 +134,7 @@ def test_settings_that_do_not_fit_together(make: Any, message: str) -> None:
 
 def test_values_take_the_fields_own_type() -> None:
     config = TrainConfig("a", Path("b"), lr="1e-3", milestones=[3, 5], factors=[1, 2], clip=5)  # type: ignore[arg-type]
-    assert config.dataset == Path("a") and config.lr == 1e-3 and config.milestones == (3, 5)
+    assert config.dataset == (Path("a"),) and config.lr == 1e-3 and config.milestones == (3, 5)
     assert config.factors == (1.0, 2.0) and type(config.clip) is float
     assert {type(getattr(config, f.name)) for f in fields(config) if f.name in ("steps", "seed")} == {int}
 
@@ -149,4 +149,4 @@ def test_whole_numbers_may_be_written_with_an_exponent(tmp_path: Path, text: str
 @pytest.mark.parametrize("value", ["1e-3", 10.5, "1e400", "nan"])
 def test_other_numbers_are_no_whole_ones(value: object) -> None:
     with pytest.raises(DataError, match="steps must be a whole number from 1"):
-        TrainConfig(Path("a"), Path("b"), steps=value)  # type: ignore[arg-type]
+        TrainConfig((Path("a"),), Path("b"), steps=value)  # type: ignore[arg-type]

@@ -34,20 +34,28 @@ def check_paths(options: Any, *, out_is_file: bool) -> None:
     """Raise ``DataError`` for a path among the options that is not there, and for an ``out`` that cannot be made."""
     given = vars(options)
     for name, what in FILES.items():
-        path = given.get(name)
-        # A FIFO is let through: what reads it refuses it.
-        if path is not None and str(path) not in FAMILY and (path.is_dir() or not path.exists()):
-            raise DataError(f"{what}: no file {path}")
+        for path in _paths(options, name):
+            # A FIFO is let through: what reads it refuses it.
+            if str(path) not in FAMILY and (path.is_dir() or not path.exists()):
+                raise DataError(f"{what}: no file {path}")
     weights = given.get("trunk_weights")
     if weights not in (None, "imagenet") and not Path(weights).exists():
         raise DataError(f"weights: no file {weights}")
     for name in FOLDERS:
-        path = given.get(name)
-        if path is not None and not path.is_dir():
-            raise DataError(f"{name}: {path}: no such folder")
+        for path in _paths(options, name):
+            if not path.is_dir():
+                raise DataError(f"{name}: {path}: no such folder")
     out = given.get("out")
     if out is not None:
         check_out(out, is_file=out_is_file)
+
+
+def _paths(options: Any, name: str) -> tuple[Path, ...]:
+    """The paths that an option gives, without the weights of data sets."""
+    if name == "dataset" and hasattr(options, "data_sets"):
+        return tuple(data.folder for data in options.data_sets())
+    value = vars(options).get(name)
+    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 def check_out(path: Path, *, is_file: bool) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +31,26 @@ class Photo:
     height: int
     width: int
     instances: tuple[Instance, ...]
-    background: bool = True
-    """Whether all pixels beside the instances are known to be background."""
+    complete: bool = True
+    """Whether every object is annotated, so that all pixels beside the instances are known to be background."""
     exif: Exif = "stored"
     """Which pixels `height`, `width` and the instances refer to."""
+    source: str = ""
+    """Where the photo is from, without what names the single photo; empty if the file does not say."""
 
     def load(self) -> NDArray[np.uint8]:
         """Decode the photo: uint8 (h, w, 3), RGB. Raises DataError if it is damaged."""
         return load_image(self.path, exif=self.exif)
+
+
+class _Image(NamedTuple):
+    """What an entry of `images` says, checked."""
+
+    path: Path
+    height: int
+    width: int
+    complete: bool
+    source: str
 
 
 class CocoFolder:
@@ -47,7 +60,8 @@ class CocoFolder:
     photos. `categories` keeps only the objects of these category names; photos without objects stay. `exif` says
     whether annotations refer to photos `stored` or `turned` by their EXIF orientation; without it, photos with an
     orientation other than 1 raise DataError. `links="refuse"` treats files outside `root`, which only symbolic links
-    can reach, as bad entries.
+    can reach, as bad entries. `partial` says that the photos hold objects without an annotation; the file says the
+    same of one photo by `"complete": false` in its image entry, and of all by `"complete": false` in `info`.
 
     The constructor checks the JSON, ids, sizes, polygons and RLEs, and the presence and header of every image. It
     draws each mask once: boxes and areas are those of the drawn masks. A line of `notes` says how many annotated
@@ -56,7 +70,7 @@ class CocoFolder:
 
     A bad entry raises DataError with one line that names the file and the id. With `skip_bad` the entry is left out
     instead and the line is appended to `skipped`. The object of such an entry becomes a crowd, since its pixels are
-    no background; if nobody can tell where it is, its photo gets `background=False`. An object with a box alone
+    no background; if nobody can tell where it is, its photo gets `complete=False`. An object with a box alone
     becomes a crowd, too.
 
     `photos` and their instances are sorted by id. `categories` maps ids to names, after the filter. `notes` are
@@ -72,6 +86,7 @@ class CocoFolder:
         skip_bad: bool = False,
         exif: Exif | None = None,
         links: Links = "follow",
+        partial: bool = False,
     ) -> None:
         if exif not in ("stored", "turned", None):
             raise ValueError(f"exif must be 'stored', 'turned' or None, got {exif!r}")
@@ -81,7 +96,7 @@ class CocoFolder:
         self.annotation_file = Path(annotations) if annotations is not None else find_annotations(self.root)
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder")
-        self.skip_bad, self.exif, self.links = skip_bad, exif, links
+        self.skip_bad, self.exif, self.links, self.partial = skip_bad, exif, links, partial
         self.skipped: list[str] = []
         self.notes: list[str] = []
         self.cache = ImageCache(exif=exif or "stored")
@@ -91,9 +106,16 @@ class CocoFolder:
         document = read_document(self.annotation_file)
         known = self._read_categories(document["categories"])
         self.categories = self._select(known, categories)
+        self.partial |= not self._says_complete(document.get("info"))
         images = self._read_images(document["images"], outside)
         self.photos = self._read_annotations(document["annotations"], known, images)
         self.notes += outside.note()
+        partial = [photo for photo in self.photos if not photo.complete]
+        if partial:
+            self.notes.append(
+                f"{self.annotation_file}: partially annotated photos, which give no negatives: {len(partial)} of "
+                f"{len(self.photos)}; first: image {partial[0].id}"
+            )
 
     def load(self, photo: Photo) -> NDArray[np.uint8]:
         """The pixels of `photo` from a cache of decoded photos: read-only uint8 (h, w, 3), RGB.
@@ -108,11 +130,25 @@ class CocoFolder:
             )
         return image
 
+    def split(self, names: Collection[str]) -> tuple[CocoFolder, CocoFolder]:
+        """The folder without the photos of these file names, and with these alone; they share all else."""
+        rest, chosen = copy(self), copy(self)
+        rest.photos = [photo for photo in self.photos if photo.path.name not in names]
+        chosen.photos = [photo for photo in self.photos if photo.path.name in names]
+        return rest, chosen
+
     def ground_truth(self) -> dict[str, Any]:
         """All photos and objects as a COCO `instances` dict that JSON can hold, with masks as compressed RLE."""
         return {
             "images": [
-                {"id": photo.id, "file_name": photo.path.name, "height": photo.height, "width": photo.width}
+                {
+                    "id": photo.id,
+                    "file_name": photo.path.name,
+                    "height": photo.height,
+                    "width": photo.width,
+                    "complete": photo.complete,
+                    "source": photo.source,
+                }
                 for photo in self.photos
             ],
             "categories": [{"id": key, "name": name} for key, name in self.categories.items()],
@@ -161,10 +197,17 @@ class CocoFolder:
                 )
         return {key: name for key, name in known.items() if name in names}
 
-    def _read_images(self, entries: list[Any], outside: Outside) -> dict[int, tuple[Path, int, int] | None]:
-        """Path, height and width by image id; None for a rejected image."""
+    def _says_complete(self, info: Any) -> bool:
+        """What the file says of all its photos. Raises DataError if it says neither yes nor no."""
+        try:
+            return _complete(info if isinstance(info, dict) else {})
+        except BadEntry as error:
+            raise DataError(f"{self.annotation_file}: info: {error}") from None
+
+    def _read_images(self, entries: list[Any], outside: Outside) -> dict[int, _Image | None]:
+        """The images by id; None for a rejected one."""
         files = PhotoFiles(self.root, self.annotation_file)
-        images: dict[int, tuple[Path, int, int] | None] = {}
+        images: dict[int, _Image | None] = {}
         turned: list[str] = []
         first: dict[Path, int] = {}
         repeated: list[int] = []
@@ -173,7 +216,8 @@ class CocoFolder:
                 path = files.find(entry.get("file_name"))
                 if outside.holds(path) and self.links == "refuse":
                     raise BadEntry(f"{path}: must be in {self.root}, got a symbolic link that leads out of it")
-                images[key] = (path, *self._check_size(entry, path, turned))
+                complete = _complete(entry) and not self.partial
+                images[key] = _Image(path, *self._check_size(entry, path, turned), complete, _source(entry))
                 if first.setdefault(path, key) != key:
                     repeated.append(key)
             except (BadEntry, DataError) as error:
@@ -220,9 +264,9 @@ class CocoFolder:
         )
 
     def _read_annotations(
-        self, entries: list[Any], known: dict[int, str], images: dict[int, tuple[Path, int, int] | None]
+        self, entries: list[Any], known: dict[int, str], images: dict[int, _Image | None]
     ) -> list[Photo]:
-        sizes = {key: image and image[1:] for key, image in images.items()}
+        sizes = {key: image and (image.height, image.width) for key, image in images.items()}
         reader = ObjectReader(self.annotation_file, known, self.categories, sizes, self._reject, lenient=self.skip_bad)
         self.notes += reader.read(entries)
         if reader.doubtful:
@@ -233,14 +277,34 @@ class CocoFolder:
         return [
             Photo(
                 key,
-                *image,
+                image.path,
+                image.height,
+                image.width,
                 tuple(sorted(reader.instances[key], key=lambda instance: instance.id)),
-                background=key not in reader.doubtful,
+                complete=image.complete and key not in reader.doubtful,
                 exif=self.exif or "stored",
+                source=image.source,
             )
             for key, image in sorted(images.items())
             if image is not None
         ]
+
+
+def _complete(entry: dict[str, Any]) -> bool:
+    """Whether an entry says that all objects are annotated, as it does unless it denies it."""
+    complete = entry.get("complete", True)
+    if not isinstance(complete, bool):
+        raise BadEntry(f"complete must be true or false, got {show(complete)}")
+    return complete
+
+
+def _source(entry: dict[str, Any]) -> str:
+    """Where an image is from: its `source` up to "@", which a version follows, or without the end of a path."""
+    source = entry.get("source")
+    if not isinstance(source, str):
+        return ""
+    place, at, _ = source.partition("@")
+    return place if at else source.rpartition("/")[0] or source
 
 
 def _to_coco(photo: Photo, instance: Instance) -> dict[str, Any]:

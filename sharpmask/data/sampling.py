@@ -17,13 +17,15 @@ from typing import Literal, NamedTuple, TypedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError
 from ..geometry import GREY
+from .augment import cut_mask, cut_square
 from .coco import CocoFolder, Instance, Photo
+from .mixture import Mixture
+from .pool import Pool
 
 Head = Literal["mask", "score"]
 Rule = Literal["paper", "released"]
@@ -79,20 +81,22 @@ class PatchSampler:
 
     A mask patch shows an object. A category is drawn first, all with the same probability, then an object of it.
     Crowds and objects with an area below 100 pixels or a box side below 5 pixels are left out. Score patches are
-    half positives, half negatives.
+    half positives, half negatives. Negatives come from completely annotated photos alone. Of a mixture, a folder is
+    drawn before all else, by the weights.
 
     The paper's object side of 128 pixels, jitter of +-16 and distance of negatives of 32 hold in a patch of 224
     pixels and are scaled to `window`. Under "released" they are 92, 16 and 48 in a patch of 160. Under both rules
     the windows of negatives cover 40 to 1280 pixels of the photo.
 
     A damaged photo raises DataError. With the folder's `skip_bad` another photo is drawn instead, and the line is
-    appended to `folder.skipped` (a data loader's worker appends to its own copy). The constructor raises DataError
-    if the folder holds no object to learn from, and ValueError for arguments out of range.
+    appended to `data.skipped` (a data loader's worker appends to its own copy). The constructor raises DataError
+    if a folder holds no object to learn from, or none of them a photo for negatives, and ValueError for arguments
+    out of range.
     """
 
     def __init__(
         self,
-        folder: CocoFolder,
+        data: CocoFolder | Mixture,
         *,
         head: Head,
         window: int = 160,
@@ -114,7 +118,7 @@ class PatchSampler:
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.folder = folder
+        self.data = Mixture.of(data)
         self.head: Head = head
         self.window = window
         self.side = window + context
@@ -130,16 +134,15 @@ class PatchSampler:
             self.object_side = -(-window * 128 // 224)  # rounded up
             self.jitter = window * 16 / 160
             self.far = window * 48 / 160
-        self._by_category = _objects_by_category(folder)
-        # The photos of negatives, and by the released rule also of score positives.
-        self._photos = [p for p in folder.photos if p.background and (p.instances or rule == "paper")]
-        if not self._by_category:
+        self._objects = [_objects_by_category(folder) for folder in self.data.folders]
+        self._share = np.array(self.data.weights) / sum(self.data.weights)
+        self._populated = self._pool(complete=False, empty=False)  # photos of score positives by the released rule
+        self._negative = self._pool(complete=True, empty=rule == "paper")
+        if head == "score" and not self._negative.photos:
             raise DataError(
-                f"{folder.annotation_file}: must hold an object to learn from (no crowd, at least {_MIN_AREA} "
-                f"square pixels, at least {_MIN_SIDE} pixels wide and high), got none"
+                f"{self.data.name}: must hold a completely annotated photo, since others give no negatives, got none; "
+                "add such a data set (--dataset A B), or train masks alone (--score-share 0)"
             )
-        if head == "score" and not self._photos:
-            raise DataError(f"{folder.annotation_file}: must hold a photo whose background is known, got none")
 
     def sample(self, index: int) -> MaskSample | ScoreSample:
         """Patch number `index`, 0 or more. Every call gives the same."""
@@ -149,14 +152,14 @@ class PatchSampler:
             try:
                 return self._mask_sample(rng) if self.head == "mask" else self._score_sample(rng, label)
             except DataError as error:
-                if not self.folder.skip_bad:
+                if not self.data.skip_bad:
                     raise
-                if str(error) not in self.folder.skipped:
-                    self.folder.skipped.append(str(error))
+                if str(error) not in self.data.skipped:
+                    self.data.skipped.append(str(error))
             except _NoWindow:
                 pass
         raise DataError(
-            f"{self.folder.annotation_file}: no usable {self.head} patch in {_PHOTO_TRIES} tries "
+            f"{self.data.name}: no usable {self.head} patch in {_PHOTO_TRIES} tries "
             "(photos are damaged, or objects leave no room for windows beside them)"
         )
 
@@ -185,7 +188,7 @@ class PatchSampler:
         if self.rule == "paper":
             photo, crop = self._paper_positive(rng) if label == 1 else self._paper_negative(rng)
         else:
-            photo = self._photos[int(rng.integers(len(self._photos)))]
+            photo = (self._populated if label == 1 else self._negative).photo(rng)
             crop = self._released_positive(rng, photo) if label == 1 else self._released_negative(rng, photo)
         image = self._cut_image(photo, crop)
         return ScoreSample(_tensor(image[..., ::-1] if self._flips(rng) else image), label)
@@ -194,10 +197,20 @@ class PatchSampler:
         return bool(rng.random() < 0.5) and self.flip
 
     def _draw_object(self, rng: np.random.Generator) -> tuple[Photo, Instance]:
-        places = self._by_category[int(rng.integers(len(self._by_category)))]
+        number = int(rng.choice(len(self._share), p=self._share)) if len(self._share) > 1 else 0
+        by_category = self._objects[number]
+        places = by_category[int(rng.integers(len(by_category)))]
         photo_index, instance_index = places[int(rng.integers(len(places)))].tolist()
-        photo = self.folder.photos[photo_index]
+        photo = self.data.folders[number].photos[photo_index]
         return photo, photo.instances[instance_index]
+
+    def _pool(self, *, complete: bool, empty: bool) -> Pool:
+        """The photos that are annotated completely, if they must be, and have objects, unless they may be empty."""
+        sets = [
+            ([p for p in folder.photos if (p.complete or not complete) and (p.instances or empty)], weight)
+            for folder, weight in zip(self.data.folders, self.data.weights, strict=True)
+        ]
+        return Pool.of([(photos, weight) for photos, weight in sets if photos])
 
     def _jittered(self, rng: np.random.Generator, photo: Photo, instance: Instance) -> _Crop:
         """The object's canonical window, moved by up to `jitter` window pixels and scaled by up to a quarter octave."""
@@ -217,7 +230,7 @@ class PatchSampler:
         The paper does not say where negatives come from. Here they come from any photo, also one without objects,
         with uniform position and log-uniform scale. Crowds and objects too small to learn from keep them away too.
         """
-        photo = self._photos[int(rng.integers(len(self._photos)))]
+        photo = self._negative.photo(rng)
         centres, octaves = self._canonical(photo)
         for _ in range(_WINDOW_TRIES):
             octave = rng.uniform(*_NEGATIVE_OCTAVES) + np.log2(160 / self.window)
@@ -271,7 +284,7 @@ class PatchSampler:
         return boxes[:, :2], octaves
 
     def _cut_image(self, photo: Photo, crop: _Crop) -> NDArray[np.float32]:
-        photo_pixels = self.folder.load(photo)
+        photo_pixels = self.data.load(photo)
         patch = cut_square(photo_pixels, crop.x, crop.y, crop.scale * self.side, self.side, GREY)
         channels_first: NDArray[np.float32] = patch.transpose(2, 0, 1)
         return channels_first
@@ -326,58 +339,28 @@ class PatchBatches(Dataset[PatchBatch]):
         return sampler.batch(range(first, first + self.batch_size))
 
 
-def cut_square(
-    image: NDArray[np.uint8], x: float, y: float, side: float, size: int, outside: float
-) -> NDArray[np.float32]:
-    """A square of an image, uint8 (h, w) or (h, w, 3), resized to `size` pixels a side: float32 in [0, 1].
-
-    The square is `side` pixels wide, has its centre at (x, y) and may leave the image. Result pixels that are not
-    wholly inside become `outside`. The filter is bilinear, and antialiased when it shrinks.
-    """
-    result = np.full((size, size, *image.shape[2:]), outside, np.float32)
-    columns, left, right = _inside(x, side, size, image.shape[1])
-    rows, top, bottom = _inside(y, side, size, image.shape[0])
-    if columns.start >= columns.stop or rows.start >= rows.stop:
-        return result
-    # The filter reads beyond the box by its support. Only that much of a large photo is handed over.
-    margin = int(side / size) + 2
-    x0, y0 = max(int(left) - margin, 0), max(int(top) - margin, 0)
-    part = Image.fromarray(image[y0 : int(bottom) + margin + 1, x0 : int(right) + margin + 1])
-    resized = part.resize(
-        (columns.stop - columns.start, rows.stop - rows.start),
-        Image.Resampling.BILINEAR,
-        box=(left - x0, top - y0, min(right - x0, part.width), min(bottom - y0, part.height)),
-    )
-    result[rows, columns] = np.asarray(resized, np.float32) / np.float32(255)
-    return result
-
-
-def cut_mask(mask: NDArray[np.bool_], x: float, y: float, side: float, size: int) -> NDArray[np.float32]:
-    """`cut_square` of a mask, bool (h, w): float32 (size, size), 1 where at least half of a pixel is set, else 0."""
-    return (cut_square(mask.view(np.uint8) * np.uint8(255), x, y, side, size, 0.0) >= 0.5).astype(np.float32)
-
-
-def _inside(centre: float, side: float, size: int, length: int) -> tuple[slice, float, float]:
-    """On one axis: the result pixels wholly inside the image, and start and end of the stretch that they show."""
-    start, step = centre - side / 2, side / size
-    first = max(0, int(np.ceil(-start / step - 1e-9)))
-    last = min(size, int(np.floor((length - start) / step + 1e-9)))
-    return slice(first, last), max(start + first * step, 0.0), min(start + last * step, float(length))
-
-
 def _centre_and_side(instance: Instance) -> tuple[float, float, float]:
     x, y, width, height = instance.box
     return x + width / 2, y + height / 2, max(width, height, 1.0)
 
 
 def _objects_by_category(folder: CocoFolder) -> list[NDArray[np.int32]]:
-    """By category, without empty ones: (photo, instance) positions of the objects that teach masks, int32 (n, 2)."""
+    """By category, without empty ones: (photo, instance) positions of the objects that teach masks, int32 (n, 2).
+
+    Raises DataError if there are none.
+    """
     places: dict[int, list[tuple[int, int]]] = {category: [] for category in folder.categories}
     for photo_index, photo in enumerate(folder.photos):
         for instance_index, instance in enumerate(photo.instances):
             if not instance.crowd and instance.area >= _MIN_AREA and min(instance.box[2], instance.box[3]) >= _MIN_SIDE:
                 places[instance.category_id].append((photo_index, instance_index))
-    return [np.array(found, np.int32) for found in places.values() if found]
+    by_category = [np.array(found, np.int32) for found in places.values() if found]
+    if not by_category:
+        raise DataError(
+            f"{folder.annotation_file}: must hold an object to learn from (no crowd, at least {_MIN_AREA} "
+            f"square pixels, at least {_MIN_SIDE} pixels wide and high), got none"
+        )
+    return by_category
 
 
 def _tensor(array: NDArray[np.float32]) -> Tensor:

@@ -22,6 +22,8 @@ class TileConfig(Settings):
     """Tile side in pixels."""
     tiles: Annotated[int, Range(1, 1024)] = 4
     """Tiles in a step."""
+    complete_tiles: Annotated[int, Range(0, 1024)] = 1
+    """Least number of tiles in a step of several that show completely annotated photos, if there are both kinds."""
     positives: Annotated[int, Range(0, 10_000)] = 6
     """Largest number of positive windows on a tile."""
     negatives: Annotated[int, Range(0, 10_000)] = 24
@@ -34,10 +36,20 @@ class TileConfig(Settings):
     """A window farther than this from an object's centre may be negative."""
     negative_octaves: Annotated[float, Range(0, 16)] = 0.8
     """A nearer one may be, too, if the object's size differs by more than this from the canonical one."""
+    part_negatives: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the negative windows that show a half to a third of an object, as far as there are any."""
     pasted: Annotated[int, Range(0, 100)] = 5
     """Largest number of objects pasted onto a tile; the smallest is 1, or 0 if this is 0."""
     shapes: Annotated[float, Range(0, 1)] = 0.2
     """Share of the pasted objects that are textured shapes instead of objects cut from other photos."""
+    pasted_octaves: Annotated[float, Range(0, 4)] = 0.6
+    """Largest difference of a pasted object's size from the canonical one."""
+    occluding: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the pasted objects that lie on the edge of another object; the others lie anywhere."""
+    behind: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the pasted objects that lie behind the other objects; the rest cover them."""
+    most_hidden: Annotated[float, Range(0, 1)] = 1.0
+    """An object of which pasted objects hide a larger share is no positive."""
     anchored: Annotated[float, Range(0, 1)] = 0.5
     """Share of tiles that show one of their photo's objects near the canonical size; the rest show any part."""
     free_scales: tuple[Scale, Scale] = (0.125, 2.0)
@@ -46,6 +58,10 @@ class TileConfig(Settings):
     """Share of tiles that are shrunk and enlarged again, as small objects are at inference."""
     max_enlargement: Annotated[float, Range(1, 16)] = 3.0
     """Largest factor by which photos and pasted objects are enlarged."""
+    balance_sources: Annotated[float, Range(0, 1)] = 0.0
+    """Within a data set, a source of n photos is drawn n ** (1 - this) as often: 0 for photos alike, 1 for sources."""
+    balance_sizes: Annotated[float, Range(0, 1)] = 0.0
+    """Share of tiles whose object is drawn among small, medium or large ones (as COCO has them), alike."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

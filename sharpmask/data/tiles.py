@@ -12,40 +12,23 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from sharpmask_kernels import Windows
-from sharpmask_kernels.windows import STRIDE
 
 from ..errors import DataError
 from ..geometry import CANONICAL, GREY_BYTE
+from .augment import Array, Region, jitter_colours, resample, shrink_and_enlarge
 from .coco import CocoFolder, Instance, Photo
-from .shapes import random_shape
-from .textures import random_texture
+from .labels import PART_OCTAVES, SMALLEST, Placed, Tile, label, visible
+from .mixture import Mixture
+from .pasting import Paster, object_scale
+from .pool import Pool
 from .tile_config import TileConfig as TileConfig
 
-Array = npt.NDArray[np.uint8]
-Region = tuple[slice, slice]
-
 TRIES = 100
-SMALLEST = 64
-"""Visible pixels on a tile that an object needs to be a positive."""
-
-
-class Placed(NamedTuple):
-    """An object on a tile: its visible pixels, and the centre and longest side that decide the labels, in pixels."""
-
-    mask: npt.NDArray[np.bool_]
-    """bool (side, side)"""
-    x: float
-    y: float
-    longest: float
-    usable: bool
-    """Whether it may have positive windows: it is no crowd, visible enough, and wholly on the tile."""
 
 
 class TileBatch(NamedTuple):
@@ -59,15 +42,18 @@ class TileBatch(NamedTuple):
 
 
 class TileBatches(Dataset[TileBatch]):
-    """Whole batches of tiles. Item ``step`` depends only on the folder, the settings and (seed, step, rank).
+    """Whole batches of tiles. Item ``step`` depends only on the data, the settings and (seed, step, rank).
 
-    Raises ``DataError`` for settings that do not fit, if no photo has an object, or if a photo is
+    Partially annotated photos give no negatives but parts of their objects. If there are completely annotated ones
+    too, ``complete_tiles`` of a batch show these, so that no batch raises all scores.
+
+    Raises ``DataError`` for settings that do not fit, if no photo of a folder has an object, or if a photo is
     damaged and the folder's ``skip_bad`` is not set.
     """
 
     def __init__(
         self,
-        folder: CocoFolder,
+        data: CocoFolder | Mixture,
         config: TileConfig,
         *,
         window: int,
@@ -77,23 +63,37 @@ class TileBatches(Dataset[TileBatch]):
     ) -> None:
         if config.side < window:
             raise DataError(f"side must be at least the window, {window}, got {config.side}")
-        # A tile takes negatives from its photo.
-        self.photos = [p for p in folder.photos if p.instances and p.background]
-        if not any(not i.crowd for p in self.photos for i in p.instances):
-            raise DataError(f"{folder.annotation_file}: no photo with an object to train on (crowds do not count)")
-        self.folder, self.config, self.window, self.length = folder, config, window, length
+        self.data, self.config, self.window, self.length = Mixture.of(data), config, window, length
         self.key = (seed, rank)
+        sets = [(_with_objects(f), weight) for f, weight in zip(self.data.folders, self.data.weights, strict=True)]
+        self.pool = Pool.of(sets, config.balance_sources)
+        self.photos = self.pool.photos
+        self.paster = Paster(self.data, self.pool, config, window)
+        self._complete = self.pool.only(lambda photo: photo.complete)
+        self._partial = self.pool.only(lambda photo: not photo.complete)
+        self._complete_share = self.pool.share(lambda photo: photo.complete)
 
     def check_objects(self) -> None:
-        """Raise ``DataError`` if no object of the photos can become a positive: pasted shapes alone would teach."""
+        """Raise ``DataError`` if the photos cannot teach all that the settings ask for.
+
+        If none of their objects can become a positive, pasted shapes alone would teach; if no photo is completely
+        annotated, nothing would be negative.
+        """
         objects = [i for photo in self.photos for i in photo.instances if not i.crowd]
         if self.config.positives and not any(map(self._can_be_positive, objects)):
             side = CANONICAL * self.window * 2**-self.config.positive_octaves
             raise DataError(
-                f"{self.folder.annotation_file}: none of the {len(objects)} objects can become a positive window: one "
+                f"{self.data.name}: none of the {len(objects)} objects can become a positive window: one "
                 f"must reach {side:.0f} pixels on a side and {SMALLEST} in all when it is enlarged "
                 f"{self._enlargement:g} times (max_enlargement); the longest side is "
                 f"{max(max(i.box[2:]) for i in objects):.0f} pixels"
+            )
+        learns = self.config.negatives and not self.config.part_negatives
+        if learns and not any(photo.complete for photo in self.photos):
+            raise DataError(
+                f"{self.data.name}: must hold a completely annotated photo, since others give no negatives, got none; "
+                "add such a data set (--dataset A B), or take parts of objects (--tiles.part-negatives 0.5), or train "
+                "without (--tiles.negatives 0)"
             )
 
     @property
@@ -113,46 +113,58 @@ class TileBatches(Dataset[TileBatch]):
 
     def __getitem__(self, step: int) -> TileBatch:
         rng = np.random.default_rng([*self.key, step])
-        return collate([self._usable_tile(rng) for _ in range(self.config.tiles)])
+        return collate([self._usable_tile(rng, pool) for pool in self._pools(rng)])
 
-    def _usable_tile(self, rng: np.random.Generator) -> Tile:
+    def _pools(self, rng: np.random.Generator) -> list[Pool]:
+        """The photos to draw from for each tile of a batch."""
+        count = self.config.tiles
+        if not self._complete.photos or not self._partial.photos:
+            return [self.pool] * count
+        complete = rng.random(count) < self._complete_share
+        missing = min(self.config.complete_tiles, count - 1) - int(complete.sum())
+        complete[np.flatnonzero(~complete)[: max(0, missing)]] = True
+        return [self._complete if whole else self._partial for whole in complete]
+
+    def _usable_tile(self, rng: np.random.Generator, pool: Pool) -> Tile:
         """A tile of readable photos. With the folder's ``skip_bad`` a damaged photo is noted and another one drawn."""
         for _ in range(TRIES):
             try:
-                return self.tile(rng)
+                return self.tile(rng, pool)
             except DataError as error:
-                if not self.folder.skip_bad:
+                if not self.data.skip_bad:
                     raise
-                if str(error) not in self.folder.skipped:
-                    self.folder.skipped.append(str(error))
-        raise DataError(f"{self.folder.annotation_file}: no tile in {TRIES} tries, because too many photos are damaged")
+                if str(error) not in self.data.skipped:
+                    self.data.skipped.append(str(error))
+        raise DataError(f"{self.data.name}: no tile in {TRIES} tries, because too many photos are damaged")
 
-    def tile(self, rng: np.random.Generator) -> Tile:
-        """One labelled tile."""
-        image, inside, placed = self._background(rng)
-        for _ in range(int(rng.integers(min(1, self.config.pasted), self.config.pasted + 1))):
-            self._paste(rng, image, inside, placed)
-        if rng.random() < self.config.blurred:
-            image = _shrink_and_enlarge(image, 2 ** rng.uniform(0.3, 1.6))
-        return self._label(rng, image, [_visible(p) for p in placed])
+    def tile(self, rng: np.random.Generator, pool: Pool) -> Tile:
+        """One labelled tile of a photo in ``pool``."""
+        config = self.config
+        photo, instance = pool.an_object(rng, by_size=config.balance_sizes > 0 and rng.random() < config.balance_sizes)
+        image, inside, placed = self._background(rng, photo, instance)
+        for _ in range(int(rng.integers(min(1, config.pasted), config.pasted + 1))):
+            self.paster.paste(rng, image, inside, placed)
+        if rng.random() < config.blurred:
+            image = shrink_and_enlarge(image, 2 ** rng.uniform(0.3, 1.6))
+        return self._label(rng, image, [visible(p, config.most_hidden) for p in placed], photo.complete)
 
-    def _background(self, rng: np.random.Generator) -> tuple[Array, Region, list[Placed]]:
+    def _label(self, rng: np.random.Generator, image: Array, placed: list[Placed], complete: bool) -> Tile:
+        return label(rng, image, placed, self.config, self.window, complete=complete)
+
+    def _background(
+        self, rng: np.random.Generator, photo: Photo, instance: Instance
+    ) -> tuple[Array, Region, list[Placed]]:
         """A piece of a photo, the region of the tile that shows the photo, and the objects on it."""
-        config, side = self.config, self.config.side
-        photo = self.photos[rng.integers(len(self.photos))]
-        left, top, w, h = photo.instances[rng.integers(len(photo.instances))].box
-        scale = self._object_scale(rng, max(w, h), config.positive_octaves)
-        anchored = rng.random() < config.anchored
-        if not anchored:
-            # Uniform in scale, not in octaves: a pyramid has most of its windows at fine scales, and most are empty.
-            scale = rng.uniform(*config.free_scales)
+        side = self.config.side
+        left, top, w, h = instance.box
+        scale, anchored = self._scale(rng, max(w, h), photo.complete)
         x = self._offset(rng, photo.width * scale, (left + w / 2) * scale if anchored else None)
         y = self._offset(rng, photo.height * scale, (top + h / 2) * scale if anchored else None)
 
         def cut(layer: Array, fill: int) -> tuple[Array, Region]:
             return resample(layer, (x, y), scale, side, fill)
 
-        image, inside = cut(self.folder.load(photo), GREY_BYTE)
+        image, inside = cut(self.data.load(photo), GREY_BYTE)
         image[inside] = jitter_colours(rng, image[inside])
         placed = [p for i in photo.instances if (p := self._place(i, (x, y), scale, cut)) is not None]
         if rng.random() < 0.5:
@@ -161,10 +173,20 @@ class TileBatches(Dataset[TileBatch]):
             placed = [p._replace(mask=p.mask[:, ::-1].copy(), x=side - p.x) for p in placed]
         return image, inside, placed
 
-    def _object_scale(self, rng: np.random.Generator, longest: float, octaves: float) -> float:
-        """A scale that brings an object with a ``longest`` side to the canonical size, up to so many ``octaves``."""
-        canonical = CANONICAL * self.window
-        return min(self.config.max_enlargement, canonical / max(longest, 1) * 2 ** rng.uniform(-octaves, octaves))
+    def _scale(self, rng: np.random.Generator, longest: float, complete: bool) -> tuple[float, bool]:
+        """The photo's scale on a tile, and whether the object with a ``longest`` side must be on it."""
+        config = self.config
+        scale = object_scale(rng, longest, config.positive_octaves, config, self.window)
+        if rng.random() < config.anchored:
+            return scale, True
+        if complete:
+            # Uniform in scale, not in octaves: a pyramid has most of its windows at fine scales, and most are empty.
+            return rng.uniform(*config.free_scales), False
+        # Beside its objects a partially annotated photo teaches nothing, so the tile shows the object, or its parts.
+        if config.part_negatives:
+            larger = CANONICAL * self.window * 2 ** rng.uniform(*PART_OCTAVES)
+            scale = min(config.max_enlargement, larger / max(longest, 1))
+        return scale, True
 
     def _offset(self, rng: np.random.Generator, length: float, centre: float | None) -> float:
         """Start of the tile on an axis of the scaled photo. Up to half a window may lie outside, as at inference."""
@@ -190,94 +212,8 @@ class TileBatches(Dataset[TileBatch]):
             return None
         mask = cut(instance.mask().astype(np.uint8) * 255, 0)[0] > 127
         whole = x >= 0 and y >= 0 and x + w <= side and y + h <= side
-        return Placed(mask, x + w / 2, y + h / 2, max(w, h), whole and not instance.crowd)
-
-    def _paste(self, rng: np.random.Generator, image: Array, inside: Region, placed: list[Placed]) -> None:
-        """Paste one object onto the tile, in place, with its centre on the photo."""
-        side = self.config.side
-        pixels, alpha = self._shape(rng) if rng.random() < self.config.shapes else self._cutout(rng)
-        longest = max(alpha.shape)
-        scale = self._object_scale(rng, longest, 0.6)
-        angle = rng.normal(0, 10)
-        size = max(2, round(alpha.shape[1] * scale)), max(2, round(alpha.shape[0] * scale))
-        flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
-        layers = np.dstack([jitter_colours(rng, pixels), alpha])[:, flip]
-        turned = Image.fromarray(layers).resize(size, Image.Resampling.BILINEAR)
-        layers = np.asarray(turned.rotate(angle, Image.Resampling.BILINEAR, expand=True))
-        height, width = layers.shape[:2]
-        # Roughly the range of the centres of windows on the grid.
-        margin = self.window / 2 - STRIDE
-        low, high = (np.clip([getattr(i, end) for i in inside], margin, side - margin) for end in ("start", "stop"))
-        centre = rng.uniform(low, high)
-        top, left = int(centre[0] - height / 2), int(centre[1] - width / 2)
-        y, x = max(0, top), max(0, left)
-        layers = layers[y - top : side - top, x - left : side - left]
-        target = image[y : y + layers.shape[0], x : x + layers.shape[1]]
-        opacity = layers[..., 3:].astype(np.float32) / 255
-        target[:] = target + (layers[..., :3] - target.astype(np.float32)) * opacity + 0.5
-        mask = np.zeros((side, side), dtype=bool)
-        mask[y : y + layers.shape[0], x : x + layers.shape[1]] = layers[..., 3] > 127
-        for i, other in enumerate(placed):
-            placed[i] = other._replace(mask=other.mask & ~mask)
-        whole = top >= 0 and left >= 0 and top + height <= side and left + width <= side
-        placed.append(Placed(mask, left + width / 2, top + height / 2, max(height, width), whole))
-
-    def _cutout(self, rng: np.random.Generator) -> tuple[Array, Array]:
-        """An object cut out of some photo: the pixels of its box, (h, w, 3), and opacity (h, w)."""
-        for _ in range(20):
-            photo = self.photos[rng.integers(len(self.photos))]
-            instance = photo.instances[rng.integers(len(photo.instances))]
-            if not instance.crowd and _complete(photo, instance):
-                mask = instance.mask()
-                rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-                if len(rows) >= 24 or len(cols) >= 24:
-                    box = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
-                    return self.folder.load(photo)[box], mask[box].astype(np.uint8) * 255
-        return self._shape(rng)
-
-    def _shape(self, rng: np.random.Generator) -> tuple[Array, Array]:
-        """A generated shape with a texture, often a piece of some photo: pixels (h, w, 3) and opacity (h, w)."""
-        shape = random_shape(rng, int(rng.integers(48, 129)))
-        photo = self.photos[rng.integers(len(self.photos))]
-        texture = random_texture(rng, shape.shape[0], shape.shape[1], [Image.fromarray(self.folder.load(photo))])
-        return np.clip(texture, 0, 255).astype(np.uint8), shape.astype(np.uint8) * 255
-
-    def _label(self, rng: np.random.Generator, image: Array, placed: list[Placed]) -> Tile:
-        """Choose positive and negative windows of the tile's grid."""
-        config = self.config
-        cells = (config.side - self.window) // STRIDE + 1
-        row, col = (grid.ravel() for grid in np.indices((cells, cells)))
-        centre = self.window / 2
-        objects = np.array([(p.y, p.x, p.longest) for p in placed]).reshape(-1, 3)
-        usable = np.array([p.usable for p in placed], dtype=bool)
-        distance = np.hypot(
-            row[:, None] * STRIDE + centre - objects[:, 0], col[:, None] * STRIDE + centre - objects[:, 1]
-        )
-        octaves = np.abs(np.log2(np.maximum(objects[:, 2], 1) / (CANONICAL * self.window)))[None]
-        good = (distance <= config.positive_distance) & (octaves <= config.positive_octaves) & usable
-        far = ((distance > config.negative_distance) | (octaves > config.negative_octaves)).all(1)
-        near = far & ((distance < 3 * config.negative_distance) & (octaves < 2)).any(1)
-        # A window that fits several objects belongs to the one that it fits best.
-        misfit = distance / config.positive_distance + octaves / config.positive_octaves
-        owner = np.where(good, misfit, np.inf).argmin(1) if len(placed) else np.zeros(len(row), dtype=int)
-        positives = _choose(rng, np.flatnonzero(good.any(1)), config.positives)
-        hard = _choose(rng, np.flatnonzero(near), config.negatives // 2)
-        rest = np.setdiff1d(np.flatnonzero(far), hard)
-        negatives = np.concatenate([hard, _choose(rng, rest, config.negatives - len(hard))])
-        masks = np.zeros((len(positives), self.window, self.window), dtype=np.uint8)
-        for mask, i in zip(masks, positives, strict=True):
-            y, x = row[i] * STRIDE, col[i] * STRIDE
-            mask[:] = placed[owner[i]].mask[y : y + self.window, x : x + self.window]
-        chosen = np.concatenate([positives, negatives])
-        return Tile(image, np.stack([row[chosen], col[chosen]], axis=1), masks)
-
-
-class Tile(NamedTuple):
-    """One tile: image (side, side, 3), (row, col) of its windows, positives first, and the positives' masks."""
-
-    image: Array
-    cells: npt.NDArray[np.int64]
-    masks: Array
+        usable = whole and not instance.crowd
+        return Placed(mask, x + w / 2, y + h / 2, max(w, h), usable, instance.crowd, int(mask.sum()))
 
 
 def collate(tiles: list[Tile]) -> TileBatch:
@@ -293,64 +229,9 @@ def collate(tiles: list[Tile]) -> TileBatch:
     return TileBatch(image, windows, torch.from_numpy(np.concatenate([t.masks for t in tiles])))
 
 
-def resample(layer: Array, origin: tuple[float, float], scale: float, side: int, fill: int) -> tuple[Array, Region]:
-    """The square of ``side`` pixels at ``origin`` (x, y) of ``layer`` after scaling by ``scale``.
-
-    Pixels outside the layer are ``fill``. Returns the square, and the rows and columns that are inside.
-    """
-    out = np.full((side, side, *layer.shape[2:]), fill, dtype=np.uint8)
-    spans = []
-    for start, length in zip(origin, (layer.shape[1], layer.shape[0]), strict=True):
-        first, last = max(0, round(-start)), min(side, round(length * scale - start))
-        low = max(0.0, (first + start) / scale)
-        spans.append((first, last, low, min(float(length), (last + start) / scale)))
-    (x0, x1, left, right), (y0, y1, top, bottom) = spans
-    if x1 > x0 and y1 > y0 and right > left and bottom > top:
-        piece = Image.fromarray(layer).resize(
-            (x1 - x0, y1 - y0), Image.Resampling.BILINEAR, (left, top, right, bottom), reducing_gap=2.0
-        )
-        out[y0:y1, x0:x1] = np.asarray(piece)
-    return out, (slice(y0, max(y0, y1)), slice(x0, max(x0, x1)))
-
-
-def jitter_colours(rng: np.random.Generator, image: Array) -> Array:
-    """Change brightness, contrast, white balance and saturation at random; one image in 20 becomes greyscale."""
-    saturation = 0.0 if rng.random() < 0.05 else 2 ** rng.uniform(-0.7, 0.5)
-    gain = 2 ** (rng.uniform(-0.45, 0.45) + rng.uniform(-0.15, 0.15, 3))
-    offset = rng.uniform(-20, 20)
-    # Saturation, gain and white balance are linear in the colours, so one 3 x 3 matrix does them all.
-    weights = np.array([0.299, 0.587, 0.114])
-    matrix = (saturation * np.eye(3) + (1 - saturation) * weights[:, None]) * gain
-    return (
-        np.clip(image.reshape(-1, 3) @ matrix.astype(np.float32) + np.float32(offset), 0, 255)
-        .astype(np.uint8)
-        .reshape(image.shape)
-    )
-
-
-def _shrink_and_enlarge(image: Array, factor: float) -> Array:
-    """The image shrunk by ``factor`` and enlarged again, which blurs it."""
-    side = image.shape[0]
-    small = Image.fromarray(image).resize((round(side / factor),) * 2, Image.Resampling.BILINEAR)
-    return np.array(small.resize((side, side), Image.Resampling.BILINEAR))
-
-
-def _complete(photo: Photo, instance: Instance) -> bool:
-    """Whether an object lies wholly inside its photo, away from the border that may cut it."""
-    x, y, w, h = instance.box
-    return x > 2 and y > 2 and x + w < photo.width - 2 and y + h < photo.height - 2
-
-
-def _visible(placed: Placed) -> Placed:
-    """The object with the centre and size of its visible pixels; not usable if fewer than ``SMALLEST`` are visible."""
-    rows, cols = np.flatnonzero(placed.mask.any(1)), np.flatnonzero(placed.mask.any(0))
-    if not placed.usable or len(rows) == 0:
-        return placed._replace(usable=False)
-    height, width = rows[-1] + 1 - rows[0], cols[-1] + 1 - cols[0]
-    y, x = rows[0] + height / 2, cols[0] + width / 2
-    return placed._replace(x=x, y=y, longest=max(height, width), usable=placed.mask.sum() >= SMALLEST)
-
-
-def _choose(rng: np.random.Generator, items: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """At most ``count`` of the items, at random."""
-    return rng.permutation(items)[:count]
+def _with_objects(folder: CocoFolder) -> list[Photo]:
+    """The photos of a folder that have an object. Raises ``DataError`` if there is none, or only crowds."""
+    photos = [photo for photo in folder.photos if photo.instances]
+    if not any(not i.crowd for photo in photos for i in photo.instances):
+        raise DataError(f"{folder.annotation_file}: no photo with an object to train on (crowds do not count)")
+    return photos

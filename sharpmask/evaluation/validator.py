@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..data.coco import CocoFolder
+from ..data.mixture import Mixture
 from ..data.sampling import PatchSampler
 from ..devices import to_device
 from ..models import DeepMask, ModelConfig, SharpMask
@@ -15,12 +16,16 @@ from .patches import PatchMetrics, resize_masks
 
 
 class Validator:
-    """Patch metrics of a model's masks and scores on fixed samples of a folder (DeepMask, section 5)."""
+    """Patch metrics of a model's masks and scores on fixed samples of a folder (DeepMask, section 5).
 
-    def __init__(self, folder: CocoFolder, config: ModelConfig, *, samples: int, batch_size: int = 32) -> None:
+    Without a completely annotated photo, nothing is known to be a negative, and scores are not measured.
+    """
+
+    def __init__(self, data: CocoFolder | Mixture, config: ModelConfig, *, samples: int, batch_size: int = 32) -> None:
         shape: dict[str, Any] = {"window": config.window, "context": config.context, "seed": 2}
-        self.masks = PatchSampler(folder, head="mask", mask_size=config.window, **shape)
-        self.scores = PatchSampler(folder, head="score", **shape)
+        self.masks = PatchSampler(data, head="mask", mask_size=config.window, **shape)
+        complete = any(photo.complete for part in Mixture.of(data).folders for photo in part.photos)
+        self.scores = PatchSampler(data, head="score", **shape) if complete else None
         self.chunks = [range(samples)[i : i + batch_size] for i in range(0, samples, batch_size)]
 
     @torch.no_grad()
@@ -37,6 +42,8 @@ class Validator:
             coarse.add_masks(resize_masks(model.coarse(code), target), target)
             if isinstance(model, SharpMask):
                 refined.add_masks(model.refine_patch(taps, code), target)
+            if self.scores is None:
+                continue
             batch = to_device(self.scores.batch(chunk), device)
             score.add_scores(model.score_patch(model.taps(batch["image"])), batch["target"])
         named = {"coarse_": coarse, "refined_": refined, "": score}

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..data.coco import CocoFolder
+from ..data.mixture import Mixture
 from ..data.sampling import PatchBatches, PatchSampler
 from ..data.tiles import TileBatches
 from ..devices import to_device
@@ -21,11 +22,11 @@ COARSE_SHARE = 0.7
 """Side of the masks that coarse masks are trained on, as a share of the window's (112 of 160 in the released code)."""
 
 
-def make_batches(folder: CocoFolder, config: TrainConfig, rank: int) -> Dataset[Any]:
+def make_batches(data: CocoFolder | Mixture, config: TrainConfig, rank: int) -> Dataset[Any]:
     """Batches of patches or tiles by step, as ``config`` says, for the process ``rank``."""
     model = config.model
     if config.sampling == "dense":
-        batches = TileBatches(folder, config.tiles, window=model.window, seed=config.seed, rank=rank)
+        batches = TileBatches(data, config.tiles, window=model.window, seed=config.seed, rank=rank)
         batches.check_objects()
         return batches
     shape: dict[str, Any] = {
@@ -34,12 +35,13 @@ def make_batches(folder: CocoFolder, config: TrainConfig, rank: int) -> Dataset[
         "rule": config.rule,
         "seed": config.seed,
     }
+    score_share = config.score_share if "score" in TERMS[config.stage] else 0.0
     side = model.window if "refined" in TERMS[config.stage] else round(model.window * COARSE_SHARE)
     return PatchBatches(
-        PatchSampler(folder, head="mask", mask_size=side, **shape),
-        PatchSampler(folder, head="score", **shape),
+        PatchSampler(data, head="mask", mask_size=side, **shape),
+        PatchSampler(data, head="score", **shape) if score_share else None,
         batch_size=config.batch_size,
-        score_share=config.score_share if "score" in TERMS[config.stage] else 0.0,
+        score_share=score_share,
         seed=config.seed,
         rank=rank,
         world_size=world_size(),
@@ -47,22 +49,23 @@ def make_batches(folder: CocoFolder, config: TrainConfig, rank: int) -> Dataset[
 
 
 def load_batches(
-    folder: CocoFolder, batches: Dataset[Any], steps: range, *, workers: int, device: torch.device
+    data: Mixture, batches: Dataset[Any], steps: range, *, workers: int, device: torch.device
 ) -> Iterator[Any]:
     """The batches of ``steps`` in order, on ``device``.
 
-    What the workers leave out of ``folder`` is added to its ``skipped``. Raises the ``DataError`` that stopped a
+    What the workers leave out of ``data`` is added to its ``skipped``. Raises the ``DataError`` that stopped a
     batch.
     """
     # Workers only decode and sample: they call no kernel and need no threads of their own.
     loader = DataLoader(
-        _Reporting(folder, batches),
+        _Reporting(data, batches),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        worker_init_fn=_share_cache,
     )
-    skipped = folder.skipped
+    skipped = data.skipped
     for batch, lines in loader:
         skipped += [line for line in lines if line not in skipped]
         if isinstance(batch, DataError):
@@ -105,11 +108,18 @@ class _Reported(NamedTuple):
 class _Reporting(Dataset[_Reported]):
     """Batches together with errors and skipped entries, which a worker process would otherwise lose."""
 
-    def __init__(self, folder: CocoFolder, batches: Dataset[Any]) -> None:
-        self.folder, self.batches = folder, batches
+    def __init__(self, data: Mixture, batches: Dataset[Any]) -> None:
+        self.data, self.batches = data, batches
 
     def __getitem__(self, step: int) -> _Reported:
         try:
-            return _Reported(self.batches[step], self.folder.skipped)
+            return _Reported(self.batches[step], self.data.skipped)
         except DataError as error:
-            return _Reported(error, self.folder.skipped)
+            return _Reported(error, self.data.skipped)
+
+
+def _share_cache(number: int) -> None:
+    """Make the caches of all workers together as large as that of one process."""
+    worker = get_worker_info()
+    if worker is not None:
+        worker.dataset.data.share_cache(worker.num_workers)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..checkpoint import load_model, save_model, save_tensors
 from ..data.coco import CocoFolder
+from ..data.mixture import Mixture
 from ..errors import DataError
 from ..evaluation import Validator
 from ..files import output_folder, write_text
@@ -93,19 +94,31 @@ class Run:
         self.record = make_record(config)
         if resumed:
             self._load_state()
-        self.folder = self._read_folder(config.dataset, config.annotations)
-        self.batches = make_batches(self.folder, config, rank)
+        self.data, held_out = self._read_data()
+        self.batches = make_batches(self.data, config, rank)
         self.validator = None
-        if config.validation is not None and rank == 0:
-            folder = self._read_folder(config.validation, config.validation_annotations)
-            samples = config.validation_samples
-            self.validator = Validator(folder, self.model.config, samples=samples)
+        if config.validation is not None:
+            held_out = Mixture([self._read_folder(config.validation, config.validation_annotations)])
+        if held_out is not None and rank == 0:
+            self.validator = Validator(held_out, self.model.config, samples=config.validation_samples)
         if rank == 0:
             settings = to_plain(replace(config, resume=False, change=()))
             write_text(config.out / SETTINGS, as_yaml(settings))
             self.log = Log(config.out, self.step)
 
-    def _read_folder(self, path: Path, annotations: Path | None) -> CocoFolder:
+    def _read_data(self) -> tuple[Mixture, Mixture | None]:
+        """The data to train on, and the photos held out, if any."""
+        config, sets = self.config, self.config.data_sets()
+        folders = [self._read_folder(data.folder, data.annotations, partial=config.partial) for data in sets]
+        known = {photo.path.name for folder in folders for photo in folder.photos}
+        for name in config.held_out:
+            if name not in known:
+                raise DataError(f"held_out must name photos of the data sets, got {name!r}")
+        pairs = [folder.split(set(config.held_out)) for folder in folders]
+        held_out = [held for _, held in pairs if held.photos]
+        return Mixture([rest for rest, _ in pairs], [d.weight for d in sets]), Mixture(held_out) if held_out else None
+
+    def _read_folder(self, path: Path, annotations: Path | None, *, partial: bool = False) -> CocoFolder:
         config = self.config
         folder = CocoFolder(
             path,
@@ -114,17 +127,18 @@ class Run:
             skip_bad=config.skip_bad,
             exif=config.exif,
             links=config.links,
+            partial=partial,
         )
         for note in folder.notes:
             self._say(note)
-        self._say_skipped(folder)
+        self._say_skipped(folder.skipped)
         return folder
 
     def loop(self) -> None:
         """Train to the last step. Log, validate and save on the way."""
         config = self.config
         steps = range(self.step, config.steps)
-        batches = Waits(load_batches(self.folder, self.batches, steps, workers=config.workers, device=self.device))
+        batches = Waits(load_batches(self.data, self.batches, steps, workers=config.workers, device=self.device))
         with make_progress(self.console) as progress:
             task = progress.add_task(config.stage, total=config.steps, completed=self.step, loss="")
             for batch in batches:
@@ -279,13 +293,13 @@ class Run:
             average.copy_(own.detach() if saved is None else saved)
 
     def _finish(self) -> None:
-        self._say_skipped(self.folder)
+        self._say_skipped(self.data.skipped)
         self.log.close()
         self._say(f"checkpoint: {self.config.out / CHECKPOINT}")
 
-    def _say_skipped(self, folder: CocoFolder) -> None:
-        if folder.skipped:
-            self._say(f"left out {len(folder.skipped)} broken images or annotations, first: {folder.skipped[0]}")
+    def _say_skipped(self, lines: list[str]) -> None:
+        if lines:
+            self._say(f"left out {len(lines)} broken images or annotations, first: {lines[0]}")
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

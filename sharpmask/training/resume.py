@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..data.data_set import DataSet
 from ..data.layouts import find_annotations
 from ..errors import DataError
 from ..plain import nearest, to_plain
@@ -52,7 +53,7 @@ class State(NamedTuple):
 def make_record(config: TrainConfig) -> Record:
     """What the rest of a run of these settings must share with it."""
     record = {k: v for k, v in _flat(to_plain(config)) if k.partition(".")[0] not in FREE}
-    record["dataset"] = _fingerprint(config.dataset, config.annotations)
+    record["dataset"] = " ".join(map(_name, config.data_sets()))
     if config.validation is not None:
         record["validation"] = _fingerprint(config.validation, config.validation_annotations)
     return record | {"processes": world_size()}
@@ -60,7 +61,9 @@ def make_record(config: TrainConfig) -> Record:
 
 def check_record(saved: Record, now: Record, config: TrainConfig) -> set[str]:
     """The names of what differs. Raises ``DataError`` that lists the differences that ``config`` does not allow."""
-    saved = {"precision": "fp32", **saved}  # older runs had no other
+    # Of a setting that came later, older runs had the default.
+    defaults = dict(_flat(to_plain(TrainConfig(dataset=(Path(),), out=Path()))))
+    saved = {k: v for k, v in defaults.items() if k.partition(".")[0] not in FREE} | saved
     known = {*now, *(name.partition(".")[0] for name in now)}
     for name in config.change:
         if name not in known:
@@ -125,6 +128,12 @@ def _flat(plain: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _name(data: DataSet) -> str:
+    """A data set by its annotations, and by its weight if it has one."""
+    name = _fingerprint(data.folder, data.annotations)
+    return name if data.weight == 1 else f"{name}:{data.weight:g}"
 
 
 def _fingerprint(folder: Path, annotations: Path | None) -> str:

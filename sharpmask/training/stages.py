@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from ..data.data_set import DataSet, data_sets
 from ..data.links import Links
 from ..data.orientation import Exif
 from ..data.tile_config import TileConfig
@@ -47,12 +49,16 @@ class TrainConfig(Settings):
     Raises ``DataError`` for settings that are out of range or do not fit together.
     """
 
-    dataset: Path
-    """Folder with images and a COCO instances file."""
+    dataset: Annotated[tuple[Path, ...], Length(1, 1000)]
+    """Folders with images and a COCO instances file. FOLDER:NUMBER weighs one of several: how often it is drawn."""
     out: Path
     """Folder of the run: checkpoints, log and settings."""
-    annotations: Path | None = None
-    """COCO instances file of ``dataset``, if it is not in a standard place."""
+    annotations: tuple[Path, ...] = ()
+    """COCO instances file of each ``dataset``, if they are not in a standard place."""
+    partial: bool = False
+    """The photos hold objects without an annotation, so they give no negatives. Files can say this, too."""
+    held_out: tuple[str, ...] = ()
+    """Photos, by file name, not to train on. Without ``validation`` they are those to validate on."""
     stage: tyro.conf.Suppress[StageName] = "deepmask"
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     trunk_weights: str | None = None
@@ -60,7 +66,7 @@ class TrainConfig(Settings):
     start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Checkpoint to start from. The model takes the sizes of its trunk and heads."""
     validation: Path | None = None
-    """Folder like ``dataset`` to validate on. Without one there is no validation."""
+    """Folder like ``dataset`` to validate on. Without one, and without ``held_out``, there is no validation."""
     validation_annotations: Path | None = None
     """COCO instances file of ``validation``, if it is not in a standard place."""
     categories: tuple[str, ...] = ()
@@ -146,7 +152,13 @@ class TrainConfig(Settings):
     """Settings that may differ from those of the run that is continued, which are otherwise refused."""
 
     def __post_init__(self) -> None:
+        # One data set needs no list.
+        for name in ("dataset", "annotations"):
+            value = getattr(self, name)
+            if value is None or isinstance(value, str | PathLike):
+                object.__setattr__(self, name, () if value is None else (value,))
         super().__post_init__()
+        self.data_sets()
         if self.stage != "deepmask" and self.model.architecture != "sharpmask":
             raise DataError(f"architecture must be 'sharpmask' in stage {self.stage!r}")
         if len(self.milestones) != len(self.factors):
@@ -155,6 +167,10 @@ class TrainConfig(Settings):
             raise DataError(f"change is for a run that is resumed, got {', '.join(self.change)} without resume")
         if any(late <= early for early, late in pairwise(self.milestones)):
             raise DataError(f"milestones must rise, got {self.milestones}")
+
+    def data_sets(self) -> tuple[DataSet, ...]:
+        """The data sets to train on."""
+        return () if self.dataset is tyro.MISSING else data_sets(self.dataset, self.annotations)
 
 
 SMALL = ModelConfig(

@@ -40,3 +40,19 @@ def write(root: Path, *entries: Any) -> Path:
     photo(root / "images" / "1.png")
     (root / "instances.json").write_text(json.dumps(document(*entries)))
     return root
+
+
+def squares(root: Path, *photos: dict[str, Any], colour: int = 0, side: int = 30, info: Any = None) -> Path:
+    """A folder of photos of 120 x 160 pixels in a shade of green, each with a red square; ``photos`` are their keys."""
+    (root / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for key, more in enumerate(photos, 1):
+        pixels = np.full((120, 160, 3), (0, colour, 0), np.uint8)
+        pixels[40 : 40 + side, 50 : 50 + side] = (200, colour, 0)
+        Image.fromarray(pixels).save(root / "images" / f"{root.name}{key}.png")
+        images.append({"id": key, "file_name": f"{root.name}{key}.png", "height": 120, "width": 160, **more})
+        polygon = [50, 40, 50 + side, 40, 50 + side, 40 + side, 50, 40 + side]
+        annotations.append({"id": key, "image_id": key, "category_id": 1, "segmentation": [polygon]})
+    document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
+    (root / "instances.json").write_text(json.dumps(document | ({} if info is None else {"info": info})))
+    return root

@@ -124,7 +124,7 @@ def test_a_left_out_object_is_an_ignored_region(tmp_path: Path, name: str) -> No
     assert (ignored.box, ignored.category_id) == (box, 1)
     assert len(folder.photos[0].instances) == 3
     assert len({instance.id for instance in folder.photos[0].instances}) == 3
-    assert folder.photos[0].background
+    assert folder.photos[0].complete
 
 
 @pytest.mark.parametrize("nothing", [[], [1.0], [30, 20, 40, 20]])
@@ -142,16 +142,16 @@ def test_a_broken_polygon_that_draws_nothing_is_left_out_alone(tmp_path: Path, n
 def test_a_photo_with_an_object_that_nobody_can_locate_teaches_no_background(tmp_path: Path) -> None:
     lost = entry(2, [NAN] * 6, bbox=[0, 0, 0, 0])
     folder = CocoFolder(write(tmp_path, entry(1, GOOD), lost), skip_bad=True)
-    assert not folder.photos[0].background
+    assert not folder.photos[0].complete
     assert [instance.id for instance in folder.photos[0].instances] == [1]
     assert (
         "photos with an object left out that cannot be located, which teach no background: 1; first: image 1"
         in (folder.notes[0])
     )
-    with pytest.raises(DataError, match="no photo with an object to train on"):
-        TileBatches(folder, TileConfig(side=64), window=48)
+    with pytest.raises(DataError, match=r"must hold a completely annotated photo, .* got none; .*part-negatives"):
+        TileBatches(folder, TileConfig(side=64), window=48).check_objects()
     assert PatchSampler(folder, head="mask").sample(0)
-    with pytest.raises(DataError, match="must hold a photo whose background is known, got none"):
+    with pytest.raises(DataError, match=r"must hold a completely annotated photo, .* got none; .*--score-share 0"):
         PatchSampler(folder, head="score")
 
 

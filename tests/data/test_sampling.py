@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sharpmask.data import sampling
+from sharpmask.data.augment import cut_mask, cut_square
 from sharpmask.data.coco import CocoFolder
 from sharpmask.data.sampling import (
     MaskSample,
@@ -22,8 +23,6 @@ from sharpmask.data.sampling import (
     PatchSampler,
     Rule,
     ScoreSample,
-    cut_mask,
-    cut_square,
 )
 from sharpmask.errors import DataError
 

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sharpmask.data import tiles
+from sharpmask.data import pasting, tiles
+from sharpmask.data.augment import resample
 from sharpmask.data.coco import CocoFolder
-from sharpmask.data.tiles import TileBatch, TileBatches, TileConfig, resample
+from sharpmask.data.labels import Placed, Tile
+from sharpmask.data.tiles import TileBatch, TileBatches, TileConfig
 from sharpmask.errors import DataError
 
 WINDOW, SIDE = 48, 128
@@ -51,11 +53,11 @@ def folder(synth: Path) -> CocoFolder:
 class Spied(TileBatches):
     """Keeps what every tile shows, as it was before labelling."""
 
-    seen: list[list[tiles.Placed]]
+    seen: list[list[Placed]]
 
-    def _label(self, rng: np.random.Generator, image: np.ndarray, placed: list[tiles.Placed]) -> tiles.Tile:
+    def _label(self, rng: np.random.Generator, image: np.ndarray, placed: list[Placed], complete: bool) -> Tile:
         self.__dict__.setdefault("seen", []).append(placed)
-        return super()._label(rng, image, placed)
+        return super()._label(rng, image, placed, complete)
 
 
 def window_geometry(batch: TileBatch) -> list[tuple[int, float, float]]:
@@ -155,7 +157,8 @@ def paint_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     def paint(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         return np.full_like(image, 10 * next(number))
 
-    monkeypatch.setattr(tiles, "jitter_colours", paint)
+    for module in (tiles, pasting):
+        monkeypatch.setattr(module, "jitter_colours", paint)
 
 
 def core(mask: np.ndarray) -> np.ndarray:
@@ -244,7 +247,7 @@ def test_a_crowd_is_never_cut_out(tmp_path: Path) -> None:
     crowd = {"image_id": 1, "segmentation": box_rle(96, 96, 20, 20, 40, 40), "iscrowd": 1}
     tiny = {"image_id": 1, "segmentation": box_rle(96, 96, 90, 90, 2, 2)}
     batches = TileBatches(CocoFolder(write_folder(tmp_path / "c", [photo], [crowd, tiny])), CONFIG, window=WINDOW)
-    _, alpha = batches._cutout(np.random.default_rng(0))
+    _, alpha = batches.paster.cutout(np.random.default_rng(0))
     assert alpha.shape != (40, 40), "came the crowd's box instead of a made-up shape"
 
 

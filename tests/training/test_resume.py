@@ -44,7 +44,7 @@ def make_settings(model: DeepMask, dataset: Path, out: Path, **changes: Any) -> 
         "workers": 0,
         "threads": 1,
     }
-    return TrainConfig(dataset=dataset, out=out, **(stage_defaults("joint") | short | changes))
+    return TrainConfig(dataset=(dataset,), out=out, **(stage_defaults("joint") | short | changes))
 
 
 @pytest.fixture
@@ -126,9 +126,9 @@ def test_other_annotations_are_another_data_set(started: TrainConfig, synth: Pat
     same, other = tmp_path / "same.json", tmp_path / "other.json"
     same.write_text(text)
     other.write_text(text + " ")
-    train(replace(started, annotations=same, steps=3, resume=True), QUIET)
+    train(replace(started, annotations=(same,), steps=3, resume=True), QUIET)
     refused(
-        replace(started, annotations=other, steps=4), "dataset '[0-9a-f]{16}' -> '[0-9a-f]{16}'; .*--change dataset$"
+        replace(started, annotations=(other,), steps=4), "dataset '[0-9a-f]{16}' -> '[0-9a-f]{16}'; .*--change dataset$"
     )
     refused(replace(started, validation=synth, steps=4, validation_samples=1), "validation_samples 512 -> 1")
 

@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 def settings(dataset: Path, start: Path, out: Path, steps: int) -> TrainConfig:
     short: dict[str, Any] = {"batch_size": 4, "steps": steps, "lr": 0.01, "workers": 0, "threads": 1}
-    return TrainConfig(dataset=dataset, start_from=start, out=out, **(stage_defaults("sharpmask") | short))
+    return TrainConfig(dataset=(dataset,), start_from=start, out=out, **(stage_defaults("sharpmask") | short))
 
 
 @pytest.mark.parametrize("steps", [20, pytest.param(300, marks=pytest.mark.slow)])

@@ -70,7 +70,8 @@ class Steps:
             "workers": 0,
         }
         settings = stage_defaults(stage) | STAGES[stage] | short | changes
-        train(TrainConfig(dataset=self.dataset, out=self.out / str(len(list(self.out.iterdir()))), **settings), QUIET)
+        out = self.out / str(len(list(self.out.iterdir())))
+        train(TrainConfig(dataset=(self.dataset,), out=out, **settings), QUIET)
         return self.losses
 
 

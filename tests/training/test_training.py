@@ -72,7 +72,7 @@ def settings(synth: Path, tiny: ModelConfig, tiny_checkpoint: Path, tmp_path: Pa
             "workers": 0,
             "threads": 1,
         }
-        return TrainConfig(dataset=synth, out=tmp_path / name, **(stage_defaults(stage) | short | changes))
+        return TrainConfig(dataset=(synth,), out=tmp_path / name, **(stage_defaults(stage) | short | changes))
 
     return make
 
@@ -270,7 +270,7 @@ def test_frozen_stages_never_learn(settings: Factory) -> None:
 
 
 def test_the_papers_learning_rates(settings: Factory) -> None:
-    config = TrainConfig(dataset=Path(), out=Path(), **stage_defaults("deepmask"))
+    config = TrainConfig(dataset=(Path(),), out=Path(), **stage_defaults("deepmask"))
     assert config.steps == 300 * 4000 and config.batch_size == 32 and config.score_share == 0.5
     assert config.momentum == 0.9 and config.weight_decay == 5e-5
     # In epochs of 4000 batches.
@@ -305,7 +305,7 @@ def soft_margin(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 def patches(run: Run, kind: str) -> dict[str, Any]:
-    return next(b for b in (make_batches(run.folder, run.config, 0)[i] for i in range(20)) if b["kind"] == kind)
+    return next(b for b in (make_batches(run.data, run.config, 0)[i] for i in range(20)) if b["kind"] == kind)
 
 
 def test_losses_of_patches_are_the_papers(settings: Factory, tiny_sharpmask: SharpMask) -> None:
@@ -344,7 +344,7 @@ def test_each_stage_has_its_own_terms(settings: Factory, tiny_sharpmask: SharpMa
         config = settings(stage, stage, sampling="patches")
         run = Run(config, 0, QUIET)
         assert set(patch_losses(tiny_sharpmask, patches(run, "mask"), config)) == names
-        kinds = {batch["kind"] for batch in (make_batches(run.folder, config, 0)[i] for i in range(12))}
+        kinds = {batch["kind"] for batch in (make_batches(run.data, config, 0)[i] for i in range(12))}
         assert kinds == ({"mask"} if stage == "sharpmask" else {"mask", "score"})
 
 
@@ -473,7 +473,7 @@ train(from_plain(TrainConfig, yaml.safe_load(Path({str(tmp_path / "c.yaml")!r}).
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     expected = average_by_hand(config)
-    kinds = [batch["kind"] for batch in (make_batches(CocoFolder(config.dataset), config, 0)[i] for i in range(4))]
+    kinds = [batch["kind"] for batch in (make_batches(CocoFolder(config.dataset[0]), config, 0)[i] for i in range(4))]
     assert set(kinds) == {"mask", "score"} and "mask" in kinds[:-1] and "score" in kinds[:-1]
     for step in range(4):
         states = [load_file(tmp_path / f"{rank}-{step}") for rank in range(2)]
@@ -494,7 +494,7 @@ def average_by_hand(config: TrainConfig) -> dict[str, Tensor]:
     """Weights after one step on the mean gradient of both processes' batches."""
     torch.manual_seed(config.seed)
     model = from_config(config.model)
-    sampler = make_batches(CocoFolder(config.dataset), config, 0)
+    sampler = make_batches(CocoFolder(config.dataset[0]), config, 0)
     sampler.world_size = 2  # type: ignore[attr-defined]
     for rank in range(2):
         sampler.rank = rank  # type: ignore[attr-defined]
@@ -598,14 +598,14 @@ def test_a_damaged_photo_gives_one_line_or_is_counted(
         whole = int(image.stem) % 2
         (copy / "images" / image.name).write_bytes(image.read_bytes()[: None if whole else 5000])
     config = settings("damaged", "deepmask", sampling=sampling, workers=workers, steps=4)
-    config = replace(config, dataset=copy)
+    config = replace(config, dataset=(copy,))
     with pytest.raises(DataError) as raised:
         train(config, QUIET)
     assert "\n" not in str(raised.value) and ".png: " in str(raised.value)
     run = Run(replace(config, out=tmp_path / "skipping", skip_bad=True), 0, QUIET)
     run.loop()
-    assert 1 <= len(run.folder.skipped) <= 3
-    assert len(set(run.folder.skipped)) == len(run.folder.skipped)
+    assert 1 <= len(run.data.skipped) <= 3
+    assert len(set(run.data.skipped)) == len(run.data.skipped)
 
 
 def test_what_is_left_out_is_said_before_training_fails(settings: Factory, synth: Path, tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""Several data sets to train on as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .coco import CocoFolder, Photo
+
+
+class Mixture:
+    """Folders, and the weight of each: how often its photos are drawn, relative to the others.
+
+    All must refer to pixels by the same `exif`. Raises ValueError for others, and for weights that do not fit.
+    """
+
+    def __init__(self, folders: Sequence[CocoFolder], weights: Sequence[float] | None = None) -> None:
+        self.folders = tuple(folders)
+        self.weights = (1.0,) * len(self.folders) if weights is None else tuple(weights)
+        if not self.folders or len(self.folders) != len(self.weights) or min(self.weights) <= 0:
+            raise ValueError(f"weights must be one above 0 for each of {len(self.folders)} folders, got {weights}")
+        if len({folder.cache.exif for folder in self.folders}) > 1:
+            raise ValueError("folders must have the same exif")
+        self.skip_bad = any(folder.skip_bad for folder in self.folders)
+        # Of a single folder it is the folder's own list.
+        self.skipped: list[str] = self.folders[0].skipped
+        if len(self.folders) > 1:
+            self.skipped = [line for folder in self.folders for line in folder.skipped]
+
+    @classmethod
+    def of(cls, data: CocoFolder | Mixture) -> Mixture:
+        """A folder as a mixture of it alone; a mixture as it is."""
+        return data if isinstance(data, Mixture) else cls([data])
+
+    @property
+    def name(self) -> str:
+        """The annotation files, for errors."""
+        return ", ".join(str(folder.annotation_file) for folder in self.folders)
+
+    def load(self, photo: Photo) -> NDArray[np.uint8]:
+        """The pixels of a photo of any of the folders, as :meth:`CocoFolder.load`, from one cache."""
+        return self.folders[0].load(photo)
+
+    def share_cache(self, users: int) -> None:
+        """Make the cache of decoded photos hold one of ``users`` parts of what it may hold."""
+        cache = self.folders[0].cache
+        cache.max_bytes //= max(1, users)

@@ -1,0 +1,142 @@
+"""Several data sets as one: weights, sources and sizes decide what is drawn how often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sharpmask.data.coco import CocoFolder, Photo
+from sharpmask.data.data_set import data_sets
+from sharpmask.data.mixture import Mixture
+from sharpmask.data.objects import Instance
+from sharpmask.data.pool import Pool
+from sharpmask.data.sampling import MaskSample, PatchSampler
+from sharpmask.data.tiles import TileBatches, TileConfig
+from sharpmask.errors import DataError
+
+from .folders import squares
+
+CONFIG = TileConfig(side=64, tiles=1, pasted=0, blurred=0.0)
+
+
+def photo(number: int, *sides: int, source: str = "", complete: bool = True) -> Photo:
+    """A photo with squares of these sides; a negative one is a crowd."""
+    objects = tuple(
+        Instance(i, 1, (0.0, 0.0, abs(s), abs(s)), float(s * s), s < 0, 400, 400, b"") for i, s in enumerate(sides)
+    )
+    return Photo(number, Path(f"{number}.png"), 400, 400, objects, complete=complete, source=source)
+
+
+def shares(pool: Pool, draws: int = 4000) -> dict[int, float]:
+    rng = np.random.default_rng(0)
+    counts = Counter(pool.photo(rng).id for _ in range(draws))
+    return {key: counts[key] / draws for key in sorted(counts)}
+
+
+def test_only_a_number_after_the_last_colon_is_a_weight() -> None:
+    words = ["a", "b:0.3", "c:2", "d:.5", "host:3/e", "f:x", "g:1:2", "C:\\h", "./i:4/:7"]
+    found = data_sets([Path(word) for word in words], [])
+    folders = ["a", "b", "c", "d", "host:3/e", "f:x", "g:1", "C:\\h", "./i:4"]
+    assert [data.folder for data in found] == [Path(name) for name in folders]
+    assert [data.weight for data in found] == [1, 0.3, 2, 0.5, 1, 1, 2, 1, 7]
+    assert {data.annotations for data in found} == {None}
+    two = data_sets([Path("a:2"), Path("a")], [Path("x.json"), Path("y.json")])
+    assert [(d.folder.name, d.annotations.name, d.weight) for d in two if d.annotations] == [
+        ("a", "x.json", 2),
+        ("a", "y.json", 1),
+    ]
+
+
+def test_weights_and_files_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(DataError, match=r"dataset: the weight must be a number above 0 .*, got a:0"):
+        data_sets([Path("a:0")], [])
+    with pytest.raises(DataError, match="annotations must be one file for each data set, or none, got 1 for 2"):
+        data_sets([Path("a"), Path("b")], [Path("x.json")])
+
+
+def test_weights_are_shares_of_data_sets_whatever_their_sizes() -> None:
+    many, few = [photo(i, 50) for i in range(8)], [photo(i, 50) for i in (8, 9)]
+    found = shares(Pool.of([(many, 1.0), (few, 3.0)]))
+    assert found[8] + found[9] == pytest.approx(0.75, abs=0.03)
+    assert all(found[i] == pytest.approx(0.25 / 8, abs=0.01) for i in range(8))
+    pool = Pool.of([(many, 1.0), (few, 3.0)])
+    assert pool.share(lambda p: p.id > 7) == pytest.approx(0.75)
+    assert shares(pool.only(lambda p: p.id in (0, 8))) == pytest.approx({0: 0.0769, 8: 0.9231}, abs=0.02)
+
+
+@pytest.mark.parametrize(("balance", "expected"), [(0, 0.8), (1, 0.5), (0.5, 2 / 3)])
+def test_sources_may_be_drawn_alike(balance: float, expected: float) -> None:
+    photos = [photo(i, 50, source="a" if i < 8 else "b") for i in range(10)]
+    found = shares(Pool.of([(photos, 1.0)], balance))
+    assert sum(found[i] for i in range(8)) == pytest.approx(expected, abs=0.03)
+
+
+def test_sizes_may_be_drawn_alike() -> None:
+    """Of 20 photos of small objects one has a large one, too; nobody has a medium one, and crowds do not count."""
+    pool = Pool([*(photo(i, 10, 12, -90) for i in range(19)), photo(19, 10, 200)])
+    rng = np.random.default_rng(0)
+    found = Counter(max(pool.an_object(rng, by_size=True)[1].box[2:]) for _ in range(1000))
+    assert set(found) == {10, 12, 200} and 400 < found[200] < 600
+    plain = Counter(max(pool.an_object(rng, by_size=False)[1].box[2:]) for _ in range(1000))
+    assert plain[200] < 60 and plain[90] > 200
+    crowds = Pool([photo(0, -50)])
+    assert crowds.an_object(rng, by_size=True)[1].crowd
+
+
+def test_tiles_and_patches_come_from_data_sets_by_weight(tmp_path: Path) -> None:
+    a, b = (CocoFolder(squares(tmp_path / name, *[{}] * n, colour=c)) for name, n, c in (("a", 5, 40), ("b", 1, 90)))
+    data = Mixture([a, b], [1, 3])
+    pool = TileBatches(data, CONFIG, window=48).pool
+    assert pool.share(lambda p: p.path.name == "b1.png") == pytest.approx(0.75)
+    sampler = PatchSampler(data, head="mask", window=48, context=0)
+    shades = Counter()
+    for index in range(200):
+        sample = sampler.sample(index)
+        assert isinstance(sample, MaskSample)
+        shades[round(float(sample.image[1].min()) * 255)] += 1
+    assert set(shades) == {40, 90} and 130 < shades[90] < 170
+
+
+def test_one_data_set_is_drawn_as_without_a_mixture(tmp_path: Path) -> None:
+    folder = CocoFolder(squares(tmp_path / "a", *[{}] * 4))
+    alone, mixed = (
+        TileBatches(data, replace(CONFIG, pasted=2), window=48) for data in (folder, Mixture([folder], [7]))
+    )
+    for step in range(3):
+        assert (alone[step].image == mixed[step].image).all()
+    assert Mixture([folder]).skipped is folder.skipped
+
+
+def test_data_sets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    folder = CocoFolder(squares(tmp_path / "a", {}))
+    turned = CocoFolder(tmp_path / "a", exif="turned")
+    with pytest.raises(ValueError, match="folders must have the same exif"):
+        Mixture([folder, turned])
+    for weights in ([1.0], [1.0, 0.0]):
+        with pytest.raises(ValueError, match="weights must be one above 0 for each of 2 folders"):
+            Mixture([folder, folder], weights)
+    empty = folder.split(["a1.png"])[0]
+    for make in (
+        lambda: TileBatches(Mixture([folder, empty]), CONFIG, window=48),
+        lambda: PatchSampler(empty, head="mask"),
+    ):
+        with pytest.raises(DataError, match=r"a/instances\.json: "):
+            make()
+
+
+def test_a_folder_is_split_by_file_names(tmp_path: Path) -> None:
+    folder = CocoFolder(squares(tmp_path / "a", {}, {}, {}))
+    rest, chosen = folder.split({"a2.png"})
+    assert [p.id for p in rest.photos] == [1, 3] and [p.id for p in chosen.photos] == [2]
+    assert len(folder.photos) == 3 and rest.skipped is folder.skipped
+
+
+def test_workers_share_the_memory_of_decoded_photos(tmp_path: Path) -> None:
+    folder = CocoFolder(squares(tmp_path / "a", {}))
+    before = folder.cache.max_bytes
+    Mixture([folder]).share_cache(4)
+    assert folder.cache.max_bytes == before // 4
