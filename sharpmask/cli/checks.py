@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..family import FAMILY
+from ..family import checkpoint_path
 
 FILES = {
     "checkpoint": "checkpoint",
@@ -34,9 +34,10 @@ def check_paths(options: Any, *, out_is_file: bool) -> None:
     """Raise ``DataError`` for a path among the options that is not there, and for an ``out`` that cannot be made."""
     given = vars(options)
     for name, what in FILES.items():
-        for path in _paths(options, name):
+        for given_path in _paths(options, name):
+            path = checkpoint_path(given_path) if what == "checkpoint" else given_path
             # A FIFO is let through: what reads it refuses it.
-            if str(path) not in FAMILY and (path.is_dir() or not path.exists()):
+            if path.is_dir() or not path.exists():
                 raise DataError(f"{what}: no file {path}")
     weights = given.get("trunk_weights")
     if weights not in (None, "imagenet") and not Path(weights).exists():

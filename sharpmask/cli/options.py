@@ -87,7 +87,7 @@ class Propose(Settings):
     exif: Exif = "turned"
     """Whether masks are of photos as turned by their EXIF orientation, as viewers show them, or as stored."""
     checkpoint: Path | None = None
-    """Model to use: a file, or small, the model that comes with the package, which is the default."""
+    """Model to use: a file, or small (the default, comes with the package) or base."""
     top_n: TopN = 100
     """Windows to refine per photo."""
     out: Path = Path("proposals")
@@ -132,7 +132,7 @@ class App(Settings):
     """
 
     checkpoint: Path | None = None
-    """Model to use: a file, or small, the model that comes with the package, which is the default."""
+    """Model to use: a file, or small (the default, comes with the package) or base."""
     port: Annotated[int, Range(0, 65535)] = 7860
     """Port of 127.0.0.1 to serve the page at; 0 for any that is free."""
     browser: bool = True
@@ -154,7 +154,7 @@ class Eval(Settings):
     annotations: Path | None = None
     """COCO instances file, if it is not in a standard place of the folder."""
     checkpoint: Path | None = None
-    """Model to measure. Without one, and without results: the model that comes with the package."""
+    """Model to measure: a file, small or base. Without one, and without results: small."""
     results: Path | None = None
     """COCO results file (JSON) to measure instead of a model."""
     out: Path = Path("evaluation")
@@ -192,7 +192,7 @@ class Pack(Settings):
     """Write a checkpoint to share: with 16-bit weights, and the search settings given here."""
 
     checkpoint: Positional[Path]
-    """Checkpoint to read."""
+    """Checkpoint to read: a file, small or base."""
     out: Positional[Path]
     """Checkpoint to write."""
     search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
@@ -203,7 +203,7 @@ class Export(Settings):
     """Write a model as graphs for ONNX Runtime, OpenVINO or PyTorch without this package."""
 
     checkpoint: Positional[Path]
-    """Checkpoint to read; small: the one that comes with the package."""
+    """Checkpoint to read: a file, small or base."""
     out: Positional[Path]
     """Folder to write into."""
     to: tuple[ExportFormat, ...] = ("onnx",)

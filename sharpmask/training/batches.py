@@ -34,12 +34,13 @@ def make_batches(data: CocoFolder | Mixture, config: TrainConfig, rank: int) -> 
         "context": model.context,
         "rule": config.rule,
         "seed": config.seed,
+        "mask_size": model.window if "refined" in TERMS[config.stage] else round(model.window * COARSE_SHARE),
     }
     score_share = config.score_share if "score" in TERMS[config.stage] else 0.0
-    side = model.window if "refined" in TERMS[config.stage] else round(model.window * COARSE_SHARE)
+    scores: dict[str, Any] = {**shape, "head": "score", "score_masks": config.score_target != "hard"}
     return PatchBatches(
-        PatchSampler(data, head="mask", mask_size=side, **shape),
-        PatchSampler(data, head="score", **shape) if score_share else None,
+        PatchSampler(data, head="mask", **shape),
+        PatchSampler(data, **scores) if score_share else None,
         batch_size=config.batch_size,
         score_share=score_share,
         seed=config.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..data.tiles import TileBatch
 from ..evaluation import mask_iou, resize_masks
 from ..models import DeepMask
-from .stages import TERMS, TrainConfig, TrainPrecision
+from .stages import TERMS, ScoreTarget, TrainConfig, TrainPrecision
 
 Losses = Callable[[DeepMask, Any, TrainConfig], dict[str, Tensor]]
 """Of a model and a batch, by term."""
@@ -49,8 +50,10 @@ def patch_losses(model: DeepMask, batch: dict[str, Any], config: TrainConfig) ->
     wanted = TERMS[config.stage]
     taps = model.taps(batch["image"])
     if batch["kind"] == "score":
-        score = model.score_patch(taps)
-        return {"score": F.binary_cross_entropy_with_logits(score.float(), (batch["target"] > 0).float())}
+        truth = (batch["target"] > 0).float()
+        if config.score_target != "hard":
+            truth *= _patch_qualities(model, taps, batch["masks"], config)
+        return {"score": F.binary_cross_entropy_with_logits(model.score_patch(taps).float(), truth)}
     code = model.patch_codes(taps)
     target = (batch["target"] > 0).float()
     losses = {}
@@ -59,6 +62,15 @@ def patch_losses(model: DeepMask, batch: dict[str, Any], config: TrainConfig) ->
     if "refined" in wanted:
         losses["refined"] = mask_loss(model.refine_patch(taps, code), target, config.dice)  # type: ignore[operator]
     return losses
+
+
+@torch.no_grad()
+def _patch_qualities(model: DeepMask, taps: list[Tensor], masks: Tensor, config: TrainConfig) -> Tensor:
+    """The score targets (B,) of patches as if all were positives, so that nothing waits to know which are."""
+    code = model.patch_codes(taps)
+    refined = "refined" in TERMS[config.stage]
+    logits = model.refine_patch(taps, code) if refined else model.coarse(code)  # type: ignore[operator]
+    return quality(logits, masks, config.score_target, model.search.threshold)
 
 
 def tile_losses(model: DeepMask, batch: TileBatch, config: TrainConfig) -> dict[str, Tensor]:
@@ -81,15 +93,20 @@ def tile_losses(model: DeepMask, batch: TileBatch, config: TrainConfig) -> dict[
     if "score" in wanted and len(code):
         truth = torch.zeros(len(code), device=code.device)
         truth[:positives] = 1
-        if config.soft_scores and best is not None:
-            truth[:positives] = quality(best.detach(), target)
+        if config.score_target != "hard" and best is not None:
+            truth[:positives] = quality(best.detach(), target, config.score_target, model.search.threshold)
         losses["score"] = F.binary_cross_entropy_with_logits(model.score(code).float(), truth)
     return losses
 
 
-def quality(logits: Tensor, target: Tensor) -> Tensor:
-    """The score that each mask deserves: clamp(1.1 IoU, .3, 1), (N,), of logits (N, h, w) and target (N, H, W)."""
-    return (1.1 * mask_iou(resize_masks(logits, target), target)).clamp(0.3, 1).to(target)
+def quality(logits: Tensor, target: Tensor, kind: ScoreTarget, threshold: float) -> Tensor:
+    """The score that each predicted mask deserves, (N,), of logits (N, h, w) and target (N, H, W).
+
+    It is the mask's IoU, or for the ``kind`` "soft" clamp(1.1 IoU, .3, 1). The mask is what the search will take it
+    for: the pixels of a probability above ``threshold``.
+    """
+    overlap = mask_iou(resize_masks(logits.float(), target), target, math.log(threshold / (1 - threshold)))
+    return (overlap if kind == "quality" else (1.1 * overlap).clamp(0.3, 1)).to(target)
 
 
 def total_loss(losses: dict[str, Tensor], config: TrainConfig) -> Tensor:

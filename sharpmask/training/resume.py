@@ -61,6 +61,8 @@ def make_record(config: TrainConfig) -> Record:
 
 def check_record(saved: Record, now: Record, config: TrainConfig) -> set[str]:
     """The names of what differs. Raises ``DataError`` that lists the differences that ``config`` does not allow."""
+    if "soft_scores" in saved:  # the setting before score_target
+        saved = {"score_target": "soft" if saved["soft_scores"] else "hard", **saved}
     # Of a setting that came later, older runs had the default.
     defaults = dict(_flat(to_plain(TrainConfig(dataset=(Path(),), out=Path()))))
     saved = {k: v for k, v in defaults.items() if k.partition(".")[0] not in FREE} | saved

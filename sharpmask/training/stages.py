@@ -24,6 +24,7 @@ from ..models.config import ModelConfig
 from ..ranges import Length, Range, Settings
 
 StageName = Literal["deepmask", "sharpmask", "joint"]
+ScoreTarget = Literal["hard", "soft", "quality"]
 
 TrainPrecision = Literal["fp32", "bf16"]
 """What PyTorch casts to in a step. Not fp16, whose gradients would have to be scaled so that they do not vanish."""
@@ -64,7 +65,7 @@ class TrainConfig(Settings):
     trunk_weights: str | None = None
     """"imagenet", or a file with a classifier's state_dict."""
     start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Checkpoint to start from. The model takes the sizes of its trunk and heads."""
+    """Checkpoint to start from: a file, small or base. The model takes the sizes of its trunk and heads."""
     validation: Path | None = None
     """Folder like ``dataset`` to validate on. Without one, and without ``held_out``, there is no validation."""
     validation_annotations: Path | None = None
@@ -123,8 +124,9 @@ class TrainConfig(Settings):
     """Weight of the score's loss (lambda in DeepMask, section 3)."""
     dice: Annotated[float, Range(0, 1e6)] = 0.0
     """Weight of a dice loss of masks, which is added to their logistic loss."""
-    soft_scores: bool = False
-    """Score target of a positive window: its mask's quality, clamp(1.1 IoU, .3, 1), instead of 1. Only if dense."""
+    score_target: ScoreTarget = "hard"
+    """Score target of a positive window: 1, or from the IoU of its predicted mask: clamp(1.1 IoU, .3, 1) if "soft", the
+    IoU itself if "quality"."""
 
     validate_every: Annotated[int, STEPS] = 2 * EPOCH
     """Steps from one validation to the next."""
@@ -216,5 +218,5 @@ def stage_defaults(stage: StageName) -> dict[str, Any]:
         "loss_scale": 1.0,
         "score_weight": 0.5,
         "dice": 0.5,
-        "soft_scores": True,
+        "score_target": "soft",
     }

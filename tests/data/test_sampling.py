@@ -100,6 +100,23 @@ def test_shapes_and_values(make: Make) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
+def test_score_patches_bring_the_masks_of_their_objects(make: Make, rule: Rule) -> None:
+    folder = make([rectangle(40, 30, 57, 28)])
+    shape: dict[str, Any] = {"head": "score", "rule": rule}
+    plain, sampler = PatchSampler(folder, **shape), PatchSampler(folder, **shape, score_masks=True, mask_size=160)
+    labels = set()
+    for index in range(12):
+        sample = score_sample(sampler, index)
+        assert torch.equal(sample.image, score_sample(plain, index).image)
+        assert sample.mask is not None and sample.mask.shape == (160, 160)
+        shown = (sample.image[0] - sample.image[2] > 0.5)[16:176, 16:176]
+        assert not sample.mask.any() if sample.label == -1 else (sample.mask.bool() ^ shown).sum() < 0.1 * shown.sum()
+        labels.add(sample.label)
+    assert labels == {-1, 1} and score_sample(plain, 0).mask is None
+    assert sampler.batch(range(12))["masks"].shape == (12, 160, 160) and "masks" not in plain.batch(range(2))
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("side", [15, 57, 250])
 def test_mask_lies_on_the_object_in_the_image(make: Make, rule: Rule, side: int) -> None:
     folder = make([rectangle(40, 30, side, side // 2)])

@@ -25,6 +25,7 @@ MODELS = {
     "resnet50": {"trunk": "resnet50"},
     "resnet18, padded by reflection": {"trunk": "resnet18", "trunk_padding": "reflect"},
     "mobile": {"trunk": "efficientnet_lite0"},
+    "mobile, wider and deeper": {"trunk": "efficientnet_lite2"},
     "score narrower than code": {"trunk": "efficientnet_lite0", "code": 64, "score_hidden": 32},
     "released refinement": {"trunk": "resnet18", "refinement": "released"},
 }

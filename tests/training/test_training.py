@@ -309,7 +309,8 @@ def patches(run: Run, kind: str) -> dict[str, Any]:
 
 
 def test_losses_of_patches_are_the_papers(settings: Factory, tiny_sharpmask: SharpMask) -> None:
-    config = settings("x", "joint", sampling="patches", score_share=0.5, loss_scale=32.0, score_weight=1 / 32, dice=0.0)
+    paper: dict[str, Any] = {"score_share": 0.5, "loss_scale": 32.0, "score_weight": 1 / 32, "dice": 0.0}
+    config = settings("x", "joint", sampling="patches", score_target="hard", **paper)
     run = Run(config, 0, QUIET)
     model = tiny_sharpmask
     with torch.no_grad():
@@ -332,6 +333,28 @@ def test_losses_of_patches_are_the_papers(settings: Factory, tiny_sharpmask: Sha
         assert losses["score"].item() == pytest.approx(expected_score.item(), rel=1e-5)
         # Its weight of 1/32 cancels the sum over the batch.
         assert total_loss(losses, config).item() == pytest.approx(expected_score.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["deepmask", "joint"])
+def test_scores_of_patches_learn_the_quality_of_the_masks_to_come(
+    settings: Factory, tiny_sharpmask: SharpMask, stage: StageName
+) -> None:
+    config = settings("x", stage, sampling="patches", score_target="quality", batch_size=8)
+    batch = patches(Run(config, 0, QUIET), "score")
+    taps = tiny_sharpmask.taps(batch["image"])
+    code = tiny_sharpmask.patch_codes(taps)
+    # Those of stage 1 are of the size of the masks that coarse ones are trained on.
+    refined = tiny_sharpmask.refine_patch(taps, code) if stage == "joint" else tiny_sharpmask.coarse(code)
+    side = 48 if stage == "joint" else 34
+    masks = F.interpolate(refined[:, None], (side, side), mode="bilinear")[:, 0].sigmoid() >= 0.2
+    truth = mask_iou(masks.float() - 0.5, batch["masks"]) * (batch["target"] > 0)
+    assert 0 < (truth > 0).sum() < len(truth)
+    expected = F.binary_cross_entropy(tiny_sharpmask.score(code).double().sigmoid(), truth.double())
+    found = patch_losses(tiny_sharpmask, batch, config)
+    assert found.keys() == {"score"} and found["score"].item() == pytest.approx(expected.item(), rel=1e-5)
+    makers = [*tiny_sharpmask.mask.parameters(), *tiny_sharpmask.refinements.parameters()]
+    gradients = torch.autograd.grad(found["score"], makers, allow_unused=True)
+    assert gradients == (None,) * len(makers), "the target has no gradient"
 
 
 def test_each_stage_has_its_own_terms(settings: Factory, tiny_sharpmask: SharpMask) -> None:
@@ -365,7 +388,7 @@ def test_losses_of_tiles(settings: Factory, tiny_sharpmask: SharpMask, synth: Pa
         expected = soft_margin(refined, target > 0) + 0.5 * dice.mean()
         assert losses["refined"].item() == pytest.approx(expected.item(), rel=1e-5)
 
-        predicted = refined >= 0
+        predicted = probability >= 0.2
         iou = (predicted & (target > 0)).sum((1, 2)) / (predicted | (target > 0)).sum((1, 2))
         truth = torch.zeros(len(code))
         truth[:count] = (1.1 * iou).clamp(0.3, 1)
@@ -374,8 +397,12 @@ def test_losses_of_tiles(settings: Factory, tiny_sharpmask: SharpMask, synth: Pa
         assert losses["score"].item() == pytest.approx(score.item(), rel=1e-5)
         together = losses["coarse"] + losses["refined"] + 0.5 * losses["score"]
         assert total_loss(losses, config).item() == pytest.approx(together.item(), rel=1e-6)
-        hard = tile_losses(model, batch, replace(config, soft_scores=False))["score"]
+        hard = tile_losses(model, batch, replace(config, score_target="hard"))["score"]
         assert hard.item() == pytest.approx(soft_margin(logits, torch.arange(len(code)) < count).item(), rel=1e-5)
+        truth[:count] = iou
+        plain = tile_losses(model, batch, replace(config, score_target="quality"))["score"]
+        score = F.binary_cross_entropy(logits.double().sigmoid(), truth.double())
+        assert plain.item() == pytest.approx(score.item(), rel=1e-5)
 
 
 def test_tiles_without_positives_teach_the_score_alone(
@@ -388,14 +415,17 @@ def test_tiles_without_positives_teach_the_score_alone(
     assert tile_losses(tiny_sharpmask, batch._replace(windows=windows), settings("x", "joint")) == {}
 
 
-def test_quality_is_clamped_between_a_third_and_one() -> None:
+def test_quality_is_the_iou_or_clamped_between_a_third_and_one() -> None:
     target = torch.zeros(3, 10, 10)
     target[:, :, :5] = 1
     logits = torch.full((3, 10, 10), -1.0)
     logits[0, :, :5] = 1  # IoU 1
     logits[1, :, :4] = 1  # IoU 40 / 50
     logits[2, :, 9] = 1  # IoU 0
-    assert quality(logits, target).tolist() == pytest.approx([1.0, 0.88, 0.3])
+    assert quality(logits, target, "soft", 0.5).tolist() == pytest.approx([1.0, 0.88, 0.3])
+    assert quality(logits, target, "quality", 0.5).tolist() == pytest.approx([1.0, 0.8, 0.0])
+    # A mask of all pixels whose probability is above .2, as sigmoid(-1) is.
+    assert quality(logits, target, "quality", 0.2).tolist() == pytest.approx([0.5, 0.5, 0.5])
 
 
 def test_mask_loss_resizes_the_logits() -> None:
