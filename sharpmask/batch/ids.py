@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+HASHED: Final = 1 << 52
+"""Ids in COCO below are numbers that photos have for names; those from here up are hashes. JSON keeps both exact."""
 DIGITS: Final = 16
 """Hexadecimal digits of an id. Among ten million photos, two have the same with a probability of 3 in a million."""
 
@@ -26,6 +28,12 @@ def photo_id(path: str | Path, root: str | Path | None = None) -> str:
 def content_id(content: bytes) -> str:
     """The id of a photo that has no name."""
     return hashlib.sha256(content).hexdigest()[:DIGITS]
+
+
+def number_of(stem: str) -> int | None:
+    """The number that is a file's name without its suffix, such as 123 of 000123."""
+    number = int(stem) if stem.isascii() and stem.isdecimal() and len(stem) <= 20 else HASHED
+    return number if number < HASHED else None
 
 
 def is_url(path: str) -> bool:

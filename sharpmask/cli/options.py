@@ -250,10 +250,46 @@ class ConvertDataset(Settings):
     """Pixels that annotations refer to: as stored, or turned by EXIF. Needed for photos with an EXIF orientation."""
 
 
+@dataclass(frozen=True)
+class Results(Settings):
+    """Count rows of proposals, filter and merge them, and turn them into the formats of other programs.
+
+    Without --to, the counts alone are printed.
+    """
+
+    rows: Positional[tuple[Path, ...]]
+    """Parquet files of rows, and folders of such files."""
+    to: Literal["coco", "labelme", "yolo", "parquet"] | None = None
+    """What to write: COCO results, labelme's JSON or YOLO's labels a photo, or all rows in one Parquet file."""
+    out: Path | None = None
+    """File to write, or for labelme and yolo folder."""
+    min_score: Annotated[float, Range(0, 1)] = 0.0
+    """Leave out proposals of lower scores."""
+    min_area: Annotated[int, Range(0, 2**31 - 1)] = 0
+    """Leave out proposals of fewer pixels."""
+    top: TopN | None = None
+    """Of a photo's proposals that are left, take so many."""
+    photos: str = "*"
+    """Take photos alone whose path is like this, such as '*/holiday/*'."""
+    mixed: bool = False
+    """Take rows that were made with different settings."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.to is None) != (self.out is None):
+            raise DataError("to and out must be given together, got one of them; without both, the counts are printed")
+
+    @property
+    def out_is_file(self) -> bool:
+        """Whether ``out`` is a file and no folder."""
+        return self.to in ("coco", "parquet")
+
+
 OPTIONS: dict[str, Any] = {
     "demo": Demo,
     "propose": Propose,
     "app": App,
+    "results": Results,
     "eval": Eval,
     "synth": Synth,
     "pack": Pack,

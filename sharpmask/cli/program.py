@@ -39,7 +39,8 @@ def prepare(argv: Sequence[str]) -> Command:
         check_paths(config, out_is_file=False)
         return train.prepared(config)
     options = parse(name, rest)
-    check_paths(options, out_is_file=name in ("pack", "convert", "convert-dataset"))
+    is_file = name in ("pack", "convert", "convert-dataset") or getattr(options, "out_is_file", False)
+    check_paths(options, out_is_file=is_file)
     if name == "propose":
         images = expanded(options.images)
         check_images(images)
@@ -51,6 +52,10 @@ def prepare(argv: Sequence[str]) -> Command:
         from .propose import propose
 
         return partial(propose, options, found, videos)
+    if name == "results":
+        from .results import results
+
+        return partial(results, options)
     if name == "app":
         listening = listen(options.port)
         from .app import app

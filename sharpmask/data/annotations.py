@@ -69,7 +69,7 @@ def decode_counts(counts: bytes, pixels: int) -> NDArray[np.int64]:
     digits = np.frombuffer(counts, np.uint8)
     if digits.size and not 48 <= digits.min() <= digits.max() <= 111:
         raise ValueError("RLE counts must be characters from '0' to 'o', got others")
-    pieces = [_decode_digits(piece) for piece in _whole_numbers(digits - np.uint8(48))]
+    pieces = [decode_digits(piece) for piece in _whole_numbers(digits - np.uint8(48))]
     numbers = np.concatenate([np.zeros(0, np.int64), *pieces])
     for parity in (1, 2):
         np.cumsum(numbers[parity::2], out=numbers[parity::2])
@@ -93,7 +93,7 @@ def _whole_numbers(digits: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         start += stop
 
 
-def _decode_digits(digits: NDArray[np.uint8]) -> NDArray[np.int64]:
+def decode_digits(digits: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The numbers of a string of digits that ends with a number: int64."""
     ends = np.flatnonzero(digits < 32) + 1
     starts = np.concatenate(([0], ends[:-1]))

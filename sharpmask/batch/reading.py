@@ -1,0 +1,179 @@
+"""Files of rows, read in bounded memory: they may come from anybody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import DataError
+from ..packages import needed
+from ..ranges import shown
+from .rows import RECORD_KEY, VERSION, VERSION_KEY, arrow, schema
+
+ROWS: Final = 256
+"""Most rows in memory at once."""
+MOST_VALUES: Final = 1 << 26
+"""Most values of a column in a row group, whose longest row is decoded as a whole."""
+MOST_TEXT: Final = 1 << 28
+"""Most bytes of texts in the rows that are in memory."""
+SMALL: Final = 1 << 26
+"""A column of more bytes must take a byte of the file for each ``BYTES_PER_BYTE`` of them, as masks do."""
+BYTES_PER_BYTE: Final = 100
+
+
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """The files among the paths and the Parquet files in the folders among them, sorted by name, none twice.
+
+    Files that are being written have names with a point in front, and are passed over. Raises ``DataError`` where there
+    is none.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"rows: no file or folder {path}")
+        inside = sorted(p for p in path.rglob("*.parquet") if p.is_file() and not p.name.startswith("."))
+        if path.is_dir() and not inside:
+            raise DataError(f"{path}: must hold Parquet files of rows, got none")
+        found |= dict.fromkeys(inside if path.is_dir() else [path])
+    return list(found)
+
+
+class RowsFile:
+    """A Parquet file of rows.
+
+    Raises ``DataError`` for what is none, and where a small file would take much memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise DataError(f"{path}: must be a regular file")
+        with _told(path):
+            self._metadata = _parquet().read_metadata(path)
+            given = self._metadata.schema.to_arrow_schema()
+        self._check_columns(given.names)
+        self._check_sizes()
+        self.records = self._records(given.metadata or {})
+        """The settings by their fingerprint, as far as the file has them."""
+
+    def batches(self) -> Iterator[Any]:
+        """The rows in their order, as batches of at most ``ROWS`` with the types of the schema."""
+        pa, types = arrow(), schema()
+        for batch in self._read(types.names):
+            with _told(self.path):
+                columns = [batch.column(field.name).cast(field.type) for field in types]
+                yield pa.RecordBatch.from_arrays(columns, schema=types)
+
+    def names(self) -> Iterator[tuple[list[Any], ...]]:
+        """Ids, paths, errors, fingerprints and numbers of proposals, in the same batches; masks are not read."""
+        score = next(path for path in self._paths() if path.startswith("proposals.") and path.endswith(".score"))
+        columns = ["id", "path", "error", "fingerprint"]
+        for batch in self._read([*columns, score]):
+            if batch.column("id").null_count:
+                raise DataError(f"{self.path}: every row must have an id, got one without")
+            counts = needed("pyarrow.compute", "results", "batch").list_value_length(batch.column("proposals"))
+            yield (*(batch.column(name).to_pylist() for name in columns), counts.fill_null(0).to_pylist())
+
+    def _read(self, columns: list[str]) -> Iterator[Any]:
+        # A text that stands once in the file for many rows does so in memory too.
+        dictionaries = [
+            column.path_in_schema
+            for column in self._columns()
+            if any("DICTIONARY" in encoding for encoding in column.encodings)
+        ]
+        with _told(self.path):
+            file = _parquet().ParquetFile(
+                self.path, metadata=self._metadata, buffer_size=1 << 20, pre_buffer=False, read_dictionary=dictionaries
+            )
+            batches = file.iter_batches(ROWS, columns=columns)
+        while True:
+            with _told(self.path):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                text = sum(map(_text_bytes, batch.columns))
+            if text > MOST_TEXT:
+                raise DataError(
+                    f"{self.path}: {len(batch)} rows must have at most {MOST_TEXT} bytes of text, got {text}"
+                )
+            yield batch
+
+    def _paths(self) -> list[str]:
+        """The columns, and the parts of columns, that are stored."""
+        stored = self._metadata.schema
+        return [stored.column(i).path for i in range(len(stored))]
+
+    def _columns(self) -> Iterator[Any]:
+        """What is known of each column in each row group."""
+        for group in range(self._metadata.num_row_groups):
+            for column in range(self._metadata.num_columns):
+                yield self._metadata.row_group(group).column(column)
+
+    def _check_columns(self, given: list[str]) -> None:
+        missing = [name for name in schema().names if name not in given]
+        parts = {path.rpartition(".")[2] for path in self._paths() if path.startswith("proposals.")}
+        missing += [f"proposals.{name}" for name in ("score", "area", "counts") if name not in parts and not missing]
+        if missing:
+            raise DataError(
+                f"{self.path}: must be rows of proposals (docs/results.md), but has no {', '.join(missing)}"
+            )
+
+    def _check_sizes(self) -> None:
+        for column in self._columns():
+            name, size = column.path_in_schema, column.total_uncompressed_size
+            if column.num_values > MOST_VALUES:
+                raise DataError(
+                    f"{self.path}: a row group must have at most {MOST_VALUES} values of {name}, "
+                    f"got {column.num_values}; write smaller ones"
+                )
+            if size > max(SMALL, BYTES_PER_BYTE * column.total_compressed_size):
+                raise DataError(
+                    f"{self.path}: {size} bytes of {name} must take {-(-size // BYTES_PER_BYTE)} bytes of the file, as "
+                    f"masks do, got {column.total_compressed_size}"
+                )
+
+    def _records(self, metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
+        version = metadata.get(VERSION_KEY, VERSION.encode())
+        if version != VERSION.encode():
+            raise DataError(
+                f"{self.path}: must be rows of version {VERSION}, got {shown(version.decode(errors='replace'))}"
+            )
+        try:
+            records = json.loads(metadata.get(RECORD_KEY, b"{}"))
+        except (ValueError, RecursionError):
+            records = None
+        if not isinstance(records, dict) or not all(isinstance(record, dict) for record in records.values()):
+            raise DataError(f"{self.path}: the settings in its metadata must be JSON by fingerprint, got others")
+        return records
+
+
+def _parquet() -> Any:
+    return needed("pyarrow.parquet", "results", "batch")
+
+
+def _text_bytes(column: Any) -> int:
+    """The bytes of the texts in a column, each as often as it stands there."""
+    pa, compute = arrow(), needed("pyarrow.compute", "results", "batch")
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        column = column.flatten()
+    if pa.types.is_struct(column.type):
+        return sum(map(_text_bytes, column.flatten()))
+    if pa.types.is_dictionary(column.type):
+        lengths = compute.binary_length(column.dictionary)
+        return compute.sum(compute.take(lengths, column.indices)).as_py() or 0
+    return int(column.nbytes)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What pyarrow raises on damaged files becomes a ``DataError``."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, MemoryError, NotImplementedError) as error:  # all that Arrow has
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(f"{path}: cannot be read as rows: {' '.join(text.split())[:300]}") from error

@@ -1,0 +1,59 @@
+"""The command ``sharpmask results``: rows of proposals counted, filtered, merged and turned into other formats."""
+
+from __future__ import annotations
+
+from ..batch.reading import RowsFile, files_of
+from ..batch.results import Wanted, write_coco, write_labelme, write_parquet, write_yolo
+from ..batch.survey import Survey
+from ..errors import one_line
+from ..files import output_folder, remove_leftovers
+from ..packages import needed
+from .options import Results
+from .output import ERR, say
+
+WRITERS = {"coco": write_coco, "labelme": write_labelme, "yolo": write_yolo, "parquet": write_parquet}
+
+
+def results(options: Results) -> int:
+    """Count rows, and write what is asked for. Returns the exit status."""
+    if options.to in ("labelme", "yolo"):
+        needed("supervision", f"results to {options.to}")
+    survey = Survey([RowsFile(path) for path in files_of(options.rows)], options.photos)
+    if options.to is None or options.out is None:
+        print_counts(survey)
+        return 0
+    if not options.mixed:
+        survey.check_mixed()
+    wanted, write = Wanted(options.min_score, options.min_area, options.top), WRITERS[options.to]
+    if options.out_is_file:
+        remove_leftovers(options.out.parent, options.out.name)
+        count = write(survey, wanted, options.out)
+    else:
+        survey.check_stems()
+        with output_folder(options.out):
+            count = write(survey, wanted, options.out)
+    print_doubled(survey)
+    if survey.failed:
+        say(f"{survey.failed} of {survey.photos} photos had failed", ERR)
+    say(f"{options.out}: {int(survey.kept.sum())} photos, {count} proposals")
+    return 0
+
+
+def print_counts(survey: Survey) -> None:
+    """Print what the rows say."""
+    say(f"{survey.photos} rows, {survey.failed} of them failed, {survey.proposals} proposals")
+    for kind, count in survey.errors.most_common():
+        say(f"failed: {count} {one_line(kind)}")
+    for name, count in survey.fingerprints.most_common():
+        say(f"fingerprint {one_line(name)}: {count} rows")
+    if len(survey.fingerprints) > 1:
+        say(f"the first two differ: {one_line(survey.told_differences())}")
+    print_doubled(survey)
+
+
+def print_doubled(survey: Survey) -> None:
+    """Say how many rows do not count because another one has their id."""
+    if survey.doubled:
+        key, path = survey.a_doubled_row()
+        said = f"{survey.doubled} rows are left out, as their ids stand in others: first {key} ({path})"
+        say(one_line(said), ERR)
