@@ -34,6 +34,8 @@ FORBIDDEN = [
     ("sharpmask.search", "sharpmask.cli"),
     ("sharpmask.search", "sharpmask.app"),
     ("sharpmask.app", "sharpmask.cli"),
+    ("sharpmask.batch", "sharpmask.cli"),
+    ("sharpmask.search", "sharpmask.batch"),
     ("sharpmask.formats", "sharpmask.search"),
     ("sharpmask.formats", "sharpmask.models"),
     ("sharpmask.training", "sharpmask.cli"),

@@ -59,7 +59,15 @@ def test_the_line_about_a_bad_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["sharpmask", "sharpmask.models", "sharpmask.training", "sharpmask.evaluation", "sharpmask_kernels"]
+    "package",
+    [
+        "sharpmask",
+        "sharpmask.models",
+        "sharpmask.training",
+        "sharpmask.evaluation",
+        "sharpmask.batch",
+        "sharpmask_kernels",
+    ],
 )
 def test_the_reference_has_every_public_name(package: str) -> None:
     shown = set(re.findall(r"^::: (\S+)$", "".join(page.read_text() for page in (ROOT / "docs/api").iterdir()), re.M))

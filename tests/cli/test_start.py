@@ -44,6 +44,7 @@ finally:
         (["train", "joint", "--dataset", ".", "--out", "file/x"], 2),
         (["train", "joint", "--dataset", ".", "--out", "x", "--trunk-weights", "missing"], 2),
         (["eval", "--dataset", ".", "--out", "file/x"], 2),
+        (["results", "missing"], 2),
         (["convert", "missing", "x"], 2),
         (["pack", "missing", "x"], 2),
         (["app", "--checkpoint", "missing"], 2),

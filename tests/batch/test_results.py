@@ -1,0 +1,248 @@
+"""Rows turned into other formats: what is written, what is filtered, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sharpmask import ProposalGenerator, load_model
+from sharpmask.batch import PARQUET, Propose, reading, schema
+from sharpmask.batch.writing import write_table
+from sharpmask.cli import main
+
+from .conftest import changed
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def rows(table: Any, tmp_path: Path) -> Path:
+    """A folder of two files of rows."""
+    write_table(table[:2], tmp_path / "rows" / "a.parquet")
+    write_table(table[2:], tmp_path / "rows" / "more" / "b.parquet")
+    (tmp_path / "rows" / ".c.parquet.1.part").write_bytes(b"PAR1")
+    return tmp_path / "rows"
+
+
+def results(*arguments: object) -> int:
+    return main(["results", *map(str, arguments)])
+
+
+def refused(capsys: Capture, *arguments: object) -> str:
+    """The line that says why."""
+    assert results(*arguments) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and line.startswith("sharpmask: ")
+    return line
+
+
+def test_counts(rows: Path, table: Any, propose: Propose, capsys: Capture) -> None:
+    assert results(rows) == 0
+    found = sum(len(row["proposals"] or ()) for row in table.to_pylist())
+    assert capsys.readouterr().out.splitlines() == [
+        f"3 rows, 1 of them failed, {found} proposals",
+        "failed: 1 not an image of a known format (JPEG, PNG, GIF, BMP, TIFF, WEBP, HEIF, AVIF)"
+        if "not an image" in table["error"][2].as_py()
+        else f"failed: 1 {table['error'][2].as_py().partition(': ')[2]}",
+        f"fingerprint {propose.fingerprint}: 3 rows",
+    ]
+
+
+def test_coco_is_what_propose_writes(
+    rows: Path, photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    given = [str(photos / name) for name in ("000007.png", "b.png")]
+    wanted = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out"), "--top-n", "6", "--no-overlay"]
+    assert main(["propose", *given, *wanted]) == 0
+    assert results(rows, "--to", "coco", "--out", tmp_path / "coco.json") == 0
+    assert "1 of 3 photos had failed" in capsys.readouterr().err
+    entries = json.loads((tmp_path / "coco.json").read_text())
+    expected = json.loads((tmp_path / "out" / "proposals.json").read_text())
+    assert len(entries) == len(expected) > 6
+    for entry, other in zip(entries, expected, strict=True):
+        same = entry.keys() - {"file_name", "image_id"}
+        assert {key: entry[key] for key in same} == {key: other[key] for key in same}
+        assert entry["exif"] == "turned" and entry["file_name"].endswith(other["file_name"])
+    assert entries[0]["image_id"] == expected[0]["image_id"] == 7
+    assert 1 << 52 <= entries[-1]["image_id"] < 1 << 53
+
+
+def test_labelme_and_yolo_are_those_of_the_proposals(
+    rows: Path, photos: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for kind in ("labelme", "yolo"):
+        assert results(rows, "--to", kind, "--out", tmp_path / kind) == 0
+    found = ProposalGenerator(load_model(tiny_checkpoint), top_n=6).generate(photos / "b.png")
+    document = json.loads((tmp_path / "labelme" / "b.json").read_text())
+    assert (tmp_path / "labelme" / document["imagePath"]).samefile(photos / "b.png")
+    assert document == json.loads(json.dumps(found.to_labelme(document["imagePath"])))
+    assert (tmp_path / "yolo" / "labels" / "b.txt").read_text() == found.to_yolo()
+    assert sorted(path.name for path in tmp_path.glob("*/**/*.*")) == sorted(
+        ["000007.json", "b.json", "000007.txt", "b.txt", "data.yaml", "a.parquet", "b.parquet", ".c.parquet.1.part"]
+    )
+
+
+def test_rows_are_filtered_and_merged(rows: Path, table: Any, propose: Propose, tmp_path: Path) -> None:
+    out = tmp_path / "all.parquet"
+    assert results(rows, "--to", "parquet", "--out", out) == 0
+    merged = pq.read_table(out)
+    assert merged.equals(table) and merged.schema.equals(propose.schema(), check_metadata=True)
+    every = [row["proposals"] or [] for row in table.to_pylist()]
+    score, area = np.median([p["score"] for p in every[0]]), np.median([p["area"] for p in every[1]])
+    asked = ["--min-score", score, "--min-area", int(area), "--top", 2, "--photos", "*.png"]
+    assert results(rows, "--to", "parquet", "--out", out, *asked) == 0
+    expected = [[p for p in row if p["score"] >= np.float32(score) and p["area"] >= int(area)][:2] for row in every]
+    assert [row["proposals"] or [] for row in pq.read_table(out).to_pylist()] == expected
+    assert any(expected) and pq.read_table(out)["proposals"].null_count == 1
+    assert results(rows, "--to", "parquet", "--out", out, "--photos", "*/b.*") == 0
+    assert pq.read_table(out).equals(table[1:2])
+
+
+def test_rows_of_one_id_count_once(rows: Path, table: Any, tmp_path: Path, capsys: Capture) -> None:
+    failed = changed(table[:1], 0, error="a.png: gone", proposals=None, height=None, width=None)
+    write_table(failed, rows / "0.parquet")
+    write_table(table[1:2], rows / "z.parquet")
+    assert results(rows, "--to", "parquet", "--out", tmp_path / "all.parquet") == 0
+    assert "2 rows are left out, as their ids stand in others: first " in capsys.readouterr().err
+    assert pq.read_table(tmp_path / "all.parquet").equals(table)
+    assert results(rows) == 0
+    assert "2 rows are left out" in capsys.readouterr().err
+
+
+def test_mixed_settings_are_refused(rows: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
+    other = Propose("small", top_n=2)
+    record = other.record | {"top_n": 5}
+    told = other({"path": ["none.png"]}).replace_schema_metadata(schema({other.fingerprint: record}).metadata)
+    write_table(told, rows / "other.parquet")
+    out = tmp_path / "x.json"
+    line = refused(capsys, rows, "--to", "coco", "--out", out)
+    assert "rows must be of one fingerprint, got 2: " in line and "top_n was 6 and is 5" in line and "--mixed" in line
+    assert not out.exists()
+    assert results(rows, "--to", "coco", "--out", out, "--mixed") == 0
+    assert results(rows) == 0
+    assert "the first two differ: " in capsys.readouterr().out
+    write_table(told.replace_schema_metadata(None), rows / "other.parquet")
+    assert "of which the files do not have the settings" in refused(capsys, rows, "--to", "coco", "--out", out)
+
+
+def test_photos_of_one_name_are_refused(rows: Path, table: Any, tmp_path: Path, capsys: Capture) -> None:
+    write_table(changed(table[:1], 0, id="other", path="elsewhere/B.jpg"), rows / "z.parquet")
+    line = refused(capsys, rows, "--to", "yolo", "--out", tmp_path / "yolo")
+    assert "b.png and elsewhere/B.jpg would have one file; take them apart with --photos" in line
+    assert results(rows, "--to", "yolo", "--out", tmp_path / "yolo", "--photos", "elsewhere*") == 0
+    assert (tmp_path / "yolo" / "labels" / "B.txt").is_file()
+
+
+def test_no_path_leads_out_of_the_folder(rows: Path, table: Any, tmp_path: Path) -> None:
+    for number, path in enumerate(("../../x.jpg", "/x/..", "..", "a/" + "b" * 300 + ".jpg")):
+        write_table(changed(table[:1], 0, id=str(number), path=path), rows / f"{number}.parquet")
+    before = {path for path in tmp_path.parent.rglob("*") if tmp_path / "out" not in path.parents}
+    assert results(rows, "--to", "labelme", "--out", tmp_path / "out") == 0
+    after = {path for path in tmp_path.parent.rglob("*") if tmp_path / "out" not in path.parents}
+    assert after - before == {tmp_path / "out"} and len(list((tmp_path / "out").iterdir())) == 6
+
+
+def test_rows_that_other_programs_wrote_again(table: Any, tmp_path: Path) -> None:
+    """As pandas has them: wider numbers, missing ones as NaN, no metadata; large texts and lists; another order."""
+    plain = pa.Table.from_pylist(table.to_pylist()[::-1])
+    proposal = pa.struct(
+        {"counts": pa.large_string(), "area": pa.int64(), "score": pa.float64(), "bbox": pa.large_list(pa.float64())}
+    )
+    wide = plain.set_column(
+        plain.schema.get_field_index("proposals"),
+        "proposals",
+        pa.array(plain["proposals"].to_pylist(), pa.large_list(proposal)),
+    )
+    wide = wide.set_column(wide.schema.get_field_index("height"), "height", wide["height"].cast(pa.float64()))
+    pq.write_table(wide, tmp_path / "wide.parquet")
+    assert results(tmp_path / "wide.parquet", "--to", "parquet", "--out", tmp_path / "out.parquet") == 0
+    assert pq.read_table(tmp_path / "out.parquet").equals(table[::-1].combine_chunks())
+
+
+def bad(**columns: Any) -> dict[str, Any]:
+    return columns
+
+
+def bad_proposal(**columns: Any) -> dict[str, Any]:
+    return {"proposal": columns}
+
+
+BAD_ROWS = {
+    "area must be its mask's": bad_proposal(area=3),
+    "bbox must be four finite numbers": bad_proposal(bbox=[1.0, 2.0]),
+    "bbox must be four finite": bad_proposal(bbox=[1.0, 2.0, 3.0, float("nan")]),
+    "score must be a finite number": bad_proposal(score=float("nan")),
+    "RLE": bad_proposal(counts="1"),
+    "must have score, bbox, area and counts": bad_proposal(counts=None),
+    "must have at most 200000000 pixels": bad(height=65_535, width=65_535),
+    "must have at least one pixel": bad(height=None),
+    "must have at least one pixel, got -5": bad(width=-5),
+    "every row must have an id": bad(id=None),
+}
+
+
+@pytest.mark.parametrize("said", BAD_ROWS)
+def test_bad_rows_are_named(said: str, table: Any, tmp_path: Path, capsys: Capture) -> None:
+    columns = dict(BAD_ROWS[said])
+    if "proposal" in columns:
+        columns = {"proposals": [table["proposals"][1].as_py()[0] | columns.pop("proposal")]}
+    write_table(changed(table, 1, **columns), tmp_path / "rows.parquet")
+    line = refused(capsys, tmp_path / "rows.parquet", "--to", "coco", "--out", tmp_path / "x.json")
+    assert said in line and f"{tmp_path}/rows.parquet: " in line
+    assert said == "every row must have an id" or f"row {table['id'][1]}: " in line or "counts, got none" in line
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_other_files_are_refused(table: Any, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.parquet"
+    assert "rows: no file or folder" in refused(capsys, path)
+    assert "must hold Parquet files of rows, got none" in refused(capsys, tmp_path)
+    path.write_bytes(b"PAR1 and no more")
+    assert "cannot be read as rows: " in refused(capsys, path)
+    pq.write_table(pa.table({"id": ["a"], "score": [1.0]}), path)
+    assert "must be rows of proposals (docs/results.md), but has no path, height, " in refused(capsys, path)
+    pq.write_table(table.set_column(4, "proposals", [["a", "b", "c"]]), path)
+    assert "has no proposals.score, proposals.area, proposals.counts" in refused(capsys, path)
+    pq.write_table(table.replace_schema_metadata({"sharpmask.rows": "2"}), path)
+    assert "must be rows of version 1, got '2'" in refused(capsys, path)
+    pq.write_table(table.replace_schema_metadata({"sharpmask.settings": "[1]"}), path)
+    assert "the settings in its metadata must be JSON by fingerprint" in refused(capsys, path)
+    write_table(table, path)
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + b"\xff" * 200 + content[300:])
+    assert "cannot be read as rows" in refused(capsys, path, "--to", "parquet", "--out", tmp_path / "out")
+    assert "to and out must be given together" in refused(capsys, path, "--to", "coco")
+
+
+def test_small_files_that_would_take_much_memory(table: Any, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "rows.parquet"
+    long = changed(table, 1, error="x" * (reading.SMALL + 1))
+    write_table(long, path)
+    assert "bytes of error must take" in refused(capsys, path)
+    # A text that stands once in the file and in many rows.
+    text = "".join(map(chr, np.random.default_rng(0).integers(32, 127, 1 << 21)))
+    write_table(pa.concat_tables([changed(table[:1], 0, path=text, id=str(i)) for i in range(150)]), path)
+    pq.write_table(pq.read_table(path), path, use_dictionary=True, dictionary_pagesize_limit=1 << 28)
+    assert path.stat().st_size < 4e6
+    assert "150 rows must have at most 268435456 bytes of text, got " in refused(capsys, path)
+
+
+def test_a_row_group_of_too_many_values(table: Any, tmp_path: Path, capsys: Capture, monkeypatch: Any) -> None:
+    monkeypatch.setattr(reading, "MOST_VALUES", 20)
+    write_table(table, tmp_path / "rows.parquet")
+    assert "a row group must have at most 20 values of proposals.list.element.bbox" in refused(
+        capsys, tmp_path / "rows.parquet"
+    )
+
+
+def test_empty_rows(tmp_path: Path, capsys: Capture) -> None:
+    pq.write_table(schema().empty_table(), tmp_path / "rows.parquet", **PARQUET)
+    assert results(tmp_path / "rows.parquet") == 0
+    assert results(tmp_path / "rows.parquet", "--to", "coco", "--out", tmp_path / "x.json") == 0
+    assert json.loads((tmp_path / "x.json").read_text()) == []
+    assert results(tmp_path / "rows.parquet", "--to", "parquet", "--out", tmp_path / "y.parquet") == 0
+    assert len(pq.read_table(tmp_path / "y.parquet")) == 0
