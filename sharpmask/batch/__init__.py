@@ -6,6 +6,6 @@ Neither PyTorch nor pyarrow is imported before the first batch.
 from .ids import photo_id
 from .propose import Propose
 from .rows import PARQUET, VERSION, schema
-from .writing import rows, write_rows
+from .writing import rows, write_rows, write_table
 
-__all__ = ["PARQUET", "VERSION", "Propose", "photo_id", "rows", "schema", "write_rows"]
+__all__ = ["PARQUET", "VERSION", "Propose", "photo_id", "rows", "schema", "write_rows", "write_table"]

@@ -111,7 +111,7 @@ class Propose(Settings):
         """The columns that tell which photo it is."""
         name = None if path is None else _text(path)
         if key is None:
-            key = content_id(bytes(content or b"")) if path is None else photo_id(path, self.root)
+            key = content_id(bytes(content or b"")) if name is None else photo_id(str(path), self.root)
         return {"id": _text(key), "path": name}
 
     def _options(self, *without: str) -> dict[str, Any]:

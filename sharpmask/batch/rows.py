@@ -31,15 +31,15 @@ def schema(records: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
     Raises ``DataError`` without the package pyarrow.
     """
     pa = arrow()
-    proposal = pa.struct(
-        {"score": pa.float32(), "bbox": pa.list_(pa.float32()), "area": pa.int32(), "counts": pa.string()}
-    )
+    # Elements are called as Parquet calls them, so what is read has the same schema.
+    box = pa.list_(pa.field("element", pa.float32()))
+    proposal = pa.struct({"score": pa.float32(), "bbox": box, "area": pa.int32(), "counts": pa.string()})
     columns = {
         "id": pa.string(),
         "path": pa.string(),
         "height": pa.int32(),
         "width": pa.int32(),
-        "proposals": pa.list_(proposal),
+        "proposals": pa.list_(pa.field("element", proposal)),
         "error": pa.string(),
         "fingerprint": pa.string(),
         "seconds": pa.float32(),

@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -90,7 +91,7 @@ def test_batches_of_all_engines(kind: str, photos: Path, propose: Propose, table
     if kind == "arrow":
         batch = pa.table(columns)
     elif kind == "pandas":
-        batch = pytest.importorskip("pandas").DataFrame(columns)
+        batch = pd.DataFrame(columns)
     rows = propose(batch).to_pylist()
     same = table.to_pylist()[1]
     assert [row["id"] for row in rows] == ["mine", same["id"]]

@@ -45,9 +45,7 @@ def test_counts(rows: Path, table: Any, propose: Propose, capsys: Capture) -> No
     found = sum(len(row["proposals"] or ()) for row in table.to_pylist())
     assert capsys.readouterr().out.splitlines() == [
         f"3 rows, 1 of them failed, {found} proposals",
-        "failed: 1 not an image of a known format (JPEG, PNG, GIF, BMP, TIFF, WEBP, HEIF, AVIF)"
-        if "not an image" in table["error"][2].as_py()
-        else f"failed: 1 {table['error'][2].as_py().partition(': ')[2]}",
+        f"failed: 1 {table['error'][2].as_py().partition(': ')[2]}",
         f"fingerprint {propose.fingerprint}: 3 rows",
     ]
 
@@ -138,12 +136,12 @@ def test_photos_of_one_name_are_refused(rows: Path, table: Any, tmp_path: Path, 
 
 
 def test_no_path_leads_out_of_the_folder(rows: Path, table: Any, tmp_path: Path) -> None:
-    for number, path in enumerate(("../../x.jpg", "/x/..", "..", "a/" + "b" * 300 + ".jpg")):
+    for number, path in enumerate(("../../x.jpg", "/x/..", "a/" + "b" * 300 + ".jpg")):
         write_table(changed(table[:1], 0, id=str(number), path=path), rows / f"{number}.parquet")
     before = {path for path in tmp_path.parent.rglob("*") if tmp_path / "out" not in path.parents}
     assert results(rows, "--to", "labelme", "--out", tmp_path / "out") == 0
     after = {path for path in tmp_path.parent.rglob("*") if tmp_path / "out" not in path.parents}
-    assert after - before == {tmp_path / "out"} and len(list((tmp_path / "out").iterdir())) == 6
+    assert after - before == {tmp_path / "out"} and len(list((tmp_path / "out").iterdir())) == 5
 
 
 def test_rows_that_other_programs_wrote_again(table: Any, tmp_path: Path) -> None:
@@ -218,17 +216,21 @@ def test_other_files_are_refused(table: Any, tmp_path: Path, capsys: Capture, mo
     assert "to and out must be given together" in refused(capsys, path, "--to", "coco")
 
 
-def test_small_files_that_would_take_much_memory(table: Any, tmp_path: Path, capsys: Capture) -> None:
+def test_small_files_that_would_take_much_memory(
+    table: Any, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "SMALL", 1 << 16)
+    monkeypatch.setattr(reading, "MOST_TEXT", 1 << 18)
     path = tmp_path / "rows.parquet"
     long = changed(table, 1, error="x" * (reading.SMALL + 1))
     write_table(long, path)
     assert "bytes of error must take" in refused(capsys, path)
     # A text that stands once in the file and in many rows.
-    text = "".join(map(chr, np.random.default_rng(0).integers(32, 127, 1 << 21)))
-    write_table(pa.concat_tables([changed(table[:1], 0, path=text, id=str(i)) for i in range(150)]), path)
+    text = "".join(map(chr, np.random.default_rng(0).integers(32, 127, 1 << 13)))
+    write_table(pa.concat_tables([changed(table[:1], 0, path=text, id=str(i)) for i in range(50)]), path)
     pq.write_table(pq.read_table(path), path, use_dictionary=True, dictionary_pagesize_limit=1 << 28)
-    assert path.stat().st_size < 4e6
-    assert "150 rows must have at most 268435456 bytes of text, got " in refused(capsys, path)
+    assert path.stat().st_size < 1 << 15
+    assert "50 rows must have at most 262144 bytes of text, got " in refused(capsys, path)
 
 
 def test_a_row_group_of_too_many_values(table: Any, tmp_path: Path, capsys: Capture, monkeypatch: Any) -> None:
