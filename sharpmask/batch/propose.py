@@ -38,7 +38,7 @@ class Propose(Settings):
     Raises ``DataError`` for settings and checkpoints that cannot be used.
     """
 
-    checkpoint: Path | None = field(default=None, kw_only=False)
+    checkpoint: Path | str | None = field(default=None, kw_only=False)
     top_n: Annotated[int, Range(1, 100_000)] = 100
     refine: bool = True
     search: SearchConfig | None = None
@@ -48,7 +48,7 @@ class Propose(Settings):
     precision: Precision = "fp32"
     calibration: Path | None = None
     device: str = "cpu"
-    root: str | None = None
+    root: str | Path | None = None
     record: dict[str, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
     """All that decides what is found, see :mod:`sharpmask.fingerprint`."""
 

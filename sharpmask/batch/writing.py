@@ -28,7 +28,8 @@ def write_rows(photos: Iterable[Photo], propose: Propose, out: str | Path, *, ro
 
     A file appears when it is whole. Raises ``DataError`` as ``propose`` does, and an ``OSError`` that names the file.
     """
-    left, paths = rows(photos, propose), []
+    left = rows(photos, propose)
+    paths: list[Path] = []
     while tables := list(islice(left, rows_per_file)):
         paths.append(Path(out) / f"rows-{len(paths):06d}.parquet")
         write_table(arrow().concat_tables(tables), paths[-1])
