@@ -110,11 +110,11 @@ class CocoFolder:
         images = self._read_images(document["images"], outside)
         self.photos = self._read_annotations(document["annotations"], known, images)
         self.notes += outside.note()
-        partial = [photo for photo in self.photos if not photo.complete]
-        if partial:
+        incomplete = [photo for photo in self.photos if not photo.complete]
+        if incomplete:
             self.notes.append(
-                f"{self.annotation_file}: partially annotated photos, which give no negatives: {len(partial)} of "
-                f"{len(self.photos)}; first: image {partial[0].id}"
+                f"{self.annotation_file}: partially annotated photos, which give no negatives: {len(incomplete)} of "
+                f"{len(self.photos)}; first: image {incomplete[0].id}"
             )
 
     def load(self, photo: Photo) -> NDArray[np.uint8]:

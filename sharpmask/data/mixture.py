@@ -23,7 +23,6 @@ class Mixture:
             raise ValueError(f"weights must be one above 0 for each of {len(self.folders)} folders, got {weights}")
         if len({folder.cache.exif for folder in self.folders}) > 1:
             raise ValueError("folders must have the same exif")
-        self.skip_bad = any(folder.skip_bad for folder in self.folders)
         # Of a single folder it is the folder's own list.
         self.skipped: list[str] = self.folders[0].skipped
         if len(self.folders) > 1:
@@ -33,6 +32,11 @@ class Mixture:
     def of(cls, data: CocoFolder | Mixture) -> Mixture:
         """A folder as a mixture of it alone; a mixture as it is."""
         return data if isinstance(data, Mixture) else cls([data])
+
+    @property
+    def skip_bad(self) -> bool:
+        """Whether damaged photos are left out."""
+        return any(folder.skip_bad for folder in self.folders)
 
     @property
     def name(self) -> str:

@@ -122,5 +122,5 @@ class _Reporting(Dataset[_Reported]):
 def _share_cache(number: int) -> None:
     """Make the caches of all workers together as large as that of one process."""
     worker = get_worker_info()
-    if worker is not None:
+    if worker is not None and isinstance(worker.dataset, _Reporting):
         worker.dataset.data.share_cache(worker.num_workers)

@@ -232,7 +232,7 @@ def test_negatives_come_from_photos_without_objects_too(make: Make) -> None:
     paper = PatchSampler(folder, head="score")
     assert {paper._paper_negative(rng)[0].id for _ in range(20)} == {0, 1}
     released = PatchSampler(folder, head="score", rule="released")
-    assert [photo.id for photo in released._photos] == [0]
+    assert [photo.id for photo in released._negative.photos] == [0]
 
 
 def test_categories_are_drawn_alike(make: Make) -> None:

@@ -336,3 +336,27 @@ def test_a_process_ended_inside_a_write(settings: Factory, how: str) -> None:
     for name in (CHECKPOINT, STATE):
         one, other = load_file(whole.out / name), load_file(ended.out / name)
         assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_several_data_sets_are_told_apart_by_annotations_and_weights(started: TrainConfig, synth: Path) -> None:
+    out = started.out.parent / "two"
+    two = replace(started, dataset=(synth, f"{synth}:0.5"), out=out)  # type: ignore[arg-type]
+    train(two, QUIET)
+    train(replace(two, steps=3, resume=True), QUIET)
+    mark = "[0-9a-f]{16}"
+    other = replace(two, dataset=(synth, f"{synth}:2"), steps=4)  # type: ignore[arg-type]
+    refused(other, f"dataset '{mark} {mark}:0.5' -> '{mark} {mark}:2'; .*--change dataset$")
+    refused(replace(two, dataset=(synth,), steps=4), f"dataset '{mark} {mark}:0.5' -> '{mark}'")
+    refused(replace(two, partial=True, steps=4), "partial False -> True")
+
+
+def test_settings_that_came_later_had_their_defaults(started: TrainConfig) -> None:
+    """A state of an older version does not name them."""
+    tensors = load_file(started.out / STATE)
+    with safe_open(started.out / STATE, "pt") as file:
+        metadata = file.metadata()
+    record = json.loads(metadata["record"])
+    del record["tiles.part_negatives"], record["partial"], record["held_out"]
+    save_file(tensors, started.out / STATE, metadata | {"record": json.dumps(record)})
+    refused(replace(started, partial=True, steps=3), "partial False -> True; .*--change partial$")
+    train(replace(started, steps=3, resume=True), QUIET)
