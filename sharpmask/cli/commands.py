@@ -77,6 +77,8 @@ def convert_dataset(options: ConvertDataset) -> int:
     if options.out is None and out.exists():
         raise DataError(f"out: {out} is there already; move it away, or give --out a file")
     document, notes = datasets.convert(options.dataset, options.layout, options.exif)
+    if options.partial:
+        document = {"info": {"complete": False}} | document
     remove_leftovers(out.parent, out.name)
     write_text(out, json.dumps(document, allow_nan=False))
     for note in notes:

@@ -246,6 +246,8 @@ class ConvertDataset(Settings):
     """File to write. Without one: instances.json in the folder, where training finds it."""
     layout: Literal["labelme", "voc", "yolo"] | None = None
     """Which program's files to read. Without one: those that are there."""
+    partial: bool = False
+    """Write into the file that the photos hold objects without an annotation: training then takes no negatives."""
     exif: Exif | None = None
     """Pixels that annotations refer to: as stored, or turned by EXIF. Needed for photos with an EXIF orientation."""
 

@@ -142,8 +142,12 @@ def test_the_command_writes_what_training_reads(
     assert not any(each.crowd for photo in data.photos for each in photo.instances)
     assert main(["convert-dataset", str(root)]) == 2
     assert "instances.json is there already" in capsys.readouterr().err
-    assert main(["convert-dataset", str(root), "--out", str(tmp_path / "other.json"), "--layout", "labelme"]) == 0
-    assert json.loads((tmp_path / "other.json").read_text()) == json.loads((root / "instances.json").read_text())
+    other = tmp_path / "other.json"
+    assert main(["convert-dataset", str(root), "--out", str(other), "--layout", "labelme", "--partial"]) == 0
+    assert all(photo.complete for photo in CocoFolder(root).photos)
+    assert not any(photo.complete for photo in CocoFolder(root, annotations=other).photos)
+    said = json.loads(other.read_text())
+    assert said.pop("info") == {"complete": False} and said == json.loads((root / "instances.json").read_text())
     assert main(["convert-dataset", str(tmp_path / "none")]) == 2
     assert "dataset: " in capsys.readouterr().err
 
