@@ -19,6 +19,7 @@ def main() -> None:
 
     # "local": a Ray of its own, which ends with this program; "auto" finds the cluster that runs.
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     photos = ray.data.from_items([{"path": os.path.abspath(path)} for path in [*paths, "broken.jpg"]])
     rows = photos.map_batches(
         Propose,
@@ -27,7 +28,7 @@ def main() -> None:
         batch_size=2,
         compute=ray.data.ActorPoolStrategy(size=1),
     )
-    rows.write_parquet(os.path.abspath("rows"), arrow_parquet_args=PARQUET)
+    rows.write_parquet(os.path.abspath("rows"), **PARQUET)
     ray.shutdown()
 
     sharpmask(["results", "rows"])

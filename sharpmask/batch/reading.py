@@ -27,14 +27,18 @@ BYTES_PER_BYTE: Final = 100
 def files_of(paths: Sequence[Path]) -> list[Path]:
     """The files among the paths and the Parquet files in the folders among them, sorted by name, none twice.
 
-    Files that are being written have names with a point in front, and are passed over. Raises ``DataError`` where there
-    is none.
+    Names in a folder that begin with a point or _ are passed over, as other programs do: files that are being written,
+    and what is no row. Raises ``DataError`` where there is none.
     """
     found: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
             raise DataError(f"rows: no file or folder {path}")
-        inside = sorted(p for p in path.rglob("*.parquet") if p.is_file() and not p.name.startswith("."))
+        inside = sorted(
+            file
+            for file in path.rglob("*.parquet")
+            if file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+        )
         if path.is_dir() and not inside:
             raise DataError(f"{path}: must hold Parquet files of rows, got none")
         found |= dict.fromkeys(inside if path.is_dir() else [path])

@@ -24,7 +24,9 @@ def rows(table: Any, tmp_path: Path) -> Path:
     """A folder of two files of rows."""
     write_table(table[:2], tmp_path / "rows" / "a.parquet")
     write_table(table[2:], tmp_path / "rows" / "more" / "b.parquet")
-    (tmp_path / "rows" / ".c.parquet.1.part").write_bytes(b"PAR1")
+    for name in (".c.parquet.1.part", "_run/d.parquet", ".e.parquet"):
+        (tmp_path / "rows" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "rows" / name).write_bytes(b"PAR1")
     return tmp_path / "rows"
 
 
@@ -79,8 +81,8 @@ def test_labelme_and_yolo_are_those_of_the_proposals(
     assert (tmp_path / "labelme" / document["imagePath"]).samefile(photos / "b.png")
     assert document == json.loads(json.dumps(found.to_labelme(document["imagePath"])))
     assert (tmp_path / "yolo" / "labels" / "b.txt").read_text() == found.to_yolo()
-    assert sorted(path.name for path in tmp_path.glob("*/**/*.*")) == sorted(
-        ["000007.json", "b.json", "000007.txt", "b.txt", "data.yaml", "a.parquet", "b.parquet", ".c.parquet.1.part"]
+    assert sorted(path.name for kind in ("labelme", "yolo") for path in (tmp_path / kind).rglob("*.*")) == sorted(
+        ["000007.json", "b.json", "000007.txt", "b.txt", "data.yaml"]
     )
 
 
