@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sharpmask.cli.checks import check_paths
 from sharpmask.cli.train import parse
 from sharpmask.data.coco import CocoFolder
 from sharpmask.data.mixture import Mixture
@@ -77,6 +78,11 @@ def test_the_command_line_and_yaml_name_data_sets_alike(tmp_path: Path) -> None:
         (Path("b"), Path("b.json"), 0.3),
     ]
     assert config.partial
+    with pytest.raises(DataError, match=r"annotations: no file a\.json"):
+        check_paths(config, out_is_file=False)
+    nowhere = TrainConfig(dataset=(tmp_path, tmp_path / "b:2"), out=tmp_path)
+    with pytest.raises(DataError, match=r"dataset: .*/b: no such folder"):
+        check_paths(nowhere, out_is_file=False)
     for name, text in (("list", "[a:1, b:0.3]\nannotations: [a.json, b.json]"), ("one", "c")):
         (tmp_path / f"{name}.yaml").write_text(f"dataset: {text}\nout: o\n")
     assert parse("joint", ["--config", str(tmp_path / "list.yaml")]).data_sets() == config.data_sets()
