@@ -21,9 +21,9 @@ from pycocotools import mask as coco_mask
 from sharpmask.batch import PARQUET, photo_id, schema
 from sharpmask.files import atomic
 
-TASKS = {"counts": [], "coco": ["--to", "coco"], "parquet": ["--to", "parquet"]}
+TASKS = {"coco": ["--to", "coco"], "parquet": ["--to", "parquet"], "counts": []}
 PER_FILE = 10_000
-SIDE = 256
+SIDE = 64
 
 
 def synthetic(count: int, proposals: int, folder: Path) -> None:
@@ -32,7 +32,7 @@ def synthetic(count: int, proposals: int, folder: Path) -> None:
     rows, cols = np.mgrid[:SIDE, :SIDE]
     entries = []
     for _ in range(proposals):
-        y, x, r = random.integers(40, SIDE - 40, 3)
+        y, x, r = random.integers(SIDE // 4, SIDE // 2, 3)
         disc = np.asfortranarray(((rows - y) ** 2 + (cols - x) ** 2 < r**2).astype(np.uint8))
         rle = coco_mask.encode(disc)
         box = coco_mask.toBbox(rle).tolist()

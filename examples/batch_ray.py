@@ -17,6 +17,7 @@ def main() -> None:
     paths = [str(files("sharpmask") / "assets" / "coffee.jpg"), *map(str, sorted((pictures / "images").iterdir()))]
     Path("broken.jpg").write_bytes(b"no photo")
 
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to the makers of Ray
     # "local": a Ray of its own, which ends with this program; "auto" finds the cluster that runs.
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -58,9 +58,9 @@ class RowsFile:
         with _told(path):
             self._metadata = _parquet().read_metadata(path)
             given = self._metadata.schema.to_arrow_schema()
-        self._check_columns(given.names)
-        self._check_sizes()
-        self.records = self._records(given.metadata or {})
+            self._check_columns(given.names)
+            self._check_sizes()
+            self.records = self._records(given.metadata or {})
         """The settings by their fingerprint, as far as the file has them."""
 
     def batches(self) -> Iterator[Any]:
@@ -83,12 +83,12 @@ class RowsFile:
 
     def _read(self, columns: list[str]) -> Iterator[Any]:
         # A text that stands once in the file for many rows does so in memory too.
-        dictionaries = [
-            column.path_in_schema
-            for column in self._columns()
-            if any("DICTIONARY" in encoding for encoding in column.encodings)
-        ]
         with _told(self.path):
+            dictionaries = [
+                column.path_in_schema
+                for column in self._columns()
+                if any("DICTIONARY" in encoding for encoding in column.encodings)
+            ]
             file = _parquet().ParquetFile(
                 self.path, metadata=self._metadata, buffer_size=1 << 20, pre_buffer=False, read_dictionary=dictionaries
             )
@@ -98,6 +98,7 @@ class RowsFile:
                 batch = next(batches, None)
                 if batch is None:
                     return
+                batch.validate(full=True)
                 text = sum(map(_text_bytes, batch.columns))
             if text > MOST_TEXT:
                 raise DataError(

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sharpmask import ProposalGenerator, load_model
+from sharpmask import DataError, ProposalGenerator, load_model
 from sharpmask.batch import PARQUET, Propose, reading, schema
+from sharpmask.batch.results import Wanted, selected
+from sharpmask.batch.survey import Survey
 from sharpmask.batch.writing import write_table
 from sharpmask.cli import main
 
@@ -216,6 +218,24 @@ def test_other_files_are_refused(table: Any, tmp_path: Path, capsys: Capture, mo
     path.write_bytes(content[:100] + b"\xff" * 200 + content[300:])
     assert "cannot be read as rows" in refused(capsys, path, "--to", "parquet", "--out", tmp_path / "out")
     assert "to and out must be given together" in refused(capsys, path, "--to", "coco")
+
+
+def test_damage_is_told_or_harmless(table: Any, tmp_path: Path) -> None:
+    path, random = tmp_path / "rows.parquet", np.random.default_rng(3)
+    pq.write_table(table, path)
+    content = path.read_bytes()
+    outcomes = set()
+    for _ in range(80):
+        damaged = bytearray(content)
+        damaged[random.integers(len(content))] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            survey = Survey([reading.RowsFile(path)])
+            outcomes.add(sum(map(len, selected(survey, Wanted()))) <= len(table))
+        except DataError as error:
+            assert str(path) in str(error) or "ids of photos" in str(error)
+            outcomes.add("told")
+    assert "told" in outcomes and False not in outcomes
 
 
 def test_small_files_that_would_take_much_memory(
