@@ -21,8 +21,10 @@ PART_OCTAVES: Final = (1.0, 1.6)
 
 Smaller parts may be objects that nobody has annotated, such as a person's tie.
 """
-_FILLED: Final = 0.9
-"""Share of the middle of such a window that the object covers."""
+_FILLED: Final = 0.7
+"""Least share of the middle of such a window that the object covers, where others may lack an annotation."""
+_MET: Final = 0.3
+"""The same where all objects are annotated: enough to show a part, such as a head."""
 
 
 class Placed(NamedTuple):
@@ -93,7 +95,7 @@ def label(
     positives = _choose(rng, np.flatnonzero(good.any(1)), config.positives)
     negatives = np.zeros(0, dtype=np.int64)
     if config.part_negatives:
-        parts = far & _shows_part(placed, row, col, window)
+        parts = far & _shows_part(placed, row, col, window, _MET if complete else _FILLED)
         negatives = _choose(rng, np.flatnonzero(parts), round(config.part_negatives * config.negatives))
     if complete:
         left = config.negatives - len(negatives)
@@ -109,8 +111,8 @@ def label(
     return Tile(image, np.stack([row[chosen], col[chosen]], axis=1), masks)
 
 
-def _shows_part(placed: list[Placed], row: Cells, col: Cells, window: int) -> npt.NDArray[np.bool_]:
-    """Which windows show a part of an object alone where an object that fits them would be."""
+def _shows_part(placed: list[Placed], row: Cells, col: Cells, window: int, share: float) -> npt.NDArray[np.bool_]:
+    """Which windows show a part of a larger object where one that fits them would be, on that ``share`` or more."""
     middle = round(CANONICAL * window)
     margin = (window - middle) // 2
     y, x = row * STRIDE + margin, col * STRIDE + margin
@@ -120,7 +122,7 @@ def _shows_part(placed: list[Placed], row: Cells, col: Cells, window: int) -> np
             total = np.pad(p.mask.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
             low, right = y + middle, x + middle
             pixels = total[low, right] - total[y, right] - total[low, x] + total[y, x]
-            found |= pixels >= _FILLED * middle**2
+            found |= pixels >= share * middle**2
     return found
 
 

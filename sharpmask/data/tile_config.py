@@ -51,7 +51,9 @@ class TileConfig(Settings):
     most_hidden: Annotated[float, Range(0, 1)] = 1.0
     """An object of which pasted objects hide a larger share is no positive."""
     anchored: Annotated[float, Range(0, 1)] = 0.5
-    """Share of tiles that show one of their photo's objects near the canonical size; the rest show any part."""
+    """Share of tiles that show one of their photo's objects near the canonical size."""
+    zoomed: Annotated[float, Range(0, 1)] = 0.0
+    """Share of tiles that show the largest one at two to three times that size, for its parts; the rest, any place."""
     free_scales: tuple[Scale, Scale] = (0.125, 2.0)
     """Range of scales of tiles that show any part of a photo."""
     blurred: Annotated[float, Range(0, 1)] = 0.3
@@ -70,6 +72,11 @@ class TileConfig(Settings):
             raise DataError(
                 f"tiles must have at most {MOST_PIXELS} pixels in a step, got {pixels}: "
                 f"{self.tiles} of side {self.side}"
+            )
+        if self.anchored + self.zoomed > 1:
+            raise DataError(
+                f"anchored and zoomed must be shares of all tiles, at most 1 together, got {self.anchored} and "
+                f"{self.zoomed}"
             )
         if self.free_scales[0] > self.free_scales[1]:
             raise DataError(f"free_scales must be the smallest and the largest scale, got {self.free_scales}")

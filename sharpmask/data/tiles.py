@@ -156,10 +156,10 @@ class TileBatches(Dataset[TileBatch]):
     ) -> tuple[Array, Region, list[Placed]]:
         """A piece of a photo, the region of the tile that shows the photo, and the objects on it."""
         side = self.config.side
-        left, top, w, h = instance.box
-        scale, anchored = self._scale(rng, max(w, h), photo.complete)
-        x = self._offset(rng, photo.width * scale, (left + w / 2) * scale if anchored else None)
-        y = self._offset(rng, photo.height * scale, (top + h / 2) * scale if anchored else None)
+        scale, shown = self._view(rng, photo, instance)
+        centre = None if shown is None else (shown.box[0] + shown.box[2] / 2, shown.box[1] + shown.box[3] / 2)
+        x = self._offset(rng, photo.width * scale, centre and centre[0] * scale)
+        y = self._offset(rng, photo.height * scale, centre and centre[1] * scale)
 
         def cut(layer: Array, fill: int) -> tuple[Array, Region]:
             return resample(layer, (x, y), scale, side, fill)
@@ -173,20 +173,21 @@ class TileBatches(Dataset[TileBatch]):
             placed = [p._replace(mask=p.mask[:, ::-1].copy(), x=side - p.x) for p in placed]
         return image, inside, placed
 
-    def _scale(self, rng: np.random.Generator, longest: float, complete: bool) -> tuple[float, bool]:
-        """The photo's scale on a tile, and whether the object with a ``longest`` side must be on it."""
-        config = self.config
-        scale = object_scale(rng, longest, config.positive_octaves, config, self.window)
-        if rng.random() < config.anchored:
-            return scale, True
-        if complete:
-            # Uniform in scale, not in octaves: a pyramid has most of its windows at fine scales, and most are empty.
-            return rng.uniform(*config.free_scales), False
-        # Beside its objects a partially annotated photo teaches nothing, so the tile shows the object, or its parts.
-        if config.part_negatives:
+    def _view(self, rng: np.random.Generator, photo: Photo, instance: Instance) -> tuple[float, Instance | None]:
+        """The photo's scale on a tile, and the object that must be on it, if any: ``instance`` or the largest."""
+        config, complete = self.config, photo.complete
+        scale = object_scale(rng, max(instance.box[2:]), config.positive_octaves, config, self.window)
+        kind = rng.random()
+        # Beside its objects a partially annotated photo teaches nothing, so its tiles show an object, or its parts.
+        if kind < config.anchored or not (complete or config.zoomed or config.part_negatives):
+            return scale, instance
+        if kind < config.anchored + config.zoomed or not complete:
+            objects = [each for each in photo.instances if not each.crowd] or [instance]
+            largest = max(objects, key=lambda each: max(each.box[2:]))
             larger = CANONICAL * self.window * 2 ** rng.uniform(*PART_OCTAVES)
-            scale = min(config.max_enlargement, larger / max(longest, 1))
-        return scale, True
+            return min(config.max_enlargement, larger / max(*largest.box[2:], 1)), largest
+        # Uniform in scale, not in octaves: a pyramid has most of its windows at fine scales, and most are empty.
+        return rng.uniform(*config.free_scales), None
 
     def _offset(self, rng: np.random.Generator, length: float, centre: float | None) -> float:
         """Start of the tile on an axis of the scaled photo. Up to half a window may lie outside, as at inference."""

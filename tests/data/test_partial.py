@@ -93,7 +93,7 @@ def test_a_step_has_a_complete_tile_if_there_are_complete_photos(tmp_path: Path)
 
 
 def test_parts_of_objects_are_negatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also on partial tiles: the middle of such a window shows the object alone, of which it is a half to a third."""
+    """Also on partial tiles: the middle of such a window shows the object, of which it is a half to a third."""
     for module in (tiles, pasting):
         monkeypatch.setattr(module, "jitter_colours", lambda rng, image: image)
     root = squares(tmp_path / "a", {}, {})
@@ -112,7 +112,7 @@ def test_parts_of_objects_are_negatives(tmp_path: Path, monkeypatch: pytest.Monk
                 red = batch.image[tile, 0].numpy() > 100
                 y, x = int(row) * 16 + 10, int(col) * 16 + 10
                 longest = max(np.ptp(place) + 1 for place in np.nonzero(red)) if red.any() else 0
-                is_part = red[y : y + 27, x : x + 27].mean() > 0.88
+                is_part = red[y : y + 27, x : x + 27].mean() > (0.68 if partial else 0.28)
                 parts += is_part
                 if partial:
                     assert is_part and 1.9 * CANONICAL < longest + 2 < 3.2 * CANONICAL

@@ -215,6 +215,25 @@ def test_a_photo_s_own_object_keeps_its_place_in_the_tile(tmp_path: Path, monkey
     assert positives >= 10
 
 
+def test_zoomed_tiles_show_the_largest_object_at_two_to_three_times_its_size(tmp_path: Path) -> None:
+    photo = np.full((300, 300, 3), 40, np.uint8)
+    boxes = [(10, 10, 30, 30), (100, 60, 100, 150), (0, 250, 300, 50)]
+    entries: list[dict[str, Any]] = [{"image_id": 1, "segmentation": box_rle(300, 300, *box)} for box in boxes]
+    entries[2]["iscrowd"] = 1
+    folder = CocoFolder(write_folder(tmp_path / "one", [photo], entries))
+    sides = {}
+    for zoomed in (0.0, 1.0):
+        config = replace(CONFIG, pasted=0, anchored=1.0 - zoomed, zoomed=zoomed)
+        batches = Spied(folder, config, window=WINDOW)
+        [batches[step] for step in range(10)]
+        largest = [max((p.longest for p in placed if not p.crowd), default=0) / OBJECT for placed in batches.seen]
+        sides[zoomed] = min(largest), max(largest)
+    assert 2.0 <= sides[1.0][0] < sides[1.0][1] < 3.04
+    assert sides[0.0][0] < 1.5
+    with pytest.raises(DataError, match=r"anchored and zoomed must be shares .*, got 0\.5 and 0\.6"):
+        replace(CONFIG, zoomed=0.6)
+
+
 def test_crowds_are_neither_positive_nor_negative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "jitter_colours", lambda rng, image: image)
     photo = np.full((96, 96, 3), 90, np.uint8)
