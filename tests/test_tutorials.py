@@ -21,9 +21,8 @@ from sharpmask.data.synthetic import synthesize
 TUTORIALS = Path(__file__).parents[1] / "docs/tutorials"
 COFFEE = Path(str(files("sharpmask") / "assets" / "coffee.jpg"))
 SHORTER = {
-    "--steps 400": "--steps 2",
-    "--warmup 20": "--warmup 1",
-    "--validate-every 100 --validation-samples 64": "--validate-every 2 --validation-samples 4",
+    "--validation data/val --out run": "--validation data/val --out run --steps 2 --warmup 1 --validate-every 2 "
+    "--validation-samples 4",
 }
 """What makes the commands of a tutorial quick. Each must stand in one of them."""
 

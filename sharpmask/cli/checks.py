@@ -15,6 +15,7 @@ FILES = {
     "start_from": "checkpoint",
     "weights": "weights",
     "results": "results",
+    "against": "results",
     "annotations": "annotations",
     "validation_annotations": "annotations",
 }

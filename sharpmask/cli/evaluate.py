@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,16 @@ from ..data.coco import CocoFolder, Photo
 from ..data.images import read_header
 from ..devices import usable_device
 from ..errors import DataError
-from ..evaluation import Recall, Validator, average_recall, load_results, plot_recall, recall_table
-from ..files import output_folder, write_text
+from ..evaluation import Validator, group_names, load_results
+from ..files import output_folder
 from ..models import DeepMask, SharpMask
+from .measures import GALLERY, Results, measure
 from .options import Eval
-from .output import ERR, say, show
+from .output import ERR, say
 from .overlap import Steps
 from .parts import Entries, Parts
 from .searching import is_large, search_all
 from .shared import make_generator, searching, settings_of
-
-Results = Sequence[Mapping[str, Any]]
-Recalls = dict[str, Recall]
 
 KINDS = {"refined": True, "coarse": False}
 """The kinds of masks by name, and whether they are refined."""
@@ -45,26 +41,54 @@ def evaluate(options: Eval) -> int:
     truth = folder.ground_truth()
     if all(entry["iscrowd"] for entry in truth["annotations"]):
         raise DataError(f"{folder.annotation_file}: must hold an object to measure, got {_nothing(folder)}")
+    if "source" in options.groupings:
+        group_names(truth, "source")  # before the search, because photos may not say their source
     patches: dict[str, float] = {}
     with output_folder(options.out, *KINDS):
+        other = {} if options.against is None else {other_name(options): read_results(options.against, truth, folder)}
         if options.results is not None:
-            rows: dict[str, Results] = {options.results.stem: load_results(options.results, truth)}
-            check_pixels(options.results, rows[options.results.stem], folder)
+            rows = {options.results.stem: read_results(options.results, truth, folder)}
         else:
             model = load_model(options.checkpoint, usable_device(options.search.device))
             if options.patches:  # before the search, which takes longer: it may find nothing to measure
                 patches = Validator(folder, model.config, samples=options.patches)(model)
             rows, truth = search(model, folder, truth, options)
-        masks, boxes = measure(rows, truth)
-        write(masks | boxes, patches, options.out)
-    for group in filter(None, (masks, boxes)):
-        show(recall_table(group, paper=True))
+        against = next(iter(other), None)
+        report = measure(
+            rows | known(other, truth), truth, by=options.groupings, resamples=options.bootstrap, against=against
+        )
+        report.write(patches, options.out)
+        if options.gallery:
+            photos = {photo.id: photo for photo in folder.photos}
+            report.write_gallery(truth, lambda key: folder.load(photos[key]), options.gallery, options.out)
+    report.show()
     for name, value in patches.items():
         say(f"{name:24} {value:.3f}")
     if folder.skipped:
         say(f"left out {len(folder.skipped)} broken entries, first: {folder.skipped[0]}", ERR)
-    say(f"{options.out}: recall.json")
+    say(f"{options.out}: recall.json{f', {GALLERY}' if options.gallery else ''}")
     return 0
+
+
+def read_results(path: Path, truth: dict[str, Any], folder: CocoFolder) -> Results:
+    """Results of the photos as they are annotated."""
+    results = load_results(path, truth)
+    check_pixels(path, results, folder)
+    return results
+
+
+def other_name(options: Eval) -> str:
+    """The name of the results to compare with, which is not one of those that are measured."""
+    assert options.against is not None
+    own = KINDS if options.results is None else (options.results.stem,)
+    path = options.against.resolve()
+    return path.stem if path.stem not in own else f"{path.parent.name}/{path.stem}"
+
+
+def known(rows: dict[str, Results], truth: dict[str, Any]) -> dict[str, Results]:
+    """Results without those of photos that were left out."""
+    photos = {image["id"] for image in truth["images"]}
+    return {name: [entry for entry in results if entry["image_id"] in photos] for name, results in rows.items()}
 
 
 def _nothing(folder: CocoFolder) -> str:
@@ -97,11 +121,8 @@ def search(
     for name, path in paths.items():
         bad |= search_folder(model, folder, options, path, refine=KINDS[name])
     # A photo may have broken between the two searches.
-    rows: dict[str, Results] = {
-        name: [entry for entry in load_results(path, truth) if entry["image_id"] not in bad]
-        for name, path in paths.items()
-    }
-    return rows, without_images(truth, bad)
+    truth_left = without_images(truth, bad)
+    return known({name: load_results(path, truth) for name, path in paths.items()}, truth_left), truth_left
 
 
 @dataclass(frozen=True)
@@ -164,29 +185,3 @@ def without_images(truth: dict[str, Any], ids: set[int]) -> dict[str, Any]:
         "images": [image for image in truth["images"] if image["id"] not in ids],
         "annotations": [entry for entry in truth["annotations"] if entry["image_id"] not in ids],
     }
-
-
-def measure(rows: Mapping[str, Results], truth: dict[str, Any]) -> tuple[Recalls, Recalls]:
-    """The recall of masks and of boxes by name. Results that have boxes alone are measured as boxes alone."""
-    masks: Recalls = {}
-    boxes: Recalls = {}
-    for name, results in rows.items():
-        with_mask = [entry for entry in results if "segmentation" in entry]
-        if len(with_mask) < len(results):
-            told = f"{len(results) - len(with_mask)} of {len(results)} results have no mask"
-            say(f"{name}: {told}, so masks are measured of the others" if with_mask else f"{name}: {told}", ERR)
-        if with_mask or not results:
-            masks[f"{name}, masks"] = average_recall(truth, with_mask, kind="segm")
-        boxes[f"{name}, boxes"] = average_recall(truth, results, kind="bbox")
-    return masks, boxes
-
-
-def write(recalls: Recalls, patches: dict[str, float], out: Path) -> None:
-    """Write what was measured, and a plot of it, to the folder ``out``."""
-    summary: dict[str, Any] = {"patches": patches} if patches else {}
-    summary |= {name: recall.to_json() for name, recall in recalls.items()}
-    write_text(out / "recall.json", json.dumps(summary, indent=1))
-    try:
-        plot_recall(recalls, out / "recall.png")
-    except ImportError as error:
-        say(f"no plot: {error}", ERR)

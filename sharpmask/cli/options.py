@@ -17,8 +17,20 @@ from ..ranges import Length, Range, Settings
 
 FORMATS = ("coco", "labelme", "yolo", "png", "parquet")
 """What ``propose`` can write."""
+GROUPINGS = ("size", "category", "source")
+"""What ``eval`` can break recall down by."""
 TopN: TypeAlias = Annotated[int, Range(1, 100_000)]
 Side: TypeAlias = Annotated[int, Range(64, 8192)]
+
+
+def _names(given: str, option: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that an option gives, separated by commas. Raises ``DataError`` unless they are ``known``."""
+    names = tuple(dict.fromkeys(name.strip() for name in given.split(","))) if given else ()
+    for name in names:
+        if name not in known:
+            told = ", ".join(known)
+            raise DataError(f"{option} must be some of {told}, separated by commas, got {name!r} in {given!r}")
+    return names
 
 
 @dataclass(frozen=True)
@@ -113,15 +125,12 @@ class Propose(Settings):
         super().__post_init__()
         if self.json and (self.resume or self.format != "coco" or self.out != type(self).out):
             raise DataError("json: it writes no file, so leave out --out, --resume and --format, or --json")
-        for name in self.formats:
-            if name not in FORMATS:
-                known = ", ".join(FORMATS)
-                raise DataError(f"format must be some of {known}, separated by commas, got {name!r} in {self.format!r}")
+        _names(self.format, "format", FORMATS)
 
     @property
     def formats(self) -> tuple[str, ...]:
         """The names in ``format``."""
-        return tuple(name.strip() for name in self.format.split(","))
+        return _names(self.format, "format", FORMATS)
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,14 @@ class Eval(Settings):
     """Folder to write into."""
     top_n: TopN = 1000
     """Proposals per photo."""
+    by: str = ""
+    """Also print the recall by size, category or source of the photo, or by several of these, separated by commas."""
+    against: Path | None = None
+    """COCO results file of the same photos to compare with: the differences, with their intervals."""
+    bootstrap: Annotated[int, Range(0, 100_000)] = 1000
+    """Resamples of the photos from which the 95 % intervals are taken; 0 for no intervals."""
+    gallery: Annotated[int, Range(0, 1000)] = 0
+    """Also write gallery.html, a page of so many objects that are missed by most; 0 for none."""
     coarse: bool = False
     """Also measure the coarse masks of the same windows."""
     patches: Annotated[int, Range(0, 1_000_000)] = 0
@@ -185,6 +202,12 @@ class Eval(Settings):
         for name in ("patches", "coarse", "resume"):
             if self.results is not None and getattr(self, name):
                 raise DataError(f"{name}: it needs a model, so leave out --{name} or --results")
+        _names(self.by, "by", GROUPINGS)
+
+    @property
+    def groupings(self) -> tuple[str, ...]:
+        """The names in ``by``."""
+        return _names(self.by, "by", GROUPINGS)
 
 
 @dataclass(frozen=True)

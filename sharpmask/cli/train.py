@@ -31,12 +31,20 @@ def prepared(config: TrainConfig) -> Callable[[], int]:
 def parse(stage: str, argv: list[str]) -> TrainConfig:
     """Settings of a training run: the stage's defaults, replaced by the ``--config`` file's, then by the flags.
 
-    Prints help and usage errors and exits, as command lines do.
+    With a checkpoint to start from, the defaults are those of fine-tuning. Prints help and usage errors and exits, as
+    command lines do.
     """
-    base = TrainConfig(dataset=tyro.MISSING, out=tyro.MISSING, **stage_defaults(cast(StageName, stage)))
-    config, rest = read_config(base, _with_values(argv))
+    words = _with_values(argv)
+    config, rest = read_config(_defaults(stage), words)
+    if config.start_from is not None or any(word.partition("=")[0] == "--from" for word in rest):
+        config, rest = read_config(_defaults(stage, fine_tuning=True), words)
     help_text = f"{STAGES[stage]} --config FILE reads settings from a YAML file; flags override them."
     return parse_arguments(TrainConfig, rest, prog=f"sharpmask train {stage}", description=help_text, default=config)
+
+
+def _defaults(stage: str, *, fine_tuning: bool = False) -> TrainConfig:
+    settings = stage_defaults(cast(StageName, stage), fine_tuning=fine_tuning)
+    return TrainConfig(dataset=tyro.MISSING, out=tyro.MISSING, **settings)
 
 
 def _with_values(argv: list[str]) -> list[str]:

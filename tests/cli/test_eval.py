@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from sharpmask.cli import main
-from sharpmask.evaluation import Recall, recall_table
+from sharpmask.cli.options import GROUPINGS
+from sharpmask.data.synthetic import synthesize
+from sharpmask.evaluation import Recall, breakdown, recall_table
 from sharpmask.search import ProposalGenerator
 
 Capture = pytest.CaptureFixture[str]
@@ -171,7 +173,10 @@ def test_options_that_need_a_model(synth: Path, tmp_path: Path, capsys: Capture)
         assert "it needs a model, so leave out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("failing", ["show", "say", "plot_recall"])
+FAILING = {"show": "measures", "say": "evaluate", "plot_recall": "measures"}
+
+
+@pytest.mark.parametrize("failing", FAILING)
 def test_the_figures_are_written_before_they_are_printed(
     failing: str, synth: Path, entries: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +184,7 @@ def test_the_figures_are_written_before_they_are_printed(
         raise ValueError("printing fails")
 
     (tmp_path / "x.json").write_text(json.dumps(entries))
-    monkeypatch.setattr(f"sharpmask.cli.evaluate.{failing}", fail)
+    monkeypatch.setattr(f"sharpmask.cli.{FAILING[failing]}.{failing}", fail)
     assert run("eval", "--dataset", synth, "--results", tmp_path / "x.json", "--out", tmp_path / "out") == 2
     assert json.loads((tmp_path / "out" / "recall.json").read_text())["x, masks"]["ar"]["100"]["all"] == 1
 
@@ -203,3 +208,74 @@ def test_a_terminal_without_letters_and_a_closed_pipe_lose_nothing(
     assert (ended.returncode, ended.stderr) == (0, "")
     report = json.loads((tmp_path / "evaluation" / "recall.json").read_text())
     assert report["naïve, masks"]["ar"]["100"]["all"] == 1
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of twelve pictures, of two sources, so that there are intervals."""
+    folder = synthesize(tmp_path_factory.mktemp("many") / "data", images=12, size=(64, 96), textures="generated")
+    document = json.loads((folder / "instances.json").read_text())
+    for number, image in enumerate(document["images"]):
+        image["source"] = f"{'flickr' if number % 3 else 'museum'}@2:{number}"
+    (folder / "instances.json").write_text(json.dumps(document))
+    return folder
+
+
+def results_of(folder: Path, part: slice) -> list[dict[str, Any]]:
+    """Perfect proposals of some objects of a folder."""
+    annotations = json.loads((folder / "instances.json").read_text())["annotations"][part]
+    keys = ("image_id", "category_id", "segmentation")
+    return [{key: annotation[key] for key in keys} | {"score": 1.0} for annotation in annotations]
+
+
+def test_groups_intervals_differences_and_misses(many: Path, tmp_path: Path, capsys: Capture) -> None:
+    for name, part in (("mine", slice(None)), ("old/mine", slice(None, None, 2))):
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(results_of(many, part)))
+    base = ("eval", "--dataset", many, "--results", tmp_path / "old/mine.json", "--out", tmp_path / "out")
+    assert run(*base, "--by", "size,category, source", "--against", tmp_path / "mine.json", "--gallery", 3) == 0
+    report = json.loads((tmp_path / "out" / "recall.json").read_text())
+    rows = ("mine, masks", "mine, boxes", *(f"{tmp_path.name}/mine, {kind}" for kind in ("masks", "boxes")))
+    assert set(report) == {*rows, "differences"}
+    mine, best = report["mine, masks"], report[f"{tmp_path.name}/mine, masks"]
+    assert (mine["photos"], mine["objects"]) == (12, best["objects"])
+    low, high = mine["ar_interval"]["100"]
+    assert 0 < low < mine["ar"]["100"]["all"] < high < 1 and best["ar_interval"]["100"] == [1, 1]
+    assert mine["by"]["size"]["small"]["ar"]["100"] == mine["ar"]["100"]["small"]
+    assert {name: found["photos"] for name, found in mine["by"]["source"].items()} == {"flickr": 8, "museum": 4}
+    assert mine["by"]["source"]["museum"]["few"] and mine["by"]["source"]["museum"]["ar_interval"] is None
+    (found, _) = report["differences"].values()
+    assert found["ar"]["100"] == pytest.approx(mine["ar"]["100"]["all"] - 1)
+    assert found["ar_interval"]["100"] == pytest.approx([low - 1, high - 1])
+    out = capsys.readouterr().out
+    for text in ("95 % interval", "by source: mine, masks", "museum ?", f"{mine['objects']} objects in 12 photos", "*"):
+        assert text in out
+    assert out.splitlines()[-1].endswith("recall.json, gallery.html")
+    page = (tmp_path / "out" / "gallery.html").read_text()
+    assert page.count("<figure>") == 3 and "Objects missed by most (mine, masks)" in page
+
+
+def test_results_of_some_photos_only(many: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "x.json").write_text(json.dumps([e for e in results_of(many, slice(None)) if e["image_id"] < 4]))
+    assert run("eval", "--dataset", many, "--results", tmp_path / "x.json", "--out", tmp_path / "out") == 0
+    assert "x: no results for 9 of 12 photos: their objects count as missed" in capsys.readouterr().err
+
+
+def test_options_of_groups_and_intervals(many: Path, synth: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(results_of(many, slice(None))))
+    base = ("eval", "--results", tmp_path / "x.json", "--out", tmp_path / "out", "--dataset")
+    assert run(*base, many, "--by", "sizes") == 2
+    assert "by must be some of size, category, source, separated by commas, got 'sizes'" in capsys.readouterr().err
+    assert run(*base, many, "--against", tmp_path / "none.json") == 2
+    assert "results: no file" in capsys.readouterr().err
+    (tmp_path / "y.json").write_text("[]")
+    assert run("eval", "--results", tmp_path / "y.json", "--dataset", synth, "--by", "source", "--out", tmp_path) == 2
+    assert "says its 'source'" in capsys.readouterr().err
+    assert run(*base, many, "--bootstrap", 0) == 0
+    assert json.loads((tmp_path / "out" / "recall.json").read_text())["x, masks"]["ar_interval"] is None
+    assert "interval" not in capsys.readouterr().out
+
+
+def test_the_groupings_are_those_that_there_are() -> None:
+    assert GROUPINGS == breakdown.GROUPINGS

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sharpmask.cli import main
+from sharpmask.cli import main, train
 
 Capture = pytest.CaptureFixture[str]
 
 PROBE = """
 import sys
-from sharpmask.cli import main
+from sharpmask.cli import main, train
 status = None
 try:
     status = main(sys.argv[1:])
@@ -75,6 +75,18 @@ assert "torch" not in sys.modules
 assert sharpmask.models.SharpMask and "torch" in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_fine_tuning_has_defaults_of_its_own(tmp_path: Path) -> None:
+    places = ["--dataset", "data", "--out", "run"]
+    plain, tuned = train.parse("joint", places), train.parse("joint", [*places, "--from", "small"])
+    assert (plain.steps, plain.lr, plain.validate_every) == (5000, 1e-3, 8000)
+    assert (tuned.steps, tuned.lr, tuned.validate_every) == (400, 3e-4, 100)
+    assert tuned.clip == plain.clip == 5 and tuned == train.parse("joint", [*places, "--from=small"])
+    (tmp_path / "run.yaml").write_text("start_from: small\nlr: 0.002\n")
+    given = train.parse("joint", [*places, "--config", str(tmp_path / "run.yaml"), "--steps", "7"])
+    assert (given.steps, given.lr, given.ema, given.start_from) == (7, 0.002, 0.99, Path("small"))
+    assert train.parse("sharpmask", [*places, "--from", "small"]).steps == train.parse("sharpmask", places).steps
 
 
 def test_every_lazy_name_is_there() -> None:
@@ -141,7 +153,7 @@ def importing(name, globals=None, locals=None, fromlist=(), level=0):
             pass  # as modules do that have an alternative
     return real(name, globals, locals, fromlist, level)
 builtins.__import__ = importing
-from sharpmask.cli import main
+from sharpmask.cli import main, train
 sys.argv[1:] = ["propose", {__file__!r}]
 sys.exit(main())
 """
