@@ -213,7 +213,9 @@ def test_a_terminal_without_letters_and_a_closed_pipe_lose_nothing(
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of twelve pictures, of two sources, so that there are intervals."""
-    folder = synthesize(tmp_path_factory.mktemp("many") / "data", images=12, size=(64, 96), textures="generated")
+    folder = synthesize(
+        tmp_path_factory.mktemp("many") / "data", images=12, seed=3, size=(64, 96), textures="generated"
+    )
     document = json.loads((folder / "instances.json").read_text())
     for number, image in enumerate(document["images"]):
         image["source"] = f"{'flickr' if number % 3 else 'museum'}@2:{number}"
