@@ -65,13 +65,13 @@ class Report:
     """Of masks, and of boxes, against those of the other results."""
 
     def show(self) -> None:
-        """Print the tables. Groups and differences are those of masks, if there are masks."""
+        """Print the tables. Those of groups are of the first results' masks, if there are masks."""
         for rows in filter(None, (self.masks, self.boxes)):
             recalls = {name: row.recall for name, row in rows.items()}
             show(recall_table(recalls, paper=True, figures={name: row.figures for name, row in rows.items()}))
-        for name, row in self._main.items():
-            for by, groups in row.groups.items():
-                show(breakdown_table(f"{by}: {name}", groups, row.recall.most))
+        name, row = self._main
+        for by, groups in row.groups.items():
+            show(breakdown_table(f"{by}: {name}", groups, row.recall.most))
         if self.differences:
             show(difference_table(self.differences))
 
@@ -92,13 +92,13 @@ class Report:
         self, truth: dict[str, Any], load: Callable[[int], NDArray[np.uint8]], count: int, out: Path
     ) -> None:
         """Write the page of the ``count`` objects that the first results miss by most."""
-        name, row = next(iter(self._main.items()))
+        name, row = self._main
         title = f"Objects missed by most ({name})"
         write_gallery(out / GALLERY, row.matches, truth, row.results, load, count=count, title=title)
 
     @property
-    def _main(self) -> dict[str, Measured]:
-        return self.masks or self.boxes
+    def _main(self) -> tuple[str, Measured]:
+        return next(iter((self.masks or self.boxes).items()))
 
 
 def measure(
