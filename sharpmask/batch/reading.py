@@ -20,8 +20,8 @@ MOST_VALUES: Final = 1 << 26
 MOST_TEXT: Final = 1 << 28
 """Most bytes of texts in the rows that are in memory."""
 SMALL: Final = 1 << 26
-"""A column of more bytes must take a byte of the file for each ``BYTES_PER_BYTE`` of them, as masks do."""
-BYTES_PER_BYTE: Final = 100
+"""A column of a row group that has more bytes must take a byte of the file for each ``BYTES_PER_BYTE`` of them."""
+BYTES_PER_BYTE: Final = 1000
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
@@ -135,9 +135,10 @@ class RowsFile:
                     f"got {column.num_values}; write smaller ones"
                 )
             if size > max(SMALL, BYTES_PER_BYTE * column.total_compressed_size):
+                least = -(-size // BYTES_PER_BYTE)
                 raise DataError(
-                    f"{self.path}: {size} bytes of {name} must take {-(-size // BYTES_PER_BYTE)} bytes of the file, as "
-                    f"masks do, got {column.total_compressed_size}"
+                    f"{self.path}: {size} bytes of {name} in a row group must take {least} bytes of the file, as masks "
+                    f"do, got {column.total_compressed_size}; write smaller row groups"
                 )
 
     def _records(self, metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:

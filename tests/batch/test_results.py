@@ -244,9 +244,9 @@ def test_small_files_that_would_take_much_memory(
     monkeypatch.setattr(reading, "SMALL", 1 << 16)
     monkeypatch.setattr(reading, "MOST_TEXT", 1 << 18)
     path = tmp_path / "rows.parquet"
-    long = changed(table, 1, error="x" * (reading.SMALL + 1))
+    long = changed(table, 1, error="x" * (16 * reading.SMALL))
     write_table(long, path)
-    assert "bytes of error must take" in refused(capsys, path)
+    assert "bytes of error in a row group must take" in refused(capsys, path)
     # A text that stands once in the file and in many rows.
     text = "".join(map(chr, np.random.default_rng(0).integers(32, 127, 1 << 13)))
     write_table(pa.concat_tables([changed(table[:1], 0, path=text, id=str(i)) for i in range(50)]), path)
