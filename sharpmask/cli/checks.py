@@ -31,9 +31,12 @@ def check_images(paths: Sequence[Path]) -> None:
             raise DataError(f"images: no file or folder {path}")
 
 
-def check_paths(options: Any, *, out_is_file: bool) -> None:
-    """Raise ``DataError`` for a path among the options that is not there, and for an ``out`` that cannot be made."""
-    given = vars(options)
+def check_paths(options: Any, *, out_is_file: bool, without: Sequence[str] = ()) -> None:
+    """Raise ``DataError`` for a path among the options that is not there, and for an ``out`` that cannot be made.
+
+    Options ``without`` are not checked.
+    """
+    given = {name: value for name, value in vars(options).items() if name not in without}
     for name, what in FILES.items():
         for given_path in _paths(options, name):
             path = checkpoint_path(given_path) if what == "checkpoint" else given_path

@@ -41,7 +41,8 @@ def interrupted(argv: Sequence[str]) -> str:
     keeps = argv[:1] in (["propose"], ["eval"]) and not any(word.startswith(("--json", "--results")) for word in argv)
     if not keeps:
         return "sharpmask: interrupted"
-    words = [*argv] if "--resume" in argv else [*argv, "--resume"]
+    words = [word for word in argv if word != "--restart"]
+    words += ["--resume"] * ("--resume" not in argv)
     command = shlex.join(["sharpmask", *words])
     # After "--" an option would be a photo, and a list of photos from standard input is read up.
     again = command.isprintable() and not {"-", "--"} & {*argv}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -12,8 +12,8 @@ from ..data.links import Links
 from ..data.orientation import Exif
 from ..engines import Engine, ExportFormat, Precision, check_precision
 from ..errors import DataError
-from ..models.config import INSIDE, Geometry, SearchScale
-from ..ranges import Length, Range, Settings
+from ..models.config import INSIDE, Geometry, SearchConfig, SearchScale
+from ..ranges import Length, Range, Settings, field_types
 
 FORMATS = ("coco", "labelme", "yolo", "png", "parquet")
 """What ``propose`` can write."""
@@ -58,6 +58,13 @@ class SearchOptions(Settings):
     device: str = "cpu"
     """Device to compute on: cpu, cuda, cuda:1, ..., or auto: cuda where there is a GPU, else cpu."""
 
+    def over(self, search: SearchConfig) -> SearchConfig:
+        """A checkpoint's settings, replaced by those that are given."""
+        given = {name: getattr(self, name) for name in field_types(SearchConfig) if hasattr(self, name)}
+        # No IoU exceeds 1, so 1 switches suppression off.
+        off = {k: None for k in ("mask_nms", "box_nms") if given[k] == 1}
+        return replace(search, **{k: v for k, v in given.items() if v is not None} | off)
+
 
 @dataclass(frozen=True)
 class EngineOptions(Settings):
@@ -73,6 +80,32 @@ class EngineOptions(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_precision(self.engine, self.precision, self.calibrate)
+
+
+@dataclass(frozen=True)
+class ClusterOptions(Settings):
+    """Very many photos, on many cores or machines: docs/scale.md. Results are Parquet files."""
+
+    cluster: Literal["ray"] | None = None
+    """Search on this kind of cluster. Images may then be URLs, lists (.txt), tables (.parquet) and archives (.tar)."""
+    address: str = "local"
+    """Cluster to use: local, a small one on this machine; auto, the one that this machine is part of; or an address."""
+    workers: Annotated[int, Range(1, 100_000)] | None = None
+    """Workers of one core each. Without a number: as many as the cluster has room for."""
+    rows_per_file: Annotated[int, Range(1, 100_000)] = 200
+    """Photos whose results stand in one file."""
+    worker_memory: Annotated[float, Range(0, 10_000, above=True)] = 1.2
+    """Gigabytes of memory that are reserved for a worker."""
+    gpu_share: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Part of a GPU that is reserved for a worker, with --device cuda."""
+    restart: bool = False
+    """Remove the results that the output folder has, and begin again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        changed = [f.name for f in fields(self) if f.name != "cluster" and getattr(self, f.name) != f.default]
+        if self.cluster is None and changed:
+            raise DataError(f"{changed[0]}: it needs --cluster ray")
 
 
 @dataclass(frozen=True)
@@ -120,9 +153,14 @@ class Propose(Settings):
     """Print errors only."""
     search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
     compute: Annotated[EngineOptions, arg(name="")] = field(default_factory=EngineOptions)
+    scale: Annotated[ClusterOptions, arg(name="")] = field(default_factory=ClusterOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.scale.cluster and (self.json or self.timing or self.format != "coco"):
+            raise DataError("cluster: it writes Parquet, so leave out --json, --format and --timing")
+        if self.scale.restart and self.resume:
+            raise DataError("restart and resume: give one of the two")
         if self.json and (self.resume or self.format != "coco" or self.out != type(self).out):
             raise DataError("json: it writes no file, so leave out --out, --resume and --format, or --json")
         _names(self.format, "format", FORMATS)

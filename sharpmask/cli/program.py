@@ -39,6 +39,10 @@ def prepare(argv: Sequence[str]) -> Command:
         check_paths(config, out_is_file=False)
         return train.prepared(config)
     options = parse(name, rest)
+    if name == "propose" and options.scale.cluster:
+        from . import cluster
+
+        return cluster.prepared(options)
     is_file = name in ("pack", "convert", "convert-dataset") or getattr(options, "out_is_file", False)
     check_paths(options, out_is_file=is_file)
     if name == "propose":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,7 @@ MOST_AT_ONCE = 2
 
 def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:
     """The checkpoint's search settings, replaced by those given on the command line."""
-    given = {
-        k: getattr(options, k)
-        for k in ("scales", "threshold", "mask_nms", "box_nms", "soft_nms", "stability", "scale_prior", "geometry")
-    }
-    # No IoU exceeds 1, so 1 switches suppression off.
-    off = {k: None for k in ("mask_nms", "box_nms") if given[k] == 1}
-    return replace(model.search, **{k: v for k, v in given.items() if v is not None} | off)
+    return options.over(model.search)
 
 
 def make_generator(

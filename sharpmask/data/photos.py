@@ -50,7 +50,7 @@ def find_photos(paths: Sequence[Path], *, recursive: bool = False) -> Found:
         if not path.is_dir():
             photos.setdefault(os.path.abspath(path), FoundPhoto(path, path.name))
             continue
-        folder = _Folder(path, recursive)
+        folder = Folder(path, recursive)
         inside = list(folder.photos())
         told = folder.passed_over()
         if not inside:
@@ -64,7 +64,7 @@ def find_photos(paths: Sequence[Path], *, recursive: bool = False) -> Found:
     return Found(list(photos.values()), lines)
 
 
-class _Folder:
+class Folder:
     """One folder's photos, and counts of what else is in it."""
 
     def __init__(self, root: Path, recursive: bool) -> None:

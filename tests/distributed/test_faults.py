@@ -1,0 +1,176 @@
+"""Whatever is killed, leaves, or runs full: every photo has one row, that of an undisturbed run."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from sharpmask.cli.cluster import told
+from sharpmask.distributed import Summary, propose
+from sharpmask.distributed.places import Folder
+from sharpmask.errors import DataError
+
+from .fakes import Fake
+from .folders import expected, rows, wait_for
+
+Photos = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def search(folder: Path, fake: Fake, **options: Any) -> Summary:
+    given = {"workers": 2, "rows_per_file": 10, "memory": 0.1} | options
+    return propose(folder, folder.parent / "out", fake, **given)
+
+
+def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """A call at work, and where its result will be."""
+    result: list[Any] = []
+    thread = threading.Thread(target=lambda: result.append(call()))
+    thread.start()
+    return thread, result
+
+
+def test_a_worker_is_killed(photos: Photos, fake: Fake) -> None:
+    folder = photos(60)
+    thread, result = in_thread(lambda: search(folder, fake))
+    for wanted in (8, 25, 40):
+        wait_for(lambda wanted=wanted: len(fake.searched()) >= wanted)
+        alive = [pid for pid in fake.processes() if Path(f"/proc/{pid}").exists()]
+        os.kill(alive[-1], signal.SIGKILL)
+    thread.join()
+    assert result[0].rows == 60 and not result[0].failed and not result[0].left
+    found = rows(folder.parent / "out")
+    assert found == expected(folder, folder.parent / "out", fake)
+
+
+def test_a_photo_that_kills_its_workers_has_a_row_with_the_error(photos: Photos, fake: Fake) -> None:
+    folder = photos(30, "die.jpg", "once.jpg", "fail.jpg", "bad.jpg")
+    summary = search(folder, fake)
+    assert (summary.rows, summary.failed, summary.left) == (34, 3, {})
+    found = rows(folder.parent / "out")
+    assert found["die.jpg"]["error"].endswith("die.jpg: given up after 3 workers: its process died")
+    assert found["fail.jpg"]["error"].endswith("fail.jpg: given up after 3 workers: RuntimeError: no such kernel")
+    assert found["bad.jpg"]["error"].endswith("bad.jpg: cannot be read")
+    assert found["once.jpg"]["error"] is None
+    begun = Counter(fake.searched())
+    assert [begun[found[f"{name}.jpg"]["id"]] for name in ("die", "fail", "bad")] == [3, 3, 1]
+    assert sum(row["error"] is None for row in found.values()) == 31
+
+
+def test_errors_are_shown_and_make_the_exit_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = Summary(rows=100)
+    for number in range(30):
+        summary.add(f"/a/{number}.jpg", f"/a/{number}.jpg: cannot be read")
+    assert told(summary, Path("out"), quiet=False) == 1
+    said = capsys.readouterr()
+    assert "30      cannot be read" in said.out and "out: 100 rows, 30 of them with an error" in said.out
+    assert "/a/19.jpg: cannot be read" in said.err and "/a/20.jpg" not in said.err and "and 10 more" in said.err
+    assert told(Summary(rows=5), Path("out"), quiet=False) == 0
+    assert told(Summary(rows=5, left={"part-0000-000001.parquet": 3}), Path("out"), quiet=True) == 1
+    assert "3 photos have no row" in capsys.readouterr().err
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from sharpmask.distributed import propose
+from tests.distributed.fakes import Fake
+folder, address = Path(sys.argv[1]), sys.argv[2]
+propose(folder, folder.parent / "out", Fake(folder.parent / "notes"), address=address, workers=2, rows_per_file=10,
+        memory=0.1, resume=True)
+"""
+
+
+def driver(folder: Path, address: str) -> "subprocess.Popen[bytes]":
+    root = Path(__file__).parents[2]
+    return subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), address], cwd=root, stderr=subprocess.PIPE)
+
+
+def test_the_driver_is_killed(photos: Photos, fake: Fake, cluster: Any) -> None:
+    folder = photos(60)
+    out = folder.parent / "out"
+    killed = driver(folder, cluster.address)
+    wait_for(lambda: len(list(out.glob("part-*.parquet"))) >= 2)
+    killed.kill()
+    killed.wait()
+    parts = sorted(out.glob("part-*.parquet"))
+    assert all(pq.read_table(path).num_rows == 10 for path in parts) and len(parts) < 6
+    finished = {row["id"] for path in parts for row in pq.read_table(path, columns=["id"]).to_pylist()}
+    before = Counter(fake.searched())
+    # Its workers end with it, and their cores are free again.
+    summary = search(folder, fake, resume=True)
+    assert summary.rows == 60 and not summary.left
+    assert rows(out) == expected(folder, out, fake)
+    after = Counter(fake.searched())
+    assert all(after[id] <= before[id] + 1 for id in finished), "what was finished is not searched again"
+
+
+def test_a_node_leaves(photos: Photos, fake: Fake, cluster: Any) -> None:
+    folder = photos(60)
+    thread, result = in_thread(lambda: search(folder, fake))
+    wait_for(lambda: len(fake.searched()) >= 10 and len(fake.processes()) >= 2)
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    thread.join()
+    cluster.add_node(**cluster.node)
+    assert result[0].rows == 60 and not result[0].failed
+    assert rows(folder.parent / "out") == expected(folder, folder.parent / "out", fake)
+
+
+def test_the_disk_is_full(photos: Photos, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = photos(40)
+    out = folder.parent / "out"
+    write = Folder.write
+
+    def on_a_full_disk(self: Folder, name: str, content: bytes) -> None:
+        """The third part does not fit: the system writes some of it, and refuses the rest."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        full = len(list(out.glob("part-*.parquet"))) == 2 and name.startswith("part-")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2 if full else soft, hard))
+        try:
+            write(self, name, content)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write", on_a_full_disk)
+        with pytest.raises(OSError, match=r"part-0000-0000\d\d\.parquet"):
+            search(folder, fake)
+    assert len(list(out.glob("part-*.parquet"))) == 2
+    assert not list(out.rglob(".*"))
+    assert search(folder, fake, resume=True).rows == 40
+    assert rows(out) == expected(folder, out, fake)
+
+
+def test_a_second_run_into_the_same_folder(photos: Photos, fake: Fake) -> None:
+    folder = photos(40)
+    out = folder.parent / "out"
+    thread, result = in_thread(lambda: search(folder, fake))
+    wait_for(lambda: fake.searched())
+    with pytest.raises(DataError, match=r"out is in use by another run"):
+        search(folder, fake, resume=True)
+    thread.join()
+    assert result[0].rows == 40
+    first = rows(out)
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
+    begun = len(fake.searched())
+    with pytest.raises(DataError, match=r"--resume goes on with them, --restart begins again"):
+        search(folder, fake)
+    assert search(folder, fake, resume=True).rows == 40
+    assert len(fake.searched()) == begun and {p: p.stat().st_mtime_ns for p in out.rglob("*.*")} == times
+    assert rows(out) == first == expected(folder, out, fake)
+
+
+def test_workers_that_cannot_work_stop_the_run(photos: Photos, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sharpmask.distributed.pool.MOST_DEATHS", 4)
+    folder = photos(0, *(f"fail-{number}.jpg" for number in range(9)))
+    with pytest.raises(DataError, match=r"workers died 4 times without any photo searched.*no such kernel"):
+        search(folder, fake)

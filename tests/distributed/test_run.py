@@ -1,0 +1,212 @@
+"""Where photos come from, which results a run goes on from, and what the command says."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sharpmask.batch import Propose, photo_id
+from sharpmask.cli import main
+from sharpmask.distributed import propose
+from sharpmask.distributed.manifest import Manifest
+from sharpmask.distributed.places import Folder, content_of, place_of
+from sharpmask.distributed.results import Results
+from sharpmask.distributed.sources import photos_of
+from sharpmask.errors import DataError
+
+from .fakes import Fake
+from .folders import expected, rows
+
+Photos = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+
+
+def paths(*given: str | Path, recursive: bool = False) -> list[str]:
+    return [photo.path for photo in photos_of(given, recursive=recursive)]
+
+
+def test_places() -> None:
+    assert place_of(Path("s3://bucket/a")) == place_of("s3://bucket/a") == "s3://bucket/a"
+    assert place_of(Path("file:///tmp/a")) == place_of("/tmp/a") == "/tmp/a"
+    assert place_of("a") == str(Path.cwd() / "a")
+    with pytest.raises(DataError, match=r"nonsense://a: cannot be read: .*nonsense"):
+        Folder("nonsense://a")
+
+
+def test_photos_of_a_folder(photos: Photos) -> None:
+    folder = photos(2, "note.txt", ".hidden.jpg")
+    (folder / "inner").mkdir()
+    (folder / "inner" / "x.png").write_bytes(b"x")
+    assert paths(folder) == [str(folder / "0000.jpg"), str(folder / "0001.jpg")]
+    assert paths(folder, recursive=True) == [*paths(folder), str(folder / "inner" / "x.png")]
+    ids = {photo.path: photo.id for photo in photos_of([folder], recursive=True)}
+    assert ids[str(folder / "inner" / "x.png")] == photo_id("photos/inner/x.png")
+    assert next(iter(photos_of([folder / "0001.jpg"]))).id == ids[str(folder / "0001.jpg")], "however it is given"
+    with pytest.raises(DataError, match="must be a folder, a photo"):
+        paths(folder / "note")
+
+
+def test_photos_of_lists_and_tables(photos: Photos, tmp_path: Path) -> None:
+    folder = photos(3)
+    (tmp_path / "list.txt").write_text(f"photos/0000.jpg\r\n\n{folder}/0001.jpg\ns3://b/c.jpg\n")
+    assert paths(tmp_path / "list.txt") == [f"{folder}/0000.jpg", f"{folder}/0001.jpg", "s3://b/c.jpg"]
+    pq.write_table(pa.table({"path": ["photos/0002.jpg", "s3://b/c.jpg"], "id": [7, 8]}), tmp_path / "t.parquet")
+    assert [(p.id, p.path) for p in photos_of([tmp_path / "t.parquet"])] == [
+        ("7", f"{folder}/0002.jpg"),
+        ("8", "s3://b/c.jpg"),
+    ]
+    pq.write_table(pa.table({"file": ["a"]}), tmp_path / "wrong.parquet")
+    with pytest.raises(DataError, match="must have a column path, got file"):
+        paths(tmp_path / "wrong.parquet")
+    (tmp_path / "text.parquet").write_text("no table")
+    with pytest.raises(DataError, match="must be a Parquet file"):
+        paths(tmp_path / "text.parquet")
+    with pytest.raises(DataError, match=r"missing.txt: cannot be read: No such file"):
+        paths(tmp_path / "missing.txt")
+
+
+def archive(path: Path, **contents: bytes) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name.replace("_", "."))
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_photos_of_an_archive(tmp_path: Path) -> None:
+    """The shards of a WebDataset: photos beside their texts."""
+    shard = archive(tmp_path / "shard-0.tar", a_jpg=b"one", a_json=b"{}", b_jpg=b"three" * 1000)
+    found = list(photos_of([shard]))
+    assert [photo.path for photo in found] == [f"{shard}/a.jpg", f"{shard}/b.jpg"]
+    assert [content_of(str(photo.archive), photo.offset, photo.size) for photo in found] == [b"one", b"three" * 1000]
+    assert found[0].id == photo_id("shard-0.tar/a.jpg")
+    with pytest.raises(DataError, match=r"must be a plain \.tar"):
+        paths(tmp_path / "shard.tar.gz")
+    (tmp_path / "torn.tar").write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(DataError, match=r"torn\.tar: cannot be read"):
+        paths(tmp_path / "torn.tar")
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    odd = folder / b"\xff\xe9.jpg".decode("utf-8", "surrogateescape")
+    odd.touch()
+    (folder / "a.jpg").touch()
+    manifest = Manifest(Folder(str(tmp_path)))
+    assert manifest.add(photos_of([folder]), 1) == 2
+    parts = list(manifest.parts())
+    assert [part.photos for part in parts] == [[photo] for photo in photos_of([folder])]
+    assert [part.name for part in parts] == ["part-0000-000000.parquet", "part-0000-000001.parquet"]
+    assert manifest.add(photos_of([folder]), 1) == 0 and manifest.names() == ["manifest-0000.parquet"]
+    with pytest.raises(DataError, match="must have an id each"):
+        Manifest(Folder(str(tmp_path / "twice"))).add([*photos_of([folder]), *photos_of([folder])], 5)
+
+
+def opened(folder: Path, fake: Fake, **options: bool) -> Results:
+    results = Results(Folder(str(folder)), fake)
+    results.open(**({"resume": False, "restart": False} | options))
+    return results
+
+
+def test_results_of_other_settings_are_refused(tmp_path: Path, fake: Fake) -> None:
+    opened(tmp_path, fake)
+    (tmp_path / "mine.txt").touch()
+    opened(tmp_path, fake, resume=True)
+    other = Fake(fake.notes, top_n=5)
+    with pytest.raises(DataError, match=r"other settings: top_n was 100 and is 5; give the same, or another --out, or"):
+        opened(tmp_path, other, resume=True)
+    opened(tmp_path, other, restart=True)
+    assert json.loads((tmp_path / "_run" / "run.json").read_text())["settings"]["top_n"] == 5
+    assert (tmp_path / "mine.txt").exists(), "what is not of a run stays"
+    (tmp_path / "_run" / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"_run/run.json: damaged"):
+        opened(tmp_path, other, resume=True)
+    (tmp_path / "_run" / "run.json").unlink()
+    (tmp_path / "part-0000-000000.parquet").touch()
+    with pytest.raises(DataError, match=r"has results without _run/run.json"):
+        opened(tmp_path, other, resume=True)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_photos_that_are_added_are_all_that_is_searched(photos: Photos, fake: Fake) -> None:
+    folder, out = photos(15), photos(15).parent / "out"
+    options: dict[str, Any] = {"workers": 1, "memory": 0.1, "rows_per_file": 10}
+    propose(folder, out, fake, **options)
+    (out / "part-0000-000001.parquet").write_bytes(b"torn")
+    photos(15, "aa.jpg", "zz.jpg")
+    said: list[str] = []
+    summary = propose(folder, out, fake, **options, resume=True, say=said.append)
+    assert summary.rows == 17 and len(fake.searched()) == 15 + 5 + 2
+    assert said == [f"10 photos have rows in {out}"]
+    assert rows(out) == expected(folder, out, fake)
+    assert sorted(path.name for path in out.glob("part-*")) == [
+        "part-0000-000000.parquet",
+        "part-0000-000001.parquet",
+        "part-0001-000000.parquet",
+    ]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_photos_in_an_archive_are_searched(tmp_path: Path, fake: Fake) -> None:
+    shard = archive(tmp_path / "shard.tar", a_jpg=b"one", b_jpg=b"three" * 1000)
+    summary = propose(shard, tmp_path / "out", fake, workers=1, memory=0.1)
+    assert summary.rows == 2
+    assert [row["width"] for row in rows(tmp_path / "out").values()] == [3, 5000], "what the fake was given"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_rows_are_those_of_the_model(synth: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """By the command, with a local cluster's place taken by the one that the program is connected to."""
+    out = tmp_path / "out"
+    arguments = [synth / "images", "--cluster", "ray", "--workers", 1, "--worker-memory", 0.1, "--rows-per-file", 4]
+    given = [str(a) for a in (*arguments, "--checkpoint", tiny_checkpoint, "--top-n", 10, "--out", out, "--quiet")]
+    assert main(["propose", *given]) == 0
+    settings = Propose(tiny_checkpoint, top_n=10)
+    found = rows(out)
+    for path in sorted((synth / "images").iterdir()):
+        (alone,) = settings({"path": [str(path)], "id": [found[path.name]["id"]]}).drop(["path", "seconds"]).to_pylist()
+        assert found[path.name] | {"seconds": None} == alone | {"seconds": None}
+    table = pq.read_table(out / "part-0000-000000.parquet")
+    assert table.num_rows == 4 and table.schema.equals(settings.schema(), check_metadata=True)
+
+
+def test_options_that_do_not_fit(tmp_path: Path, capsys: Capture) -> None:
+    def said(*arguments: object) -> str:
+        assert main(["propose", str(tmp_path), *map(str, arguments)]) == 2
+        return capsys.readouterr().err
+
+    assert "workers: it needs --cluster ray" in said("--workers", 2)
+    assert "restart and resume: give one of the two" in said("--cluster", "ray", "--restart", "--resume")
+    assert "cluster: it writes Parquet" in said("--cluster", "ray", "--format", "yolo")
+    assert "device must be cpu or cuda with --cluster, got 'auto'" in said("--cluster", "ray", "--device", "auto")
+    assert "images: no file or folder" in said(tmp_path / "missing.jpg", "--cluster", "ray")
+    (tmp_path / "file").touch()
+    assert "out: " in said("--cluster", "ray", "--out", tmp_path / "file")
+
+
+PROBE = """
+import sys
+import sharpmask
+from sharpmask.cli import main
+try:
+    main(["propose", "--help"])
+except SystemExit:
+    pass
+import sharpmask.distributed
+print("PROBE", [name for name in ("ray", "pyarrow", "torch") if name in sys.modules])
+"""
+
+
+def test_neither_import_nor_help_imports_ray() -> None:
+    ended = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "PROBE []"
