@@ -66,6 +66,7 @@ def test_the_line_about_a_bad_folder(tmp_path: Path) -> None:
         "sharpmask.training",
         "sharpmask.evaluation",
         "sharpmask.batch",
+        "sharpmask.distributed",
         "sharpmask_kernels",
     ],
 )

@@ -82,7 +82,7 @@ def search(options: command.Propose, images: list[str | Path], settings: Propose
 def told(summary: Summary, out: Path, quiet: bool) -> int:
     """Say what the results have. Returns the exit status."""
     if summary.failed:
-        table = Table("photos", "error", title="photos that could not be searched", title_justify="left")
+        table = Table("photos", "error", box=None, pad_edge=False)
         for error, count in summary.errors.most_common():
             table.add_row(str(count), error)
         show(table)

@@ -32,7 +32,7 @@ def expected(folder: Path, out: Path, fake: Fake) -> dict[str, dict[str, Any]]:
     return {Path(row.pop("path")).name: row for row in found}
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 180) -> Any:
     """What ``condition`` gives when it is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from sharpmask.cli.cluster import told
 from sharpmask.distributed import Summary, propose
 from sharpmask.distributed.places import Folder
 from sharpmask.errors import DataError
@@ -23,7 +22,7 @@ from .fakes import Fake
 from .folders import expected, rows, wait_for
 
 Photos = Callable[..., Path]
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 
 def search(folder: Path, fake: Fake, **options: Any) -> Summary:
@@ -64,19 +63,6 @@ def test_a_photo_that_kills_its_workers_has_a_row_with_the_error(photos: Photos,
     begun = Counter(fake.searched())
     assert [begun[found[f"{name}.jpg"]["id"]] for name in ("die", "fail", "bad")] == [3, 3, 1]
     assert sum(row["error"] is None for row in found.values()) == 31
-
-
-def test_errors_are_shown_and_make_the_exit_status_1(capsys: pytest.CaptureFixture[str]) -> None:
-    summary = Summary(rows=100)
-    for number in range(30):
-        summary.add(f"/a/{number}.jpg", f"/a/{number}.jpg: cannot be read")
-    assert told(summary, Path("out"), quiet=False) == 1
-    said = capsys.readouterr()
-    assert "30      cannot be read" in said.out and "out: 100 rows, 30 of them with an error" in said.out
-    assert "/a/19.jpg: cannot be read" in said.err and "/a/20.jpg" not in said.err and "and 10 more" in said.err
-    assert told(Summary(rows=5), Path("out"), quiet=False) == 0
-    assert told(Summary(rows=5, left={"part-0000-000001.parquet": 3}), Path("out"), quiet=True) == 1
-    assert "3 photos have no row" in capsys.readouterr().err
 
 
 DRIVER = """

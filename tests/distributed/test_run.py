@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -15,7 +16,8 @@ import pytest
 
 from sharpmask.batch import Propose, photo_id
 from sharpmask.cli import main
-from sharpmask.distributed import propose
+from sharpmask.cli.cluster import told
+from sharpmask.distributed import Summary, propose
 from sharpmask.distributed.manifest import Manifest
 from sharpmask.distributed.places import Folder, content_of, place_of
 from sharpmask.distributed.results import Results
@@ -137,6 +139,7 @@ def test_results_of_other_settings_are_refused(tmp_path: Path, fake: Fake) -> No
         opened(tmp_path, other, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_photos_that_are_added_are_all_that_is_searched(photos: Photos, fake: Fake) -> None:
     folder, out = photos(15), photos(15).parent / "out"
@@ -156,6 +159,7 @@ def test_photos_that_are_added_are_all_that_is_searched(photos: Photos, fake: Fa
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_photos_in_an_archive_are_searched(tmp_path: Path, fake: Fake) -> None:
     shard = archive(tmp_path / "shard.tar", a_jpg=b"one", b_jpg=b"three" * 1000)
@@ -164,6 +168,7 @@ def test_photos_in_an_archive_are_searched(tmp_path: Path, fake: Fake) -> None:
     assert [row["width"] for row in rows(tmp_path / "out").values()] == [3, 5000], "what the fake was given"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_the_rows_are_those_of_the_model(synth: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """By the command, with a local cluster's place taken by the one that the program is connected to."""
@@ -192,6 +197,19 @@ def test_options_that_do_not_fit(tmp_path: Path, capsys: Capture) -> None:
     assert "images: no file or folder" in said(tmp_path / "missing.jpg", "--cluster", "ray")
     (tmp_path / "file").touch()
     assert "out: " in said("--cluster", "ray", "--out", tmp_path / "file")
+
+
+def test_errors_are_shown_and_make_the_exit_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = Summary(rows=100)
+    for number in range(30):
+        summary.add(f"/a/{number}.jpg", f"/a/{number}.jpg: cannot be read")
+    assert told(summary, Path("out"), quiet=False) == 1
+    said = capsys.readouterr()
+    assert re.search(r"30 +cannot be read\n", said.out) and "out: 100 rows, 30 of them with an error" in said.out
+    assert "/a/19.jpg: cannot be read" in said.err and "/a/20.jpg" not in said.err and "and 10 more" in said.err
+    assert told(Summary(rows=5), Path("out"), quiet=False) == 0
+    assert told(Summary(rows=5, left={"part-0000-000001.parquet": 3}), Path("out"), quiet=True) == 1
+    assert "3 photos have no row" in capsys.readouterr().err
 
 
 PROBE = """

@@ -15,7 +15,7 @@ from sharpmask.distributed.sources import photos_of
 
 from .fakes import Fake
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 
 def found(out: str) -> list[dict[str, Any]]:
