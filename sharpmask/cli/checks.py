@@ -20,7 +20,7 @@ FILES = {
     "validation_annotations": "annotations",
 }
 """Options that name a file to read, and what errors call it."""
-FOLDERS = ("dataset", "validation")
+FOLDERS = ("dataset", "validation", "rank_on")
 """Options that name a folder to read."""
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import torch
+from rich.progress import track
 from rich.table import Table
 
 from ..checkpoint import load_model, read_training, save_model
 from ..convert import convert as convert_file
+from ..data.coco import CocoFolder
 from ..data.synthetic import synthesize
 from ..errors import DataError
 from ..export import export as export_model
 from ..files import output_folder, remove_leftovers, write_text
 from ..formats import datasets
+from ..models import DeepMask
 from ..search import ProposalGenerator
+from ..training.ranking import fit_ranking, rankable
 from ..visualize import film_strip, save_picture
 from .options import Convert, ConvertDataset, Demo, Export, Pack, Synth
 from .output import ERR, say, show
@@ -65,10 +70,19 @@ def pack(options: Pack) -> int:
     """Write a checkpoint again with 16-bit weights and new search settings."""
     model = load_model(options.checkpoint)
     model.search = search_settings(model, options.search)
+    if options.rank_on is not None:
+        model.search = replace(model.search, ranking=_ranking(model, options.rank_on))
     remove_leftovers(options.out.parent, options.out.name)
     save_model(model, options.out, training=read_training(options.checkpoint), dtype=torch.float16)
     say(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
     return 0
+
+
+def _ranking(model: DeepMask, dataset: Path) -> tuple[float, ...]:
+    """The ranking of a model's masks, fitted to photos."""
+    folder = CocoFolder(dataset)
+    photos = track(rankable(folder), "Ranking", console=ERR)
+    return fit_ranking(ProposalGenerator(model, top_n=1000), folder, photos)
 
 
 def convert_dataset(options: ConvertDataset) -> int:

@@ -256,6 +256,8 @@ class Pack(Settings):
     """Checkpoint to read: a file, small or base."""
     out: Positional[Path]
     """Checkpoint to write."""
+    rank_on: Path | None = None
+    """COCO-format folder of photos to fit a learned ranking to, which takes the place of stability and scale prior."""
     search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
 
 

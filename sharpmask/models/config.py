@@ -19,6 +19,12 @@ WIDEST_TRUNK = 1024
 Width: TypeAlias = Annotated[int, Range(1, MAX_WIDTH)]
 SearchScale: TypeAlias = Annotated[float, Range(1 / 64, 16)]
 INSIDE = Range(0, 1, above=True, below=True)
+RANKED_BY = (
+    *("score", "stability", "octave", "outside", "area", "certainty", "blur", "outline", "border", "offset"),
+    *("height", "width", "middle"),
+)
+"""The statistics of a mask that a learned ranking weighs: sharpmask/search/ranking.py."""
+Weight: TypeAlias = Annotated[float, Range(-1e6, 1e6)]
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,17 @@ class SearchConfig(Settings):
     """Multiply scores by how sharp the mask is: its pixels above probability .5 over those above .12."""
     scale_prior: Annotated[float, Range(0, 4)] = 0.0
     """Multiply scores by (scale / smallest scale) ** -scale_prior: finer scales have more windows to be wrong in."""
+    ranking: Annotated[tuple[Weight, ...], Length(0, 1 + len(RANKED_BY))] = ()
+    """Learned ranking: a bias and the weights of ``RANKED_BY``. Its score takes the place of the window's, of stability
+    and of the scale prior. Empty for none."""
     geometry: Geometry = "centres"
     """How windows lie on the image: by pixel centres, or as in the authors' code, for its weights; "released-exact"
     also repeats that code's mistake, by which a score belongs to the window beside it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.ranking) not in (0, 1 + len(RANKED_BY)):
+            raise DataError(f"ranking must be empty or {1 + len(RANKED_BY)} weights, got {len(self.ranking)}")
 
     @classmethod
     def for_window(cls, window: int) -> SearchConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,19 @@ from .maps import ImageMaps, Stopwatch, as_tensor, window_boxes
 from .pictures import ImageLike, Picture
 from .prompts import CANDIDATES, Prompt, as_boxes, as_points, clip_to_box
 from .proposals import Proposals, Rle, suppress
+from .ranking import Looks, ranked, statistics
+
+
+class Candidates(NamedTuple):
+    """The masks of N windows of a photo, before they are ranked."""
+
+    maps: ImageMaps
+    windows: Windows
+    logits: Tensor
+    """(N, S, S)"""
+    stability: Tensor
+    """(N)"""
+    rles: list[Rle]
 
 
 @dataclass
@@ -48,6 +61,19 @@ class ProposalGenerator(PhotoSearch):
         Raises ``DataError`` for an unusable file, ``ValueError`` for what is no photo.
         """
         watch = Stopwatch(self.device)
+        found = self._candidates(image, watch)
+        with watch("suppress"):
+            stay, scores = self._rank(found)
+        return self._proposals(found.maps, found.windows, found.stability, found.rles, stay, scores, watch)
+
+    @torch.inference_mode()
+    def judge(self, image: ImageLike | Picture) -> tuple[Tensor, list[Rle]]:
+        """What a ranking is learned from: the masks of the best windows, and their statistics by ``RANKED_BY``."""
+        found = self._candidates(image, Stopwatch(self.device))
+        return self._statistics(found), found.rles
+
+    def _candidates(self, image: ImageLike | Picture, watch: Stopwatch) -> Candidates:
+        """The masks of the best-scoring windows."""
         maps = self.look(image, watch, self._best)
         with watch("top-N"):
             windows = self._best(maps)
@@ -57,10 +83,18 @@ class ProposalGenerator(PhotoSearch):
         if not known.all():
             windows, logits = windows.select(known), logits[known]
         rles = self.paste(maps, windows, logits, watch)
-        with watch("suppress"):
-            sharp = stability(logits)
-            stay, scores = self._rank(windows, sharp, rles)
-        return self._proposals(maps, windows, sharp, rles, stay, scores, watch)
+        return Candidates(maps, windows, logits, stability(logits), rles)
+
+    def _statistics(self, found: Candidates) -> Tensor:
+        """The statistics (N, len(RANKED_BY)) of candidates."""
+        boxes = window_boxes(found.maps, found.windows, self.model.window)
+        corner, side = boxes[:, :2], boxes[:, 2:]
+        shown = np.minimum(corner + side, found.maps.size[::-1]) - corner.clip(0)
+        outside = 1 - (shown.clip(0) / side).prod(1)
+        scales = torch.tensor(found.maps.scales, device=self.device)
+        octave = (scales / scales.min()).log2()[found.windows.scale]
+        looks = Looks(found.windows.score, found.stability, octave, torch.from_numpy(outside).to(octave))
+        return statistics(found.logits, looks, self._settings.threshold)
 
     @torch.inference_mode()
     def at_points(self, image: ImageLike, points: Sequence[Sequence[float]], candidates: int = CANDIDATES) -> Proposals:
@@ -162,15 +196,21 @@ class ProposalGenerator(PhotoSearch):
         pixels = padded[:, row : row + self.model.window, col : col + self.model.window].permute(1, 2, 0)
         return (pixels * 255).round().byte().cpu().numpy()
 
-    def _rank(self, windows: Windows, sharp: Tensor, rles: list[Rle]) -> tuple[list[int], npt.NDArray[np.float32]]:
-        """The positions of the masks that stay, best first, and their scores."""
+    def _scores(self, found: Candidates) -> npt.NDArray[np.float32]:
+        """The scores of candidates before suppression."""
         search = self._settings
+        if search.ranking:
+            return ranked(self._statistics(found), search.ranking).cpu().numpy()
         prior = [(s / min(search.scales)) ** -search.scale_prior for s in search.scales]
-        weighted = windows.score.sigmoid() * torch.tensor(prior, device=self.device)[windows.scale]
-        score = (weighted * sharp if search.stability else weighted).float().cpu().numpy()
+        weighted = found.windows.score.sigmoid() * torch.tensor(prior, device=self.device)[found.windows.scale]
+        return (weighted * found.stability if search.stability else weighted).float().cpu().numpy()
+
+    def _rank(self, found: Candidates) -> tuple[list[int], npt.NDArray[np.float32]]:
+        """The positions of the masks that stay, best first, and their scores."""
+        search, rles, score = self._settings, found.rles, self._scores(found)
         # Empty masks are dropped. Their boxes show them; pycocotools' area fails on more than 255 masks with numpy 2.
         filled = np.flatnonzero(coco_mask.toBbox(rles)[:, 2]) if rles else np.zeros(0, dtype=np.int64)
-        # The prior and the stability may have changed the order.
+        # They need not be in the order of the windows' scores.
         filled = filled[np.argsort(-score[filled], kind="stable")]
         stay, scores = suppress(
             [rles[i] for i in filled],

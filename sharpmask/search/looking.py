@@ -178,7 +178,10 @@ def stability(logits: Tensor) -> Tensor:
     This is the number of logits above 0 over the number above -2 (probabilities .5 and .12), as Segment Anything
     judges masks by how little they change with the threshold.
     """
-    # In parts that stay in cache: PyTorch widens what it counts to eight bytes.
-    parts = [torch.stack([(part > limit).flatten(1).sum(1) for limit in (0.0, -2.0)]) for part in logits.split(32)]
+    # In parts that stay in cache: PyTorch widens what it counts, by default to eight bytes.
+    parts = [
+        torch.stack([(part > limit).flatten(1).sum(1, dtype=torch.int32) for limit in (0.0, -2.0)])
+        for part in logits.split(8)
+    ]
     sharp, blurred = torch.cat(parts, 1)
     return sharp / blurred.clamp(min=1)

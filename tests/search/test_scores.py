@@ -22,6 +22,7 @@ def test_stability_is_the_sharp_share_of_a_mask() -> None:
     blurred[0] = 0.5
     empty = torch.full((4, 4), -9.0)
     assert stability(torch.stack([sharp, blurred, empty])).tolist() == [1.0, 0.25, 0.0]
+    assert stability(torch.zeros(0, 4, 4)).shape == (0,)
 
 
 def test_stability_weighs_scores(tiny_sharpmask: SharpMask) -> None:
