@@ -132,7 +132,7 @@ def _of_archive(place: str) -> Iterator[Photo]:
             if member.isfile() and PurePosixPath(member.name).suffix.lower() in photo_suffixes():
                 path = f"{place}/{member.name}"
                 yield Photo(photo_id(path, place.rpartition("/")[0]), path, place, member.offset_data, member.size)
-            archive.members.clear()  # or all headers stay in memory
+            archive.members.clear()  # type: ignore[attr-defined]  # or all headers stay in memory
 
 
 def _below(place: str, path: str) -> str:
