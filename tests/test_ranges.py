@@ -84,7 +84,7 @@ def of_numbers(base: Settings) -> Iterator[tuple[str, Any, Range]]:
 
 @pytest.mark.parametrize(
     "base",
-    [TrainConfig((Path("a"),), Path("b")), TileConfig(), ModelConfig(), SearchConfig()],
+    [TrainConfig((Path("a"),), Path("b")), TileConfig(), ModelConfig(), SearchConfig(ranking=(0.0,) * 14)],
     ids=lambda b: type(b).__name__,
 )
 def test_values_out_of_range_are_refused_by_name(base: Settings) -> None:
