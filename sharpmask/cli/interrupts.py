@@ -1,15 +1,17 @@
-"""Ctrl-C while modules are imported, and what is said after it."""
+"""Ctrl-C while modules are imported, what is said after it, and SIGTERM."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 INTERRUPTED = 130
 """The exit status after an interrupt, as shells have it."""
+TERMINATED = 143
+"""The exit status of a run that was asked by SIGTERM to end, and has saved its state; as shells have it, too."""
 
 
 @contextmanager
@@ -34,6 +36,24 @@ def interrupts_end_the_program(alone: bool = True) -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGINT, old)
+
+
+@contextmanager
+def terminations() -> Iterator[Callable[[], bool]]:
+    """Inside the block SIGTERM ends nothing, and the function that is given tells whether it has come.
+
+    So schedulers ask a program to end, some seconds before they kill it.
+    """
+    asked: list[int] = []
+    try:
+        old = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    except ValueError:  # not in the main thread, which alone takes signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
 
 
 def interrupted(argv: Sequence[str]) -> str:

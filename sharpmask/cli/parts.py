@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,6 +22,10 @@ Entries = list[dict[str, Any]]
 
 
 _OLD_NAME = re.compile(r".+-\d+\.json", re.DOTALL)
+LONGEST_HEAD = 1 << 16
+"""Bytes of a file of results within which its proposals begin."""
+_SUM = b'{"sha256": "%s", '
+"""How a file of results begins: with the hash of what follows."""
 
 
 class Searched(Protocol):
@@ -56,7 +61,8 @@ def content_of(path: Path) -> Content:
 class Parts:
     """The files of a folder that hold a photo's results each, made with the same settings.
 
-    Such a file is a JSON object of three: ``settings``, ``photo`` and ``proposals``, the entries of COCO results.
+    Such a file is a JSON object of four: ``sha256`` of all that follows, ``settings``, ``photo`` and ``proposals``, the
+    entries of COCO results.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -67,13 +73,14 @@ class Parts:
     def write(self, photo: Searched, content: Content, entries: Entries) -> None:
         """Write a photo's results. Raises an ``OSError`` that names the file."""
         record = {"settings": self.settings, "photo": {"name": photo.name, **content._asdict()}, "proposals": entries}
-        write_text(self.folder / photo.part, json.dumps(record))
+        text = json.dumps(record).removeprefix("{")
+        write_text(self.folder / photo.part, [_beginning(text.encode()).decode(), text])
 
     def finished(self, photos: Sequence[Searched]) -> list[bool]:
         """For each photo whether its results are there, made with these settings of the file as it is now.
 
-        Raises ``DataError`` for results of other settings or of another photo. Damaged ones count as none, which is
-        said.
+        Raises ``DataError`` for results of other settings or of another photo. Damaged or edited ones count as none,
+        which is said.
         """
         self._refuse_old_names()
         there = []
@@ -122,21 +129,7 @@ class Parts:
 
     def _differ(self, photo: Searched, record: dict[str, Any]) -> str:
         """How the settings and the photo of some results differ from these; an empty text if they do not."""
-        return differences(record["settings"], self.settings) or self._other_photo(record["photo"], photo)
-
-    def _other_photo(self, then: dict[str, Any], photo: Searched) -> str:
-        """How the photo differs from the one that was searched; an empty text if it does not."""
-        if then.get("name") != photo.name:
-            return differences({"photo": then.get("name")}, {"photo": photo.name})
-        try:
-            now = os.stat(photo.path)
-        except OSError:
-            return ""  # The results are all that is left of the photo.
-        if (then.get("bytes"), then.get("mtime_ns")) == (now.st_size, now.st_mtime_ns):
-            return ""
-        if then.get("bytes") == now.st_size and then.get("sha256") == hash_of(photo.path):
-            return ""  # It was copied or touched.
-        return f"{photo.path} has changed since (it had {then.get('bytes')} bytes, and has {now.st_size})"
+        return differences(record["settings"], self.settings) or _other_photo(record["photo"], photo)
 
     def _read(self, photo: Searched) -> dict[str, Any] | None:
         """A photo's results with their record, or None if there are none or damaged ones.
@@ -145,17 +138,15 @@ class Parts:
         """
         path = self.folder / photo.part
         try:
-            record = json.loads(path.read_bytes())
+            content = path.read_bytes()
         except FileNotFoundError:
             return None
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, list):
+        if content.startswith(b"["):
             raise DataError(_of_an_older_version(path))
-        if _is_record(record):
-            return dict(record)
-        say(f"{path}: damaged, so its photo is searched again", ERR)
-        return None
+        record = _whole(content)
+        if record is None:
+            say(f"{path}: damaged or edited, so its photo is searched again", ERR)
+        return record
 
     def _refuse_old_names(self) -> None:
         """Older versions numbered photos by their place, so their results would be passed over."""
@@ -164,6 +155,48 @@ class Parts:
                 with open(path, "rb") as file:
                     if file.read(1) == b"[":
                         raise DataError(_of_an_older_version(path))
+
+
+def has_results(folder: Path, photo: Searched) -> bool:
+    """Whether a file of results under the photo's names says that it is of this photo. Its results are not checked."""
+    try:
+        with open(folder / photo.part, "rb") as file:
+            then = json.loads(file.read(LONGEST_HEAD).partition(b', "proposals": ')[0] + b"}")["photo"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return isinstance(then, dict) and not _other_photo(then, photo)
+
+
+def _other_photo(then: dict[str, Any], photo: Searched) -> str:
+    """How the photo differs from the one that was searched; an empty text if it does not."""
+    if then.get("name") != photo.name:
+        return differences({"photo": then.get("name")}, {"photo": photo.name})
+    try:
+        now = os.stat(photo.path)
+    except OSError:
+        return ""  # The results are all that is left of the photo.
+    if (then.get("bytes"), then.get("mtime_ns")) == (now.st_size, now.st_mtime_ns):
+        return ""
+    if then.get("bytes") == now.st_size and then.get("sha256") == hash_of(photo.path):
+        return ""  # It was copied or touched.
+    return f"{photo.path} has changed since (it had {then.get('bytes')} bytes, and has {now.st_size})"
+
+
+def _beginning(rest: bytes) -> bytes:
+    """How a file of results begins whose ``rest`` is this."""
+    return _SUM % hashlib.sha256(rest).hexdigest().encode()
+
+
+def _whole(content: bytes) -> dict[str, Any] | None:
+    """The record in a file of results, or None if the file is not as it was written."""
+    rest = content[len(_beginning(b"")) :]
+    if not content.startswith(_beginning(rest)):
+        return None
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return record if _is_record(record) else None
 
 
 def _of_an_older_version(path: Path) -> str:

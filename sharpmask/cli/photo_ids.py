@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,30 +27,43 @@ class SearchedPhoto(NamedTuple):
     """The name of the file of its results."""
 
 
-def numbered(photos: Sequence[FoundPhoto]) -> list[SearchedPhoto]:
+def numbered(
+    photos: Sequence[FoundPhoto], has_results: Callable[[SearchedPhoto], bool] = lambda _: False
+) -> list[SearchedPhoto]:
     """The photos with ids for COCO results.
 
     A photo whose file name is a number has that for its id, unless another photo of the run is called by the same
     number. The id of every other photo is a hash of its ``name``: of the folder that was given, or that the given
     file is in, and the path below it. Where two photos share even that, their whole paths take its place.
+
+    A photo that ``has_results`` under a name and an id which it would have in another run keeps these.
     """
-    names = [_name(photo) for photo in photos]
-    count = Counter(names)
-    names = [
-        name if count[name] == 1 else Path(os.path.abspath(photo.path)).as_posix()
-        for name, photo in zip(names, photos, strict=True)
-    ]
-    numbers = Counter(number for photo in photos if (number := _number(photo.path)) is not None)
-    ids: dict[str, int] = {}
-    taken: set[int] = set()
-    for name, photo in sorted(zip(names, photos, strict=True)):
-        number = _number(photo.path)
-        ids[name] = number if number is not None and numbers[number] == 1 else _hash(name, taken)
-        taken.add(ids[name])
-    return [
-        SearchedPhoto(photo.path, ids[name], name, short_name(f"{photo.path.stem}-{ids[name]}.json"))
-        for photo, name in zip(photos, names, strict=True)
-    ]
+    names = Counter(map(_name, photos))
+    numbers = Counter(_number(photo.path) for photo in photos)
+    found: dict[Path, SearchedPhoto] = {}
+    taken: set[int | str] = set()
+    for photo in sorted(photos, key=lambda photo: (_name(photo), photo.path)):
+        short, whole, number = _name(photo), Path(os.path.abspath(photo.path)).as_posix(), _number(photo.path)
+        first, *others = [
+            _searched(photo, name, own)
+            for name in ([short, whole] if names[short] == 1 else [whole, short])
+            for own in _ids(number, numbers[number] == 1, _hash(name, taken))
+        ]
+        free = (other for other in others if not {other.id, other.name} & taken)
+        found[photo.path] = own = first if has_results(first) else next(filter(has_results, free), first)
+        taken |= {own.id, own.name}
+    return [found[photo.path] for photo in photos]
+
+
+def _ids(number: int | None, unique: bool, hashed: int) -> list[int]:
+    """The ids that a photo may have, the usual one first."""
+    if number is None:
+        return [hashed]
+    return [number, hashed] if unique else [hashed, number]
+
+
+def _searched(photo: FoundPhoto, name: str, number: int) -> SearchedPhoto:
+    return SearchedPhoto(photo.path, number, name, short_name(f"{photo.path.stem}-{number}.json"))
 
 
 def _name(photo: FoundPhoto) -> str:
@@ -66,7 +79,7 @@ def _number(path: Path) -> int | None:
     return number if number < HASHED else None
 
 
-def _hash(name: str, taken: set[int]) -> int:
+def _hash(name: str, taken: set[int | str]) -> int:
     """An id from ``HASHED`` up that no other photo has."""
     digest = hashlib.sha256(os.fsencode(name)).digest()
     number = int.from_bytes(digest[:8], "big") % HASHED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..checkpoint import load_model
@@ -17,7 +18,7 @@ from .formats import check_formats, write_photo, write_yolo_classes
 from .options import Propose
 from .output import ERR, say
 from .overlap import Steps
-from .parts import Entries, Parts
+from .parts import Entries, Parts, has_results
 from .photo_ids import SearchedPhoto, numbered
 from .searching import is_large, search_all
 from .shared import make_generator, print_timing, searching, settings_of
@@ -29,7 +30,8 @@ def propose(options: Propose, given: Found, videos: Sequence[Path] = ()) -> int:
     for line in () if options.quiet else given.passed_over:
         say(line, ERR)
     usable_device(options.search.device)
-    photos = numbered(given.photos)
+    earlier = partial(has_results, options.out) if options.resume else lambda _: False
+    photos = numbered(given.photos, earlier)
     if options.json:
         return print_results(options, photos)
     check_formats(options.formats, photos)
@@ -50,7 +52,7 @@ def propose(options: Propose, given: Found, videos: Sequence[Path] = ()) -> int:
     with output_folder(options.out):
         if videos:
             frames, broken = frames_of(videos, options)
-            if not (photos := numbered([*given.photos, *frames])):
+            if not (photos := numbered([*given.photos, *frames], earlier)):
                 return 1
             check_formats(options.formats, photos)
             failed += broken

@@ -13,16 +13,22 @@ from ..plain import from_plain, read_yaml
 from ..training import TrainConfig, stage_defaults
 from ..training.stages import StageName
 from .arguments import parse_arguments
+from .interrupts import TERMINATED, terminations
 from .options import STAGES
-from .output import ERR
+from .output import ERR, say
 
 
 def prepared(config: TrainConfig) -> Callable[[], int]:
     """Training as ``config`` says, with its modules imported. It returns the exit status."""
-    from ..training import train  # here, because parsing the arguments does not need it, and it takes seconds
+    from ..training import Ended, train  # here, because parsing the arguments does not need it, and it takes seconds
 
     def run() -> int:
-        train(config, ERR)
+        with terminations() as asked:
+            try:
+                train(config, ERR, asked)
+            except Ended as ended:
+                say(f"sharpmask: {ended}", ERR)
+                return TERMINATED
         return 0
 
     return run

@@ -18,6 +18,7 @@ from .layouts import PhotoFiles, find_annotations, read_document
 from .links import Links, Outside
 from .objects import Instance, ObjectReader
 from .orientation import Exif
+from .packed import Packed
 
 _SKIP_HINT = "(skip_bad=True, or --skip-bad on the command line, leaves such entries out)"
 
@@ -108,7 +109,7 @@ class CocoFolder:
         self.categories = self._select(known, categories)
         self.partial |= not self._says_complete(document.get("info"))
         images = self._read_images(document["images"], outside)
-        self.photos = self._read_annotations(document["annotations"], known, images)
+        self.photos = Packed(Photo, self._read_annotations(document["annotations"], known, images))
         self.notes += outside.note()
         incomplete = [photo for photo in self.photos if not photo.complete]
         if incomplete:
@@ -133,8 +134,8 @@ class CocoFolder:
     def split(self, names: Collection[str]) -> tuple[CocoFolder, CocoFolder]:
         """The folder without the photos of these file names, and with these alone; they share all else."""
         rest, chosen = copy(self), copy(self)
-        rest.photos = [photo for photo in self.photos if photo.path.name not in names]
-        chosen.photos = [photo for photo in self.photos if photo.path.name in names]
+        rest.photos = self.photos.where(lambda photo: photo.path.name not in names)
+        chosen.photos = self.photos.where(lambda photo: photo.path.name in names)
         return rest, chosen
 
     def ground_truth(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .coco import Photo
 from .objects import Instance
+from .packed import Packed
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,7 +23,7 @@ class Pool:
     """Photos with objects, each with its chance to be drawn; without chances, all are drawn alike."""
 
     def __init__(self, photos: Sequence[Photo], chances: Floats | None = None) -> None:
-        self.photos = list(photos)
+        self.photos = Packed.joined(Photo, [photos])
         self._chances = chances
         self._bounds = None if chances is None else np.cumsum(chances)
         self._by_size: list[tuple[int, Pool]] | None = None
@@ -33,7 +34,7 @@ class Pool:
 
         Within a data set, a source of n photos is drawn n ** (1 - balance) as often: 0 draws photos alike, 1 sources.
         """
-        together = [photo for photos, _ in sets for photo in photos]
+        together = Packed.joined(Photo, [photos for photos, _ in sets])
         if len(sets) < 2 and not balance:
             return cls(together)
         shares = []
@@ -52,7 +53,7 @@ class Pool:
         """The photos ``chosen``, with chances in the same proportion."""
         places = [i for i, photo in enumerate(self.photos) if chosen(photo)]
         chances = None if self._chances is None else self._chances[places]
-        return Pool([self.photos[i] for i in places], chances)
+        return Pool(self.photos.take(places), chances)
 
     def _all_chances(self) -> Floats:
         return np.ones(len(self.photos)) if self._chances is None else self._chances

@@ -237,7 +237,7 @@ class PatchSampler:
     def _pool(self, *, complete: bool, empty: bool) -> Pool:
         """The photos that are annotated completely, if they must be, and have objects, unless they may be empty."""
         sets = [
-            ([p for p in folder.photos if (p.complete or not complete) and (p.instances or empty)], weight)
+            (folder.photos.where(lambda p: (p.complete or not complete) and (bool(p.instances) or empty)), weight)
             for folder, weight in zip(self.data.folders, self.data.weights, strict=True)
         ]
         return Pool.of([(photos, weight) for photos, weight in sets if photos])
@@ -321,11 +321,11 @@ class PatchSampler:
 
 
 class PatchBatches(Dataset[PatchBatch]):
-    """Whole batches of patches, each for one head. Item `step` depends only on the seeds, `rank` and `step`.
+    """Whole batches of patches, each for one head: an endless sequence, cut from those of the samplers.
 
-    A batch is a score batch with probability `score_share`, on all ranks alike. The ranks 0 .. world_size - 1 of
-    a data-parallel run see different patches of the same endless sequence. Give a data loader explicit steps, so
-    that a resumed run continues exactly where it stopped:
+    Batch `number` depends only on the seeds and `number`. A training step takes `together` batches that follow each
+    other, in one process or in several. All of them are for the same head: with probability `score_share` for the
+    score. Give a data loader explicit numbers, so that a resumed run continues exactly where it stopped:
     `DataLoader(batches, sampler=range(first, last), batch_size=None, num_workers=...)`.
 
     Raises ValueError for arguments out of range, or if a sampler is needed but missing.
@@ -339,17 +339,13 @@ class PatchBatches(Dataset[PatchBatch]):
         batch_size: int = 32,
         score_share: float = 0.5,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        together: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for argument, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("together", together, 1)):
+            if value < least:
+                raise ValueError(f"{argument} must be at least {least}, got {value}")
         if not 0 <= score_share <= 1:
             raise ValueError(f"score_share must be from 0 to 1, got {score_share}")
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
         for name, sampler, needed in (("mask", mask, score_share < 1), ("score", score, score_share > 0)):
             if needed and (sampler is None or sampler.head != name):
                 raise ValueError(f"{name} must be a PatchSampler with head={name!r}, got {sampler!r}")
@@ -358,15 +354,14 @@ class PatchBatches(Dataset[PatchBatch]):
         self.batch_size = batch_size
         self.score_share = score_share
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        self.together = together
 
-    def __getitem__(self, step: int) -> PatchBatch:
+    def __getitem__(self, number: int) -> PatchBatch:
+        step = number // self.together
         is_score = np.random.default_rng([self.seed, step]).random() < self.score_share
         sampler = self.score if is_score else self.mask
         assert sampler is not None  # The constructor checks this.
-        first = (step * self.world_size + self.rank) * self.batch_size
-        return sampler.batch(range(first, first + self.batch_size))
+        return sampler.batch(range(number * self.batch_size, (number + 1) * self.batch_size))
 
 
 def _centre_and_side(instance: Instance) -> tuple[float, float, float]:

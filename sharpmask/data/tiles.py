@@ -8,7 +8,7 @@ full-image inference does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from .augment import Array, Region, jitter_colours, resample, shrink_and_enlarge
 from .coco import CocoFolder, Instance, Photo
 from .labels import PART_OCTAVES, SMALLEST, Placed, Tile, label, visible
 from .mixture import Mixture
+from .packed import Packed
 from .pasting import Paster, object_scale
 from .pool import Pool
 from .tile_config import TileConfig as TileConfig
@@ -42,7 +43,10 @@ class TileBatch(NamedTuple):
 
 
 class TileBatches(Dataset[TileBatch]):
-    """Whole batches of tiles. Item ``step`` depends only on the data, the settings and (seed, step, rank).
+    """Whole batches of tiles, cut from an endless sequence of them.
+
+    Each tile has a number, and depends only on the data, the settings, the seed and that number: batch k of B tiles
+    holds those from k B to k B + B - 1. Processes that take different batches thus never draw the same tile.
 
     Partially annotated photos give no negatives but parts of their objects. If there are completely annotated ones
     too, ``complete_tiles`` of a batch show these, so that no batch raises all scores.
@@ -58,13 +62,12 @@ class TileBatches(Dataset[TileBatch]):
         *,
         window: int,
         seed: int = 0,
-        rank: int = 0,
         length: int = 2**31,
     ) -> None:
         if config.side < window:
             raise DataError(f"side must be at least the window, {window}, got {config.side}")
         self.data, self.config, self.window, self.length = Mixture.of(data), config, window, length
-        self.key = (seed, rank)
+        self.seed = seed
         sets = [(_with_objects(f), weight) for f, weight in zip(self.data.folders, self.data.weights, strict=True)]
         self.pool = Pool.of(sets, config.balance_sources)
         self.photos = self.pool.photos
@@ -111,16 +114,17 @@ class TileBatches(Dataset[TileBatch]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, step: int) -> TileBatch:
-        rng = np.random.default_rng([*self.key, step])
-        return collate([self._usable_tile(rng, pool) for pool in self._pools(rng)])
+    def __getitem__(self, number: int) -> TileBatch:
+        first = number * self.config.tiles
+        streams = [np.random.default_rng([self.seed, tile]) for tile in range(first, first + self.config.tiles)]
+        return collate([self._usable_tile(rng, pool) for rng, pool in zip(streams, self._pools(streams), strict=True)])
 
-    def _pools(self, rng: np.random.Generator) -> list[Pool]:
+    def _pools(self, streams: Sequence[np.random.Generator]) -> list[Pool]:
         """The photos to draw from for each tile of a batch."""
-        count = self.config.tiles
+        count = len(streams)
         if not self._complete.photos or not self._partial.photos:
             return [self.pool] * count
-        complete = rng.random(count) < self._complete_share
+        complete = np.array([rng.random() for rng in streams]) < self._complete_share
         missing = min(self.config.complete_tiles, count - 1) - int(complete.sum())
         complete[np.flatnonzero(~complete)[: max(0, missing)]] = True
         return [self._complete if whole else self._partial for whole in complete]
@@ -230,9 +234,9 @@ def collate(tiles: list[Tile]) -> TileBatch:
     return TileBatch(image, windows, torch.from_numpy(np.concatenate([t.masks for t in tiles])))
 
 
-def _with_objects(folder: CocoFolder) -> list[Photo]:
+def _with_objects(folder: CocoFolder) -> Packed[Photo]:
     """The photos of a folder that have an object. Raises ``DataError`` if there is none, or only crowds."""
-    photos = [photo for photo in folder.photos if photo.instances]
+    photos = folder.photos.where(lambda photo: bool(photo.instances))
     if not any(not i.crowd for photo in photos for i in photo.instances):
         raise DataError(f"{folder.annotation_file}: no photo with an object to train on (crowds do not count)")
     return photos

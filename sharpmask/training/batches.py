@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -15,18 +17,43 @@ from ..data.sampling import PatchBatches, PatchSampler
 from ..data.tiles import TileBatches
 from ..devices import to_device
 from ..errors import DataError
-from .processes import world_size
 from .stages import TERMS, TrainConfig
 
 COARSE_SHARE = 0.7
 """Side of the masks that coarse masks are trained on, as a share of the window's (112 of 160 in the released code)."""
 
 
-def make_batches(data: CocoFolder | Mixture, config: TrainConfig, rank: int) -> Dataset[Any]:
-    """Batches of patches or tiles by step, as ``config`` says, for the process ``rank``."""
+class Part(NamedTuple):
+    """Which batches a process takes. A step has ``whole`` of them, one after the other in an endless sequence."""
+
+    first: int
+    """Place of its first one in each step."""
+    own: int
+    """How many it takes of each."""
+    whole: int
+
+    def of(self, steps: range) -> Iterator[int]:
+        """Numbers in the sequence of the batches that the process takes in these steps, in order."""
+        for step in steps:
+            first = step * self.whole + self.first
+            yield from range(first, first + self.own)
+
+
+ALONE = Part(0, 1, 1)
+"""One process with one batch in a step."""
+
+
+def part_of(rank: int, processes: int, whole: int) -> Part:
+    """The batches of process ``rank``, where each takes as many of the ``whole``. No two take the same one."""
+    own = whole // processes
+    return Part(rank * own, own, whole)
+
+
+def make_batches(data: CocoFolder | Mixture, config: TrainConfig, together: int = 1) -> Dataset[Any]:
+    """Batches of patches or tiles by number, as ``config`` says. A step takes ``together`` of them."""
     model = config.model
     if config.sampling == "dense":
-        batches = TileBatches(data, config.tiles, window=model.window, seed=config.seed, rank=rank)
+        batches = TileBatches(data, config.tiles, window=model.window, seed=config.seed)
         batches.check_objects()
         return batches
     shape: dict[str, Any] = {
@@ -44,15 +71,20 @@ def make_batches(data: CocoFolder | Mixture, config: TrainConfig, rank: int) -> 
         batch_size=config.batch_size,
         score_share=score_share,
         seed=config.seed,
-        rank=rank,
-        world_size=world_size(),
+        together=together,
     )
 
 
 def load_batches(
-    data: Mixture, batches: Dataset[Any], steps: range, *, workers: int, device: torch.device
-) -> Iterator[Any]:
-    """The batches of ``steps`` in order, on ``device``.
+    data: Mixture,
+    batches: Dataset[Any],
+    steps: range,
+    *,
+    workers: int,
+    device: torch.device,
+    part: Part = ALONE,
+) -> Iterator[list[Any]]:
+    """The batches of ``steps`` in order, on ``device``: of each step those of ``part``.
 
     What the workers leave out of ``data`` is added to its ``skipped``. Raises the ``DataError`` that stopped a
     batch.
@@ -61,17 +93,23 @@ def load_batches(
     loader = DataLoader(
         _Reporting(data, batches),
         batch_size=None,
-        sampler=steps,
+        sampler=part.of(steps),
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_share_cache,
+        worker_init_fn=_begin_worker,
     )
     skipped = data.skipped
-    for batch, lines in loader:
-        skipped += [line for line in lines if line not in skipped]
-        if isinstance(batch, DataError):
-            raise batch
-        yield to_device(batch, device)
+
+    def moved() -> Iterator[Any]:
+        for batch, lines in loader:
+            skipped.extend(line for line in lines if line not in skipped)
+            if isinstance(batch, DataError):
+                raise batch
+            yield to_device(batch, device)
+
+    found = moved()
+    while step := list(islice(found, part.own)):
+        yield step
 
 
 class Waits(Iterator[Any]):
@@ -112,15 +150,19 @@ class _Reporting(Dataset[_Reported]):
     def __init__(self, data: Mixture, batches: Dataset[Any]) -> None:
         self.data, self.batches = data, batches
 
-    def __getitem__(self, step: int) -> _Reported:
+    def __getitem__(self, number: int) -> _Reported:
         try:
-            return _Reported(self.batches[step], self.data.skipped)
+            return _Reported(self.batches[number], self.data.skipped)
         except DataError as error:
             return _Reported(error, self.data.skipped)
 
 
-def _share_cache(number: int) -> None:
-    """Make the caches of all workers together as large as that of one process."""
+def _begin_worker(number: int) -> None:
+    """Let the worker outlive SIGTERM, and make the caches of all together as large as that of one process.
+
+    torchrun and schedulers send the signal to a whole run, which saves its state first, and then ends its workers.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     worker = get_worker_info()
     if worker is not None and isinstance(worker.dataset, _Reporting):
         worker.dataset.data.share_cache(worker.num_workers)

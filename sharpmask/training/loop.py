@@ -1,13 +1,14 @@
 """The training loop: batches in, checkpoints and a log out.
 
-All randomness is a function of (seed, step, rank). A run that was stopped and resumed therefore sees the same
-batches and the same dropout as one that was not, and ends with the same bits.
+All randomness is a function of the seed, the step and the place of a batch in it. A run that was stopped and resumed
+therefore sees the same batches and the same dropout as one that was not, and ends with the same bits; and it does not
+matter which process takes which batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,15 +29,26 @@ from ..models.weights import load_tensors
 from ..packages import check
 from ..plain import as_yaml, to_plain
 from ..tensor_files import StateDict, check_values
-from .batches import Waits, load_batches, make_batches
+from .batches import Part, Waits, load_batches, make_batches, part_of
+from .gradients import set_gradients
 from .log import Log, make_progress
-from .losses import autocast, loss_function, total_loss
+from .losses import loss_function
 from .optimizer import freeze, learning_rate, make_optimizer
-from .processes import average_gradients, own_device, process_group
+from .processes import (
+    check_agreement,
+    own_device,
+    process_group,
+    share_weights,
+    sum_counts,
+    world_size,
+)
 from .resume import (
     REFORMING,
     STATE,
+    batches_in_step,
     check_record,
+    digest,
+    keep_processes,
     make_record,
     optimizer_slots,
     read_state,
@@ -48,17 +60,22 @@ CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 SETTINGS = "config.yaml"
 
 
-def train(config: TrainConfig, console: Console | None = None) -> Path:
+class Ended(Exception):
+    """A run has ended before its last step, because it was asked to, and has saved its state."""
+
+
+def train(config: TrainConfig, console: Console | None = None, ending: Callable[[], bool] = lambda: False) -> Path:
     """Train as ``config`` says and return the path of the last checkpoint.
 
     Under torchrun every process takes its share of the batches. Progress goes to ``console``, by default stderr.
+    ``ending`` is asked before every step; where it says so in one of the processes, all save and raise ``Ended``.
     Raises ``DataError`` for unusable data, for a folder that holds a run already or that another one writes to,
     for a run that cannot go on with these settings, and without the packages of the extra ``train``.
     """
     check("yaml", "training", "train")
     # The first process alone writes, so it alone keeps other runs out of the folder.
     with process_group() as rank, nullcontext() if rank else output_folder(config.out):
-        run = Run(config, rank, Console(quiet=True) if rank else console or Console(stderr=True))
+        run = Run(config, rank, Console(quiet=True) if rank else console or Console(stderr=True), ending)
         run.loop()
     return config.out / CHECKPOINT
 
@@ -66,8 +83,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
 class Run:
     """One training run and all that it carries from step to step."""
 
-    def __init__(self, config: TrainConfig, rank: int, console: Console) -> None:
-        self.rank, self.console = rank, console
+    def __init__(
+        self, config: TrainConfig, rank: int, console: Console, ending: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.rank, self.console, self.ending = rank, console, ending
         self.device = own_device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -94,8 +113,11 @@ class Run:
         self.record = make_record(config)
         if resumed:
             self._load_state()
+        self.part = self._own_part()
+        check_agreement(rank, {"step": self.step, "hash of settings and data": digest(self.record)})
+        share_weights(self.model)
         self.data, held_out = self._read_data()
-        self.batches = make_batches(self.data, config, rank)
+        self.batches = make_batches(self.data, config, self.part.whole)
         self.validator = None
         if config.validation is not None:
             held_out = Mixture([self._read_folder(config.validation, config.validation_annotations)])
@@ -135,14 +157,18 @@ class Run:
         return folder
 
     def loop(self) -> None:
-        """Train to the last step. Log, validate and save on the way."""
-        config = self.config
-        steps = range(self.step, config.steps)
-        batches = Waits(load_batches(self.data, self.batches, steps, workers=config.workers, device=self.device))
+        """Train to the last step. Log, validate and save on the way. Raises ``Ended`` as :func:`train` does."""
+        config, steps = self.config, range(self.step, self.config.steps)
+        loaded = load_batches(
+            self.data, self.batches, steps, workers=config.workers, device=self.device, part=self.part
+        )
+        waits = Waits(loaded)
         with make_progress(self.console) as progress:
             task = progress.add_task(config.stage, total=config.steps, completed=self.step, loss="")
-            for batch in batches:
-                self.unread.append(self._train_step(batch))
+            for batches in waits:
+                if sum_counts([self.ending()])[0]:
+                    break
+                self.unread.append(self._train_step(batches))
                 self.step += 1
                 if any(map(self._due, (config.log_every, config.validate_every, config.save_every))):
                     self._read_losses()
@@ -150,13 +176,12 @@ class Run:
                 if self._due(config.log_every):
                     row = self._mean_losses()
                     losses = " ".join(f"{k} {v:.3f}" for k, v in row.items())
-                    progress.update(task, loss=f"{losses} waited for data {batches.share():.0%}")
+                    progress.update(task, loss=f"{losses} waited for data {waits.share():.0%}")
                     row["lr"] = learning_rate(config, self.step - 1)
                 if self.rank == 0:
                     self._record(row)
                 progress.update(task, completed=self.step)
-        if self.rank == 0:
-            self._finish()
+        self._finish()
 
     def _due(self, every: int) -> bool:
         """Whether something is due that happens every so many steps and after the last one."""
@@ -192,18 +217,14 @@ class Run:
         if self._due(self.config.save_every):
             self._save()
 
-    def _train_step(self, batch: Any) -> dict[str, Tensor]:
-        """One step on a batch. Returns the losses by term, on the device, which nothing here waits for."""
+    def _train_step(self, batches: Sequence[Any]) -> dict[str, Tensor]:
+        """One step on its batches. Returns the losses by term, on the device, which nothing here waits for."""
         config = self.config
-        torch.manual_seed(hash((config.seed, self.step, self.rank)))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step) * group["factor"]
-        with autocast(config.precision, self.device):
-            losses = self.losses(self.model, batch, config)
         self.optimizer.zero_grad(set_to_none=True)
-        if losses:
-            total_loss(losses, config).backward()
-        average_gradients(self.learning, self.device)
+        seeds = [hash((config.seed, self.step, self.part.first + place)) for place in range(len(batches))]
+        losses = set_gradients(self.model, self.losses, batches, seeds, config)
         if config.clip:
             torch.nn.utils.clip_grad_norm_(self.learning, config.clip)
         self.optimizer.step()
@@ -211,7 +232,7 @@ class Run:
             # Early on the weights change fast, so the average follows them closely.
             decay = min(config.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.learning], 1 - decay)
-        return {name: value.detach() for name, value in losses.items()}
+        return losses
 
     def _validate(self, validator: Validator) -> dict[str, float]:
         """Measure the averaged model and keep it if it is the best so far."""
@@ -259,6 +280,13 @@ class Run:
         save_tensors(tensors, state_metadata(self.step, self.best, self.sums, self.record), self.config.out / STATE)
         self._save_averaged(CHECKPOINT)
 
+    def _own_part(self) -> Part:
+        """Which batches of a step this process takes."""
+        whole, processes = batches_in_step(self.record, self.config), world_size()
+        if self.record["processes"] != processes:
+            self._say(f"of the {whole} batches in a step each of {processes} processes takes {whole // processes}")
+        return part_of(self.rank, processes, whole)
+
     def _load_state(self) -> None:
         path = self.config.out / STATE
         if not path.is_file():
@@ -268,6 +296,7 @@ class Run:
         if state.record is None:
             self._say(f"{path}: an older version wrote it without a record of the settings; they are not compared")
         else:
+            keep_processes(state.record, self.record, self.config)
             changed = check_record(state.record, self.record, self.config)
         if state.step > self.config.steps:
             raise DataError(f"steps must be at least {state.step}, the steps of the run, got {self.config.steps}")
@@ -293,9 +322,18 @@ class Run:
             average.copy_(own.detach() if saved is None else saved)
 
     def _finish(self) -> None:
-        self._say_skipped(self.data.skipped)
-        self.log.close()
-        self._say(f"checkpoint: {self.config.out / CHECKPOINT}")
+        """Close the log. Raises ``Ended``, with everything saved, if steps are left."""
+        ended = self.step < self.config.steps
+        if ended:
+            self._read_losses()
+        if self.rank == 0:
+            if ended:
+                self._save()
+            self._say_skipped(self.data.skipped)
+            self.log.close()
+            self._say(f"checkpoint: {self.config.out / CHECKPOINT}")
+        if ended:
+            raise Ended(f"ended at step {self.step} of {self.config.steps}, which is saved; --resume goes on with it")
 
     def _say_skipped(self, lines: list[str]) -> None:
         if lines:

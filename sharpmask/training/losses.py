@@ -99,6 +99,16 @@ def tile_losses(model: DeepMask, batch: TileBatch, config: TrainConfig) -> dict[
     return losses
 
 
+def examples(batch: Any) -> dict[str, int]:
+    """How many examples a batch has for each term. The term's loss is the mean over them."""
+    if isinstance(batch, TileBatch):
+        masks, scores = len(batch.masks), len(batch.windows.row)
+    else:
+        count = len(batch["image"])
+        masks, scores = (0, count) if batch["kind"] == "score" else (count, 0)
+    return {"coarse": masks, "refined": masks, "score": scores}
+
+
 def quality(logits: Tensor, target: Tensor, kind: ScoreTarget, threshold: float) -> Tensor:
     """The score that each predicted mask deserves, (N,), of logits (N, h, w) and target (N, H, W).
 

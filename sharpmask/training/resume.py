@@ -59,6 +59,31 @@ def make_record(config: TrainConfig) -> Record:
     return record | {"processes": world_size()}
 
 
+def keep_processes(saved: Record, now: Record, config: TrainConfig) -> None:
+    """Let ``now`` keep the number of processes that the run began with, unless ``config`` asks for the change."""
+    if type(saved.get("processes")) is int and "processes" not in config.change:
+        now["processes"] = saved["processes"]
+
+
+def batches_in_step(record: Record, config: TrainConfig) -> int:
+    """How many batches all processes take together in a step, as many as when the run began.
+
+    Raises ``DataError`` if those of now cannot share them evenly.
+    """
+    whole = config.accumulate * int(record["processes"])
+    if whole < 1 or whole % world_size():
+        raise DataError(
+            f"out: a step of the run in {config.out} takes {whole} batches, which {world_size()} processes cannot "
+            "share evenly; give it a number of processes that can, or ask for another step: --change processes"
+        )
+    return whole
+
+
+def digest(record: Record) -> int:
+    """A number below 2**63 that is that of another record only by chance."""
+    return int(hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:15], 16)
+
+
 def check_record(saved: Record, now: Record, config: TrainConfig) -> set[str]:
     """The names of what differs. Raises ``DataError`` that lists the differences that ``config`` does not allow."""
     if "soft_scores" in saved:  # the setting before score_target

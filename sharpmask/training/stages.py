@@ -84,13 +84,15 @@ class TrainConfig(Settings):
     rule: Literal["paper", "released"] = "paper"
     """How patches are chosen: as in the paper, or as in the released code."""
     batch_size: Annotated[int, Range(1, 4096)] = 32
-    """Patches in a step."""
+    """Patches in a batch."""
     score_share: Annotated[float, Range(0, 1)] = 0.5
     """Share of the batches of patches that train the score; the others train the mask."""
     tiles: TileConfig = field(default_factory=TileConfig)
+    accumulate: Annotated[int, Range(1, 4096)] = 1
+    """Batches that each process takes in a step. Their gradient is that of one batch so many times as large."""
 
     steps: Annotated[int, STEPS] = 300 * EPOCH
-    """Number of training steps, one batch each."""
+    """Number of training steps, one batch each, or ``accumulate``."""
     trained: Literal["stage", "all"] = "stage"
     """Parameters to train: those of the stage, or all of the model (fine-tuning)."""
     frozen_stages: Annotated[int, Range(0, 100)] = 0

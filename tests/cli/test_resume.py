@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 
 from sharpmask.checkpoint import load_model, save_model
 from sharpmask.cli import main
-from sharpmask.cli.parts import Parts
+from sharpmask.cli.parts import Parts, content_of, has_results
 from sharpmask.cli.photo_ids import HASHED, numbered
 from sharpmask.data.photos import FoundPhoto, find_photos
 from sharpmask.files import output_folder
 from sharpmask.search import ProposalGenerator
+from sharpmask.version import __version__
 
 Capture = pytest.CaptureFixture[str]
 
@@ -78,6 +80,33 @@ def test_a_photo_s_id_is_the_same_given_alone_or_in_its_folder(tmp_path: Path, m
     }
     assert given["folder"] == given["here"] == given["above"] and len(set(given["folder"].values())) == 2
     assert given["file"].items() <= given["folder"].items()
+
+
+STAY = {
+    "a number": (["a/7.jpg"], ["a/7.jpg", "b/7.jpg", "c/07.png"]),
+    "a folder's name": (["x/a/IMG.jpg"], ["w/a/IMG.jpg", "x/a/IMG.jpg", "y/a/IMG.jpg"]),
+    "both": (["x/a/7.jpg"], ["w/a/7.jpg", "x/a/7.jpg", "y/a/7.jpg", "8.jpg"]),
+}
+
+
+@pytest.mark.parametrize("way", ["came", "went"])
+@pytest.mark.parametrize("case", STAY)
+def test_an_id_with_results_stays_whatever_else_comes_or_goes(case: str, way: str, tmp_path: Path) -> None:
+    few, many = ([*map(str, map(tmp_path.joinpath, names))] for names in STAY[case])
+    for name in many:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(name)
+    earlier, later = (few, many) if way == "came" else (many, few)
+    parts = Parts(tmp_path, {})
+    before = {photo.path: photo for photo in numbered(found(*earlier))}
+    for photo in before.values():
+        parts.write(photo, content_of(photo.path), [])
+    for order in (later, later[::-1]):
+        after = numbered(found(*order), partial(has_results, tmp_path))
+        assert len({photo.id for photo in after}) == len({photo.part for photo in after}) == len(after)
+        assert all(before.get(photo.path, photo) == photo for photo in after)
+        assert parts.finished(after) == [photo.path in before for photo in after]
+    assert any(before.get(photo.path, photo) != photo for photo in numbered(found(*later))), "else they would shift"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +175,7 @@ def test_propose_goes_on_where_it_stopped(photos: Path, tiny_checkpoint: Path, t
     whole = contents(out)
     parts = sorted(out.glob("*-*.json"))
     record = json.loads(parts[0].read_text())
-    assert set(record) == {"settings", "photo", "proposals"} and record["settings"]["top_n"] == 3
+    assert list(record) == ["sha256", "settings", "photo", "proposals"] and record["settings"]["top_n"] == 3
     record["proposals"] = record["proposals"][:1]
     parts[0].write_text(json.dumps(record))
     parts[1].unlink()
@@ -154,10 +183,16 @@ def test_propose_goes_on_where_it_stopped(photos: Path, tiny_checkpoint: Path, t
     capsys.readouterr()
     assert run(*base, "--resume") == 0
     said = capsys.readouterr().err
-    assert f"2 of 4 photos have results in {out}" in said and f"{parts[2]}: damaged" in said
-    assert len(merged(out)) == 3 * 4 - 2, "what is there is believed"
-    assert run(*base) == 0
+    assert f"1 of 4 photos have results in {out}" in said
+    assert all(f"{part}: damaged or edited" in said for part in (parts[0], parts[2]))
     assert contents(out) == whole
+    # A score with another digit, in a file that is whole as JSON; the results of another photo.
+    text = parts[3].read_text()
+    parts[3].write_text(text.replace('"score": 0.', '"score": 0.0', 1))
+    assert parts[3].read_text() != text and run(*base, "--resume") == 0
+    assert contents(out) == whole
+    parts[3].write_bytes(parts[0].read_bytes())
+    assert " was photos/" in (said := fails(capsys, *base, "--resume")) and f"{parts[3]}: " in said
 
 
 SETTINGS = {
@@ -173,7 +208,7 @@ SETTINGS = {
 
 
 def test_propose_goes_on_with_the_same_settings_only(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     photo = photos / "a" / "IMG.png"
@@ -184,6 +219,9 @@ def test_propose_goes_on_with_the_same_settings_only(
     for options, differs in SETTINGS.values():
         said = fails(capsys, *base, *own, *options)
         assert f"IMG-{merged(out)[0]['image_id']}.json: " in said and f": {differs}; give the same" in said
+    with monkeypatch.context() as patch:
+        patch.setattr("sharpmask.fingerprint.__version__", "9.9")
+        assert f"version was {__version__} and is 9.9; give the same, or another --out" in fails(capsys, *base, *own)
     model = load_model(tiny_checkpoint)
     with torch.no_grad():
         next(model.parameters()).mul_(1.01)

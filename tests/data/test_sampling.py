@@ -373,13 +373,11 @@ def test_score_share(make: Make, share: float, kinds: set[str]) -> None:
     assert {dataset[step]["kind"] for step in range(10)} == kinds
 
 
-def test_ranks_share_the_kind_and_split_the_samples(make: Make) -> None:
+def test_the_batches_of_a_step_share_the_kind_and_split_the_samples(make: Make) -> None:
     folder = crowded(make)
-    ranks = [batches(folder, rank=rank, world_size=2) for rank in (0, 1)]
-    whole = batches(folder, batch_size=6)
+    parts, whole = batches(folder, together=2), batches(folder, batch_size=6)
     for step in range(4):
-        first, second = (dataset[step] for dataset in ranks)
-        both = whole[step]
+        first, second, both = parts[2 * step], parts[2 * step + 1], whole[step]
         assert first["kind"] == second["kind"] == both["kind"]
         assert torch.equal(torch.cat([first["image"], second["image"]]), both["image"])
         assert torch.equal(torch.cat([first["target"], second["target"]]), both["target"])
@@ -403,7 +401,7 @@ def test_batch_arguments(make: Make) -> None:
         PatchBatches(mask, None)
     with pytest.raises(ValueError, match="score must be a PatchSampler"):
         PatchBatches(mask, mask)
-    for wrong in ({"batch_size": 0}, {"score_share": 1.5}, {"rank": 1}, {"seed": -1}):
+    for wrong in ({"batch_size": 0}, {"score_share": 1.5}, {"together": 0}, {"seed": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
             PatchBatches(mask, None, **({"score_share": 0.0} | wrong))  # type: ignore[arg-type]
 

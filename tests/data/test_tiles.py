@@ -1,4 +1,4 @@
-"""Dense training tiles: labels by geometry, masks by pixels, batches by (seed, rank, step)."""
+"""Dense training tiles: labels by geometry, masks by pixels, batches by number."""
 
 import json
 from dataclasses import replace
@@ -138,16 +138,18 @@ def same(a: TileBatch, b: TileBatch) -> bool:
     return all(torch.equal(x, y) for x, y in pairs)
 
 
-def test_a_batch_depends_on_seed_rank_and_step_alone(synth: Path) -> None:
-    def batches(seed: int, rank: int) -> TileBatches:
-        return TileBatches(CocoFolder(synth), CONFIG, window=WINDOW, seed=seed, rank=rank)
+def test_a_tile_depends_on_its_number_and_the_seed_alone(synth: Path) -> None:
+    def batches(seed: int, size: int) -> TileBatches:
+        return TileBatches(CocoFolder(synth), replace(CONFIG, tiles=size), window=WINDOW, seed=seed)
 
-    used = batches(3, 1)
+    used = batches(3, 2)
     used[0], used[9]
     first = used[5]
-    assert same(first, batches(3, 1)[5])
-    for other in (batches(3, 0)[5], batches(4, 1)[5], batches(3, 1)[6], batches(1, 3)[5]):
+    assert same(first, batches(3, 2)[5])
+    for other in (batches(4, 2)[5], batches(3, 2)[6], batches(5, 2)[3]):
         assert not same(first, other)
+    # Batches of one size are those of another, cut elsewhere.
+    assert torch.equal(torch.cat([used[k].image for k in (3, 4, 5)]), batches(3, 6)[1].image)
 
 
 def paint_by_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,9 +117,13 @@ def test_another_model_is_never_gone_on_with(started: TrainConfig) -> None:
     )
 
 
-def test_more_processes_are_another_run(started: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_cannot_share_a_step_are_refused(started: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sharpmask.training.resume.world_size", lambda: 2)
-    refused(started, "processes 1 -> 2; .*--change processes$")
+    refused(started, "takes 1 batches, which 2 processes cannot share evenly; .*--change processes$")
+
+
+def test_larger_steps_are_another_run(started: TrainConfig) -> None:
+    refused(replace(started, accumulate=3), "accumulate 1 -> 3; .*--change accumulate$")
 
 
 def test_other_annotations_are_another_data_set(started: TrainConfig, synth: Path, tmp_path: Path) -> None:
@@ -316,7 +320,7 @@ def start(config: TrainConfig, end: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
 def test_a_process_ended_inside_a_write(settings: Factory, how: str) -> None:
     whole, ended = settings("whole", steps=3), settings("ended", steps=3)
     train(whole, QUIET)

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import math
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -305,7 +303,7 @@ def soft_margin(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 def patches(run: Run, kind: str) -> dict[str, Any]:
-    return next(b for b in (make_batches(run.data, run.config, 0)[i] for i in range(20)) if b["kind"] == kind)
+    return next(b for b in (make_batches(run.data, run.config)[i] for i in range(20)) if b["kind"] == kind)
 
 
 def test_losses_of_patches_are_the_papers(settings: Factory, tiny_sharpmask: SharpMask) -> None:
@@ -367,7 +365,7 @@ def test_each_stage_has_its_own_terms(settings: Factory, tiny_sharpmask: SharpMa
         config = settings(stage, stage, sampling="patches")
         run = Run(config, 0, QUIET)
         assert set(patch_losses(tiny_sharpmask, patches(run, "mask"), config)) == names
-        kinds = {batch["kind"] for batch in (make_batches(run.data, config, 0)[i] for i in range(12))}
+        kinds = {batch["kind"] for batch in (make_batches(run.data, config)[i] for i in range(12))}
         assert kinds == ({"mask"} if stage == "sharpmask" else {"mask", "score"})
 
 
@@ -460,81 +458,6 @@ def test_the_average_follows_its_formula(settings: Factory, monkeypatch: pytest.
         # The run goes on with the weights themselves.
         assert torch.equal(current[f"model.{name}"], p)
     assert not torch.equal(saved[names[0]], current[f"model.{names[0]}"])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def test_two_processes_share_their_gradients(settings: Factory, tmp_path: Path) -> None:
-    # Steps 0 .. 3 are about masks and scores, so each head also rests at times.
-    config = settings("shared", "deepmask", steps=4, momentum=0.9, lr=0.01, score_share=0.5)
-    program = f"""
-import sys
-from pathlib import Path
-import yaml
-from safetensors.torch import save_file
-from sharpmask.plain import from_plain
-from sharpmask.training import TrainConfig, train
-from sharpmask.training.loop import Run
-step = Run._train_step
-def kept(self, batch):
-    values = step(self, batch)
-    state = {{k: v.clone().contiguous() for k, v in self.model.state_dict().items()}}
-    save_file(state, f"{tmp_path}/{{self.rank}}-{{self.step}}")
-    return values
-Run._train_step = kept
-train(from_plain(TrainConfig, yaml.safe_load(Path({str(tmp_path / "c.yaml")!r}).read_text()), "config"))
-"""
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(to_plain(config)))
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            env=os.environ | address | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    expected = average_by_hand(config)
-    kinds = [batch["kind"] for batch in (make_batches(CocoFolder(config.dataset[0]), config, 0)[i] for i in range(4))]
-    assert set(kinds) == {"mask", "score"} and "mask" in kinds[:-1] and "score" in kinds[:-1]
-    for step in range(4):
-        states = [load_file(tmp_path / f"{rank}-{step}") for rank in range(2)]
-        assert not changed(*states), "the processes have different weights"
-        if step == 0:
-            for name, weight in expected.items():
-                torch.testing.assert_close(states[0][name], weight, rtol=1e-4, atol=1e-6)
-        else:
-            # A head that no process's batch is about rests, as in a single process.
-            resting = "mask." if kinds[step] == "score" else "score."
-            before = load_file(tmp_path / f"0-{step - 1}")
-            moved = changed(before, states[0])
-            assert moved and not [name for name in moved if name.startswith(resting)]
-    assert (config.out / CHECKPOINT).is_file()
-
-
-def average_by_hand(config: TrainConfig) -> dict[str, Tensor]:
-    """Weights after one step on the mean gradient of both processes' batches."""
-    torch.manual_seed(config.seed)
-    model = from_config(config.model)
-    sampler = make_batches(CocoFolder(config.dataset[0]), config, 0)
-    sampler.world_size = 2  # type: ignore[attr-defined]
-    for rank in range(2):
-        sampler.rank = rank  # type: ignore[attr-defined]
-        torch.manual_seed(hash((config.seed, 0, rank)))
-        (total_loss(patch_losses(model, sampler[0], config), config) / 2).backward()
-    rate = learning_rate(config, 0)
-    return {
-        name: (p - rate * (p.grad + config.weight_decay * p)).detach() if p.grad is not None else p.detach()
-        for name, p in model.named_parameters()
-    }
 
 
 def test_freeze_leaves_all_of_a_deepmask_to_learn(settings: Factory, tiny_sharpmask: SharpMask) -> None:
