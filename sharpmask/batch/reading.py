@@ -11,6 +11,7 @@ from typing import Any, Final
 from ..errors import DataError
 from ..packages import needed
 from ..ranges import shown
+from .footers import columns_of
 from .rows import RECORD_KEY, VERSION, VERSION_KEY, arrow, schema
 
 ROWS: Final = 256
@@ -59,6 +60,7 @@ class RowsFile:
             self._metadata = _parquet().read_metadata(path)
             given = self._metadata.schema.to_arrow_schema()
             self._check_columns(given.names)
+            self._columns = columns_of(path)
             self._check_sizes()
             self.records = self._records(given.metadata or {})
         """The settings by their fingerprint, as far as the file has them."""
@@ -84,11 +86,7 @@ class RowsFile:
     def _read(self, columns: list[str]) -> Iterator[Any]:
         # A text that stands once in the file for many rows does so in memory too.
         with _told(self.path):
-            dictionaries = [
-                column.path_in_schema
-                for column in self._columns()
-                if any("DICTIONARY" in encoding for encoding in column.encodings)
-            ]
+            dictionaries = list({column.path: None for column in self._columns if column.dictionary})
             file = _parquet().ParquetFile(
                 self.path, metadata=self._metadata, buffer_size=1 << 20, pre_buffer=False, read_dictionary=dictionaries
             )
@@ -111,12 +109,6 @@ class RowsFile:
         stored = self._metadata.schema
         return [stored.column(i).path for i in range(len(stored))]
 
-    def _columns(self) -> Iterator[Any]:
-        """What is known of each column in each row group."""
-        for group in range(self._metadata.num_row_groups):
-            for column in range(self._metadata.num_columns):
-                yield self._metadata.row_group(group).column(column)
-
     def _check_columns(self, given: list[str]) -> None:
         missing = [name for name in schema().names if name not in given]
         parts = {path.rpartition(".")[2] for path in self._paths() if path.startswith("proposals.")}
@@ -127,18 +119,17 @@ class RowsFile:
             )
 
     def _check_sizes(self) -> None:
-        for column in self._columns():
-            name, size = column.path_in_schema, column.total_uncompressed_size
-            if column.num_values > MOST_VALUES:
+        for name, values, size, compressed, _ in self._columns:
+            if values > MOST_VALUES:
                 raise DataError(
                     f"{self.path}: a row group must have at most {MOST_VALUES} values of {name}, "
-                    f"got {column.num_values}; write smaller ones"
+                    f"got {values}; write smaller ones"
                 )
-            if size > max(SMALL, BYTES_PER_BYTE * column.total_compressed_size):
+            if size > max(SMALL, BYTES_PER_BYTE * compressed):
                 least = -(-size // BYTES_PER_BYTE)
                 raise DataError(
                     f"{self.path}: {size} bytes of {name} in a row group must take {least} bytes of the file, as masks "
-                    f"do, got {column.total_compressed_size}; write smaller row groups"
+                    f"do, got {compressed}; write smaller row groups"
                 )
 
     def _records(self, metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sharpmask import DataError, ProposalGenerator, load_model
-from sharpmask.batch import PARQUET, Propose, reading, schema
+from sharpmask.batch import PARQUET, Propose, footers, reading, schema
 from sharpmask.batch.results import Wanted, selected
 from sharpmask.batch.survey import Survey
 from sharpmask.batch.writing import write_table
@@ -236,6 +236,17 @@ def test_damage_is_told_or_harmless(table: Any, tmp_path: Path) -> None:
             assert str(path) in str(error) or "ids of photos" in str(error)
             outcomes.add("told")
     assert "told" in outcomes and False not in outcomes
+
+
+def test_a_footer_that_ends_its_reader_is_told(table: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.parquet"
+    write_table(table, path)
+    footers._reader.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(footers.sys, "executable", "/bin/false")  # in the place of a reader that ends
+        with pytest.raises(DataError, match=f"{path}: cannot be read as rows: its footer is damaged"):
+            reading.RowsFile(path)
+    assert len(list(reading.RowsFile(path).batches())) == 1
 
 
 def test_small_files_that_would_take_much_memory(
