@@ -21,7 +21,6 @@ from ..files import output_folder, remove_leftovers, write_text
 from ..formats import datasets
 from ..models import DeepMask
 from ..search import ProposalGenerator
-from ..training.ranking import fit_ranking, rankable
 from ..visualize import film_strip, save_picture
 from .options import Convert, ConvertDataset, Demo, Export, Pack, Synth
 from .output import ERR, say, show
@@ -80,6 +79,8 @@ def pack(options: Pack) -> int:
 
 def _ranking(model: DeepMask, dataset: Path) -> tuple[float, ...]:
     """The ranking of a model's masks, fitted to photos."""
+    from ..training.ranking import fit_ranking, rankable  # here, because no other command needs it
+
     folder = CocoFolder(dataset)
     photos = track(rankable(folder), "Ranking", console=ERR)
     return fit_ranking(ProposalGenerator(model, top_n=1000), folder, photos)

@@ -25,7 +25,7 @@ Side: TypeAlias = Annotated[int, Range(64, 8192)]
 
 def _names(given: str, option: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The names that an option gives, separated by commas. Raises ``DataError`` unless they are ``known``."""
-    names = tuple(dict.fromkeys(name.strip() for name in given.split(","))) if given else ()
+    names = tuple(dict.fromkeys(name.strip() for name in given.split(",")))
     for name in names:
         if name not in known:
             told = ", ".join(known)
@@ -240,12 +240,12 @@ class Eval(Settings):
         for name in ("patches", "coarse", "resume"):
             if self.results is not None and getattr(self, name):
                 raise DataError(f"{name}: it needs a model, so leave out --{name} or --results")
-        _names(self.by, "by", GROUPINGS)
+        _ = self.groupings  # refuses unknown names
 
     @property
     def groupings(self) -> tuple[str, ...]:
         """The names in ``by``."""
-        return _names(self.by, "by", GROUPINGS)
+        return _names(self.by, "by", GROUPINGS) if self.by else ()
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ class Figures:
     """AR by number of proposals per photo; NaN for no objects."""
     auc: float
     """Area under AR, as of `Recall`."""
-    ar_interval: dict[int, Interval] | None = None
+    ar_interval: dict[int, Interval] | None
     """95 % intervals of `ar`; None for fewer than `FEWEST_PHOTOS` photos, or if none were asked for."""
-    auc_interval: Interval | None = None
+    auc_interval: Interval | None
 
     @property
     def few(self) -> bool:
@@ -158,7 +158,7 @@ def _figure(sums: Sums) -> NDArray[np.float64]:
 
 def _figures(sums: Sums, values: NDArray[np.float64], spread: NDArray[np.float64], counts: Sequence[int]) -> Figures:
     *ar, auc = values.tolist()
-    found = Figures(int(sums.objects.sum()), len(sums.photos), dict(zip(counts, ar, strict=True)), auc)
+    found = Figures(int(sums.objects.sum()), len(sums.photos), dict(zip(counts, ar, strict=True)), auc, None, None)
     if not len(spread) or len(sums.photos) < FEWEST_PHOTOS:
         return found
     outside = (1 - LEVEL) / 2

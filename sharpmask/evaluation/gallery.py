@@ -198,7 +198,7 @@ def _outline(entry: Entry, key: str, image: Entry) -> Any:
     x, y, w, h = entry[key]
     height, width = image["height"], image["width"]
     box = rectangle(x, y, x + w, y + h, height, width)
-    return box and coco_mask.frPyObjects([list(box.box)], height, width)[0]
+    return box and coco_mask.frPyObjects(np.array([box.box], float), height, width)[0]
 
 
 def _frame(outlines: Sequence[Any], image: Entry) -> tuple[slice, slice]:

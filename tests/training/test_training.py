@@ -477,7 +477,7 @@ def test_the_validator_measures_iou_and_accuracy(synth: Path, tiny_sharpmask: Sh
             predicted = tiny_sharpmask(image[None]).refined[0] >= 0
             union = (predicted | (mask > 0)).sum()
             ious.append(float((predicted & (mask > 0)).sum() / union))
-            image, label = validator.scores.sample(i)
+            image, label, _ = validator.scores.sample(i)
             right.append((float(tiny_sharpmask(image[None]).score) >= 0) == (label > 0))
     assert metrics["refined_iou_mean"] == pytest.approx(np.mean(ious), abs=2e-3)
     assert metrics["refined_iou_median"] == pytest.approx(np.median(ious), abs=5e-3)
