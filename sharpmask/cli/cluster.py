@@ -73,6 +73,7 @@ def search(options: command.Propose, images: list[str | Path], settings: Propose
             recursive=options.recursive,
             memory=scale.worker_memory,
             gpu_share=scale.gpu_share,
+            photo_seconds=scale.photo_seconds,
             say=(lambda line: None) if options.quiet else partial(say, console=ERR),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

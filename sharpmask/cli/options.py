@@ -98,6 +98,8 @@ class ClusterOptions(Settings):
     """Gigabytes of memory that are reserved for a worker."""
     gpu_share: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Part of a GPU that is reserved for a worker, with --device cuda."""
+    photo_seconds: Annotated[float, Range(0, 1_000_000, above=True)] = 600.0
+    """Seconds after which a worker that has no result for a photo is replaced."""
     restart: bool = False
     """Remove the results that the output folder has, and begin again."""
 

@@ -2,7 +2,7 @@
 
 A worker is an actor of one core, or of a part of a GPU. It gets photos one by one, or on a GPU a few at a time, with
 one call ahead, so no more than these are lost with it. A photo that was searched when its worker died is tried again
-alone; after ``TRIES`` deaths it is given up.
+alone; after ``TRIES`` deaths it is given up. A worker that takes too long for a photo counts as dead.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Any, NamedTuple
 
 from ..errors import DataError, one_line
@@ -27,7 +28,7 @@ AHEAD = 2
 MOST_DEATHS = 50
 """Deaths of workers, one after another without any photo searched, after which the run stops."""
 PATIENCE = 60.0
-"""Seconds without any outcome after which it is said that workers are waited for."""
+"""Seconds without any word of a worker after which it is said that workers are waited for."""
 
 Call = list[Photo]
 
@@ -87,6 +88,8 @@ class Worker:
     actor: Any
     calls: deque[Call] = field(default_factory=deque)
     """What it was given and has not answered, in order."""
+    since: float = 0.0
+    """When the first of these became the first."""
     alive: bool = True
 
 
@@ -102,8 +105,10 @@ class Event(NamedTuple):
 class Pool:
     """Workers that search photos. Those that die are replaced."""
 
-    def __init__(self, ray: Any, search: Search, need: Need, say: Callable[[str], None]) -> None:
-        self._ray, self._need, self._say = ray, need, say
+    def __init__(self, ray: Any, search: Search, need: Need, seconds: float, say: Callable[[str], None]) -> None:
+        """``seconds``: the most that a worker may take for a photo; its first one includes the loading of its model."""
+        self._ray, self._need, self._seconds, self._say = ray, need, seconds, say
+        self._beat = min(PATIENCE, seconds / 10)
         self._search = ray.put(search)
         self._kind = ray.remote(Searcher).options(
             num_cpus=need.cpus, num_gpus=need.gpus, memory=need.memory, max_restarts=0, max_task_retries=0
@@ -115,20 +120,39 @@ class Pool:
         self._waiting: deque[Call] = deque()
         self._tries: Counter[str] = Counter()
         self._deaths = 0
+        self._heard = self._looked = monotonic()
+        """When there was an event, and when workers that take too long were looked for."""
 
     def outcomes(self, photos: Iterator[Photo], workers: int) -> Iterator[Outcome]:
         """What becomes of the photos, in any order. Raises ``DataError`` where the workers cannot work."""
         calls = iter(lambda: list(itertools.islice(photos, self._need.photos)), [])
-        for _ in range(workers):
-            self._hire()
-        while self._give(calls) or any(worker.calls for worker in self._workers):
-            try:
-                event = self._events.get(timeout=PATIENCE)
-            except Empty:
-                self._tell_waiting()
-                continue
-            if event.worker.alive:  # A dead one's first call has told of its death.
-                yield from self._settle(event)
+        try:
+            for _ in range(workers):
+                self._hire()
+            while self._give(calls) or any(worker.calls for worker in self._workers):
+                try:
+                    event = self._events.get(timeout=self._beat)
+                except Empty:
+                    self._tell_waiting()
+                else:
+                    self._heard = monotonic()
+                    if event.worker.alive:  # A dead one's first call has told of its death.
+                        yield from self._settle(event)
+                yield from self._end_late()
+        finally:
+            # Not left to their last references, which calls without an answer keep.
+            for worker in self._workers:
+                self._ray.kill(worker.actor)
+
+    def _end_late(self) -> Iterator[Outcome]:
+        """Replace workers that take too long. What they have answered is heard first."""
+        now = monotonic()
+        if now < self._looked + self._beat or not self._events.empty():
+            return
+        self._looked = now
+        for worker in list(self._workers):
+            if worker.calls and now > worker.since + self._seconds * len(worker.calls[0]):
+                yield from self._bury(worker, TimeoutError(f"no result after {self._seconds:g} seconds"))
 
     def _settle(self, event: Event) -> Iterator[Outcome]:
         if event.error is not None:
@@ -138,6 +162,7 @@ class Pool:
         if event.call is not None:
             self._deaths = 0
             event.worker.calls.remove(event.call)
+            event.worker.since = monotonic()
             yield Outcome(event.call, event.rows)
 
     def _give(self, calls: Iterator[Call]) -> bool:
@@ -150,6 +175,8 @@ class Pool:
             worker = next(iter(self._free))
             del self._free[worker]
             call = self._waiting.popleft()
+            if not worker.calls:
+                worker.since = monotonic()
             worker.calls.append(call)
             if len(worker.calls) < AHEAD:
                 self._free[worker] = None  # behind the others
@@ -169,7 +196,7 @@ class Pool:
         reference.future().add_done_callback(tell)
 
     def _bury(self, worker: Worker, error: BaseException) -> Iterator[Outcome]:
-        """Replace a worker that died, or whose search failed, which a GPU may not recover from."""
+        """Replace a worker that died, that takes too long, or whose search failed, from which a GPU may not recover."""
         cause = getattr(error, "cause", None)
         if isinstance(cause, DataError):  # of settings; photos have theirs in their rows
             raise DataError(str(cause))
@@ -199,13 +226,16 @@ class Pool:
         yield Outcome(guilty, (), f"{photo.path}: given up after {TRIES} workers: {reason(error)}")
 
     def _tell_waiting(self) -> None:
-        if not any(worker.calls for worker in self._workers):
+        if monotonic() > self._heard + PATIENCE and not any(worker.calls for worker in self._workers):
+            self._heard = monotonic()
             has = ", ".join(f"{name} {amount:g}" for name, amount in self._ray.available_resources().items())
             self._say(f"waiting for workers: each takes {self._need}; free in the cluster: {has}")
 
 
 def reason(error: BaseException) -> str:
     """Why a worker's call has no result, in a line."""
+    if type(error) is TimeoutError:
+        return str(error)
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
         return one_line(f"{type(cause).__name__}: {cause}")

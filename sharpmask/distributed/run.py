@@ -15,6 +15,7 @@ from .results import INNER, Results, Search, Summary, failed
 from .sources import Photo, photos_of
 
 ROWS_PER_FILE = 200
+PHOTO_SECONDS = 600.0
 MEMORY = 1.2
 """Gigabytes reserved for a worker."""
 PHOTOS_PER_CALL = {"cpu": 1, "cuda": 8}
@@ -35,6 +36,7 @@ def propose(
     recursive: bool = False,
     memory: float = MEMORY,
     gpu_share: float = 1.0,
+    photo_seconds: float = PHOTO_SECONDS,
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary:
@@ -47,7 +49,7 @@ def propose(
     ``workers``: of one core each, by default as many as the cluster has room for, with ``memory`` gigabytes reserved,
     and ``gpu_share`` of a GPU where the device is "cuda". ``address``: "local" for this machine, "auto" for the cluster
     that it is part of, or an address. ``resume`` goes on with a stopped run of the same settings, ``restart`` removes
-    its results first.
+    its results first. A worker that has no result for a photo after ``photo_seconds`` is replaced.
 
     ``say`` is given lines for the user, ``progress`` the numbers of photos that are done and of all.
 
@@ -59,7 +61,7 @@ def propose(
         check(package, "cluster ray", "ray")
     given = [photos] if isinstance(photos, str | Path) else list(photos)
     device = "cpu" if getattr(settings, "device", "cpu") == "cpu" else "cuda"
-    crew = Crew(workers, address, device, memory, gpu_share)
+    crew = Crew(workers, address, device, memory, gpu_share, photo_seconds)
     results = Results(Folder(place_of(out)), settings)
     with results.folder.alone(INNER):
         results.open(resume=resume, restart=restart)
@@ -86,6 +88,7 @@ class Crew(NamedTuple):
     device: str
     memory: float
     gpu_share: float
+    photo_seconds: float
 
 
 def _search(
@@ -105,7 +108,7 @@ def _search(
     done, total = summary.rows, summary.rows + sum(summary.left.values())
     with connected(crew.address, crew.workers or _cores()) as ray:
         workers = count_workers(ray, need, crew.workers, say)
-        pool = Pool(ray, results.search, need, say)
+        pool = Pool(ray, results.search, need, crew.photo_seconds, say)
         for found in pool.outcomes(parts.photos(), min(workers, total - done)):
             rows = found.rows or [failed(results.search, photo, found.error) for photo in found.photos]
             for photo, row in zip(found.photos, rows, strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from .fakes import Fake
+from .nodes import two_nodes
 from .s3 import serving
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -18,17 +19,11 @@ os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112 for a busy ma
 def cluster(server: str) -> Iterator[Any]:
     """Two nodes of one core each, and a connection of this process."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "memory": 10**10, "object_store_memory": 80 * 10**6, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    cluster.add_node(**node)
-    cluster.wait_for_nodes()
-    cluster.node = node
-    ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with two_nodes() as cluster:
+        ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
+        yield cluster
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from sharpmask.fingerprint import fingerprint
 class Fake:
     """Rows of the interface of ``sharpmask.batch.Propose``.
 
-    ``die``, ``fail``, ``bad`` and ``once`` in a file's name: the process is killed, an exception is raised, the row has
-    an error, the process is killed the first time. ``notes``: a folder with a file for each process that works, which
-    grows by a line a photo.
+    ``die``, ``hang``, ``fail``, ``bad`` and ``once`` in a file's name: the process is killed, it stops for ever, an
+    exception is raised, the row has an error, the process is killed the first time. ``notes``: a folder with a file for
+    each process that works, which grows by a line a photo.
     """
 
     notes: Path
@@ -56,6 +56,8 @@ class Fake:
         name = Path(path).name
         if "die" in name or ("once" in name and self._first(name)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if "hang" in name:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if "fail" in name:
             raise RuntimeError("no such kernel")
         row = {"id": id, "path": path, "fingerprint": self.fingerprint, "seconds": 0.0}

@@ -3,8 +3,6 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -20,13 +18,14 @@ from sharpmask.errors import DataError
 
 from .fakes import Fake
 from .folders import expected, rows, wait_for
+from .nodes import driver, replace_node
 
 Photos = Callable[..., Path]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 
 def search(folder: Path, fake: Fake, **options: Any) -> Summary:
-    given = {"workers": 2, "rows_per_file": 10, "memory": 0.1} | options
+    given = {"workers": 2, "rows_per_file": 10, "memory": 0.1, "say": print} | options
     return propose(folder, folder.parent / "out", fake, **given)
 
 
@@ -65,20 +64,14 @@ def test_a_photo_that_kills_its_workers_has_a_row_with_the_error(photos: Photos,
     assert sum(row["error"] is None for row in found.values()) == 31
 
 
-DRIVER = """
-import sys
-from pathlib import Path
-from sharpmask.distributed import propose
-from tests.distributed.fakes import Fake
-folder, address = Path(sys.argv[1]), sys.argv[2]
-propose(folder, folder.parent / "out", Fake(folder.parent / "notes"), address=address, workers=2, rows_per_file=10,
-        memory=0.1, resume=True)
-"""
-
-
-def driver(folder: Path, address: str) -> "subprocess.Popen[bytes]":
-    root = Path(__file__).parents[2]
-    return subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), address], cwd=root, stderr=subprocess.PIPE)
+def test_a_photo_on_which_its_workers_hang(photos: Photos, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sharpmask.distributed.pool.TRIES", 2)
+    folder = photos(0, "hang.jpg", "then.jpg")
+    summary = search(folder, fake, workers=1, photo_seconds=3)
+    assert (summary.rows, summary.failed) == (2, 1)
+    found = rows(folder.parent / "out")
+    assert found["hang.jpg"]["error"].endswith("hang.jpg: given up after 2 workers: no result after 3 seconds")
+    assert found["then.jpg"]["error"] is None
 
 
 def test_the_driver_is_killed(photos: Photos, fake: Fake, cluster: Any) -> None:
@@ -104,9 +97,8 @@ def test_a_node_leaves(photos: Photos, fake: Fake, cluster: Any) -> None:
     folder = photos(60)
     thread, result = in_thread(lambda: search(folder, fake))
     wait_for(lambda: len(fake.searched()) >= 10 and len(fake.processes()) >= 2)
-    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    replace_node(cluster)
     thread.join()
-    cluster.add_node(**cluster.node)
     assert result[0].rows == 60 and not result[0].failed
     assert rows(folder.parent / "out") == expected(folder, folder.parent / "out", fake)
 
