@@ -21,6 +21,9 @@ MOST: Final = 3
 LARGER: Final = 1.5
 """How much larger one mask for a prompt must be than the next: otherwise both show the same."""
 
+CLICKED: Final = 0.5
+"""The less of a mask is its area to this power, the likelier is a click on it (:func:`likely_size`)."""
+
 
 class Answers(NamedTuple):
     """The masks of all windows that were refined, and those chosen for each prompt."""
@@ -72,10 +75,23 @@ def answer(
                 scores[part] *= likely[part]
             plain = scores[part].copy()
             scores[part] *= agreement(prompt, rles[part])
+            area = areas(rles[part])
+            if prompt.box is None and prompt.mask is None:
+                scores[part] *= likely_size(area, scores[part])
             order = np.lexsort((-plain, -scores[part]))
-            chosen.append([first + int(i) for i in differing(areas(rles[part]), scores[part], order)])
+            chosen.append([first + int(i) for i in differing(area, scores[part], order)])
             first += len(group)
     return Answers(windows, logits, sharp, rles, scores, chosen)
+
+
+def likely_size(area: npt.NDArray[np.float64], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """How likely objects of these areas are meant by a click, against that of the mask that is best then, (N).
+
+    Who clicks a large object could have clicked many other places of it, who clicks a small one could not. The
+    likelihood of a place is the area to the power -1 if clicks are spread evenly; they prefer the middle.
+    """
+    size = np.maximum(area, 1) ** -CLICKED
+    return np.asarray(size / size[(scores * size).argmax()])
 
 
 def differing(

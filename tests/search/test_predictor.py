@@ -119,7 +119,7 @@ def test_the_best_candidate_that_answers_all_clicks_wins(predictor: MaskPredicto
             for m in masks
         ]
         good = [i for i, s in enumerate(share) if s == max(share)]
-        best = max(good, key=lambda i: score[i])
+        best = max(good, key=lambda i: score[i] / masks[i].sum() ** 0.5)
         labels = [1] * len(on) + [0] * len(beside)
         (mask,), (found,), _ = predictor.predict([*on, *beside], labels, multimask=False)
         assert np.array_equal(mask, masks[best])
