@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -17,12 +18,17 @@ def checkpoint_path(path: str | Path | None) -> Path:
     """The path of a checkpoint, given as a path, a name of the family, or None for the family's default.
 
     A file that has such a name is meant by ``./small``, as text. Raises ``DataError`` for a model of the family that
-    did not come with the package.
+    did not come with the package, and for a `Path` that may mean it or what the working folder has of that name.
     """
     name = DEFAULT if path is None else str(path)
     if name not in FAMILY:
         return Path(name)
     found = _asset(name)
+    if isinstance(path, Path) and os.path.lexists(path):  # a Path does not keep the ./ of ./small
+        raise DataError(
+            f"checkpoint: {name} is a model of this package, and the working folder has {name} too; "
+            f"give {path.absolute()} for the one, {found} for the other"
+        )
     if not found.is_file():
         raise DataError(
             f"checkpoint: the model {name!r} does not come with this version; there is {', '.join(shipped())}. "

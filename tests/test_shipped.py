@@ -46,6 +46,16 @@ def test_what_did_not_come_with_the_package_is_told(monkeypatch: pytest.MonkeyPa
         sharpmask.load_model("base")
 
 
+def test_a_name_that_a_file_has_too_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_path(Path("./small")) == checkpoint_path("small") == checkpoint_path(None)
+    (tmp_path / "small").mkdir()
+    with pytest.raises(DataError, match=r"the working folder has small too; give .*/small for the one, .*safetensors"):
+        checkpoint_path(Path("./small"))
+    assert checkpoint_path("small") == checkpoint_path(None) == ASSETS / FAMILY["small"]
+    assert [checkpoint_path(path) for path in ("./small", tmp_path / "small")] == [Path("small"), tmp_path / "small"]
+
+
 def test_it_finds_the_cup(generator: sharpmask.ProposalGenerator) -> None:
     """The opening of the cup is an ellipse, drawn by hand; one proposal must fit it."""
     found = generator.generate(PHOTO)

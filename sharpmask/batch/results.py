@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Annotated, Any, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from ..errors import DataError
 from ..files import atomic, short_name, write_text
 from ..formats.outputs import NAME, labelme, yolo
 from ..packages import needed
+from ..ranges import Range, Settings
 from .masks import BadMask, areas
 from .rows import PARQUET, arrow, schema
 from .survey import Survey, stem_of
@@ -29,12 +30,12 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Wanted(Settings):
     """Which proposals of a photo are taken: of those with such scores and areas the first ``top``."""
 
-    min_score: float = 0.0
-    min_area: int = 0
-    top: int | None = None
+    min_score: Annotated[float, Range(0, 1)] = 0.0
+    min_area: Annotated[int, Range(0, 2**31 - 1)] = 0
+    top: Annotated[int, Range(1, 100_000)] | None = None
 
 
 def selected(survey: Survey, wanted: Wanted) -> Iterator[Any]:

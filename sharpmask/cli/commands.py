@@ -82,8 +82,11 @@ def _ranking(model: DeepMask, dataset: Path) -> tuple[float, ...]:
     from ..training.ranking import fit_ranking, rankable  # here, because no other command needs it
 
     folder = CocoFolder(dataset)
-    photos = track(rankable(folder), "Ranking", console=ERR)
-    return fit_ranking(ProposalGenerator(model, top_n=1000), folder, photos)
+    photos = rankable(folder)
+    generator = ProposalGenerator(model, top_n=1000)
+    weights = fit_ranking(generator, folder, track(photos, "Ranking", console=ERR))
+    say(f"{dataset}: the ranking is fitted to {len(photos)} of {len(folder.photos)} photos")
+    return weights
 
 
 def convert_dataset(options: ConvertDataset) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation import (
+    FEWEST_PHOTOS,
     By,
     Figures,
     Kind,
@@ -41,6 +42,8 @@ class Measured:
 
     results: Results
     matches: Matches
+    missing: int
+    """Annotated photos without results."""
     recall: Recall
     figures: Figures
     """The recall of all objects, with intervals."""
@@ -101,6 +104,11 @@ class Report:
         return next(iter((self.masks or self.boxes).items()))
 
 
+def compared(row: Measured, other: Measured, resamples: int) -> Figures:
+    """What the results have more than the others; without intervals where one of the two lacks photos."""
+    return difference(row.matches, other.matches, resamples=0 if row.missing or other.missing else resamples)
+
+
 def measure(
     rows: Mapping[str, Results], truth: dict[str, Any], *, by: Sequence[str], resamples: int, against: str | None
 ) -> Report:
@@ -114,8 +122,10 @@ def measure(
 
     def measured(results: Results, kind: Kind) -> Measured:
         matches = match_objects(truth, results, kind=kind)
-        groups = {name: break_down(matches, truth, cast(By, name), resamples=resamples) for name in by}
-        return Measured(results, matches, recall_of(matches), figures(matches, resamples=resamples)[0], groups)
+        missing = len(annotated - {entry["image_id"] for entry in results})
+        draws = resamples if len(annotated) - missing >= FEWEST_PHOTOS else 0
+        groups = {name: break_down(matches, truth, cast(By, name), resamples=draws) for name in by}
+        return Measured(results, matches, missing, recall_of(matches), figures(matches, resamples=draws)[0], groups)
 
     for name, results in rows.items():
         missing = annotated - {entry["image_id"] for entry in results}
@@ -129,7 +139,7 @@ def measure(
             masks[f"{name}, masks"] = measured(with_mask, "segm")
         boxes[f"{name}, boxes"] = measured(results, "bbox")
     differences = {
-        f"{name} - {other}": difference(row.matches, group[other].matches, resamples=resamples)
+        f"{name} - {other}": compared(row, group[other], resamples)
         for group, other in ((masks, f"{against}, masks"), (boxes, f"{against}, boxes"))
         for name, row in group.items()
         if other in group and name != other

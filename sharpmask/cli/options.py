@@ -19,6 +19,8 @@ FORMATS = ("coco", "labelme", "yolo", "png", "parquet")
 """What ``propose`` can write."""
 GROUPINGS = ("size", "category", "source")
 """What ``eval`` can break recall down by."""
+FEWEST_RESAMPLES = 100
+"""The ends of a 95 % interval of fewer would be the two or three outermost."""
 TopN: TypeAlias = Annotated[int, Range(1, 100_000)]
 Side: TypeAlias = Annotated[int, Range(64, 8192)]
 
@@ -215,7 +217,7 @@ class Eval(Settings):
     against: Path | None = None
     """COCO results file of the same photos to compare with: the differences, with their intervals."""
     bootstrap: Annotated[int, Range(0, 100_000)] = 1000
-    """Resamples of the photos from which the 95 % intervals are taken; 0 for no intervals."""
+    """Resamples of the photos from which the 95 % intervals are taken, at least 100; 0 for no intervals."""
     gallery: Annotated[int, Range(0, 1000)] = 0
     """Also write gallery.html, a page of so many objects that are missed by most; 0 for none."""
     coarse: bool = False
@@ -242,6 +244,8 @@ class Eval(Settings):
         for name in ("patches", "coarse", "resume"):
             if self.results is not None and getattr(self, name):
                 raise DataError(f"{name}: it needs a model, so leave out --{name} or --results")
+        if 0 < self.bootstrap < FEWEST_RESAMPLES:
+            raise DataError(f"bootstrap must be 0 or at least {FEWEST_RESAMPLES}, got {self.bootstrap}")
         _ = self.groupings  # refuses unknown names
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from ..errors import DataError
 
-_WEIGHT = re.compile(r"(.+):(\d+\.?\d*|\.\d+)", re.DOTALL)
+_WEIGHT = re.compile(r"(.+):((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.DOTALL)
 MOST = 1_000_000
 """The largest weight."""
 
@@ -26,8 +27,8 @@ class DataSet(NamedTuple):
 def data_sets(named: Sequence[Path], annotations: Sequence[Path]) -> tuple[DataSet, ...]:
     """The data sets of texts such as ``folder`` and ``folder:0.3``, with an annotation file for each, or none.
 
-    Only a number after the last colon is a weight; without one it is 1. Raises ``DataError`` for a weight of 0, and
-    if the annotation files are not as many as the data sets.
+    Only a number after the last colon is a weight; without one it is 1. Raises ``DataError`` for a weight of 0, for
+    what is no number after the name of a folder, and if the annotation files are not as many as the data sets.
     """
     if annotations and len(annotations) != len(named):
         raise DataError(
@@ -39,9 +40,10 @@ def data_sets(named: Sequence[Path], annotations: Sequence[Path]) -> tuple[DataS
 
 def _data_set(name: Path, annotations: Path | None) -> DataSet:
     match = _WEIGHT.fullmatch(str(name))
-    if match is None:
+    folder, colon, _ = str(name).rpartition(":")
+    if match is None and not (colon and Path(folder).is_dir() and not name.exists()):
         return DataSet(name, annotations, 1.0)
-    weight = float(match[2])
+    weight = float(match[2]) if match else math.nan
     if not 0 < weight <= MOST:
         raise DataError(f"dataset: the weight must be a number above 0 and at most {MOST}, got {name}")
-    return DataSet(Path(match[1]), annotations, weight)
+    return DataSet(Path(folder), annotations, weight)

@@ -129,7 +129,8 @@ def difference_table(rows: Mapping[str, Figures]) -> Table:
         if any(ends):
             table.add_row("  95 % interval", *(_interval(end, "+") for end in ends if end), style="dim")
     notes = [_counted(found) for found in list(rows.values())[:1]]
-    notes.append("* the interval excludes 0, so chance in the choice of photos is unlikely to explain it")
+    if any(found.ar_interval for found in rows.values()):
+        notes.append("* the interval excludes 0, so chance in the choice of photos is unlikely to explain it")
     table.caption = "\n".join(notes)
     return table
 

@@ -16,18 +16,24 @@ from ..errors import DataError
 from ..search import ProposalGenerator
 from ..search.proposals import Rle
 
+FEWEST_PHOTOS = 20
+FEWEST_MASKS = 1000
+"""Fewer tell too little of 14 weights."""
 DECAY = 1e-5
 """Weight decay of the regression, of statistics with a deviation of 1."""
 
 
 def rankable(folder: CocoFolder) -> list[Photo]:
-    """The photos that a ranking can be fitted to. Raises ``DataError`` if there is none.
+    """The photos that a ranking can be fitted to. Raises ``DataError`` for fewer than ``FEWEST_PHOTOS``.
 
     Photos with objects without an annotation are none: their masks would count as wrong.
     """
     found = [photo for photo in folder.photos if photo.complete and any(not i.crowd for i in photo.instances)]
-    if not found:
-        raise DataError(f"{folder.annotation_file}: must hold a completely annotated photo with an object, got none")
+    if len(found) < FEWEST_PHOTOS:
+        raise DataError(
+            f"{folder.annotation_file}: must hold {FEWEST_PHOTOS} completely annotated photos with objects to fit a "
+            f"ranking, got {len(found)} among {len(folder.photos)} photos"
+        )
     return found
 
 
@@ -35,7 +41,7 @@ def fit_ranking(generator: ProposalGenerator, folder: CocoFolder, photos: Iterab
     """Weights for ``SearchConfig.ranking``: those that tell best how much recall the masks of ``photos`` bring.
 
     The target is clamp(2 IoU - 1, 0, 1), to which a mask's average recall over IoU .5:.05:.95 is proportional. Masks in
-    crowds are left out.
+    crowds are left out. Raises ``DataError`` for fewer than ``FEWEST_MASKS``.
     """
     values, targets = [], []
     for photo in photos:
@@ -44,6 +50,12 @@ def fit_ranking(generator: ProposalGenerator, folder: CocoFolder, photos: Iterab
         known = np.isfinite(target)
         values.append(statistics.double().cpu()[torch.from_numpy(known)])
         targets.append(torch.from_numpy(target[known]))
+    masks = sum(map(len, targets))
+    if masks < FEWEST_MASKS:
+        raise DataError(
+            f"{folder.annotation_file}: must have photos with {FEWEST_MASKS} masks to fit a ranking, got {masks}; "
+            "give more photos"
+        )
     return logistic(torch.cat(values), torch.cat(targets))
 
 

@@ -262,6 +262,19 @@ def test_results_of_some_photos_only(many: Path, tmp_path: Path, capsys: Capture
     (tmp_path / "x.json").write_text(json.dumps([e for e in results_of(many, slice(None)) if e["image_id"] < 4]))
     assert run("eval", "--dataset", many, "--results", tmp_path / "x.json", "--out", tmp_path / "out") == 0
     assert "x: no results for 9 of 12 photos: their objects count as missed" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "recall.json").read_text())["x, masks"]["ar_interval"] is None
+    some = [entry for entry in results_of(many, slice(None)) if entry["image_id"] > 1]
+    for name, entries in (("x", results_of(many, slice(None))), ("some", some), ("none", [])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(entries))
+    for other in ("some", "none"):
+        base = ("eval", "--dataset", many, "--results", tmp_path / "x.json", "--out", tmp_path / "out")
+        assert run(*base, "--against", tmp_path / f"{other}.json") == 0
+        report = json.loads((tmp_path / "out" / "recall.json").read_text())
+        assert (report[f"{other}, masks"]["auc_interval"] is None) == (other == "none")
+        assert report["x, masks"]["ar_interval"]["100"] == [1, 1]
+        assert {found["auc_interval"] for found in report["differences"].values()} == {None}
+        said = capsys.readouterr()
+        assert f"{other}: no results for" in said.err and "excludes 0" not in said.out
 
 
 def test_options_of_groups_and_intervals(many: Path, synth: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -274,6 +287,8 @@ def test_options_of_groups_and_intervals(many: Path, synth: Path, tmp_path: Path
     (tmp_path / "y.json").write_text("[]")
     assert run("eval", "--results", tmp_path / "y.json", "--dataset", synth, "--by", "source", "--out", tmp_path) == 2
     assert "says its 'source'" in capsys.readouterr().err
+    assert run(*base, many, "--bootstrap", 99) == 2
+    assert "bootstrap must be 0 or at least 100, got 99" in capsys.readouterr().err
     assert run(*base, many, "--bootstrap", 0) == 0
     assert json.loads((tmp_path / "out" / "recall.json").read_text())["x, masks"]["ar_interval"] is None
     assert "interval" not in capsys.readouterr().out

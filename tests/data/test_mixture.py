@@ -51,9 +51,13 @@ def test_only_a_number_after_the_last_colon_is_a_weight() -> None:
     ]
 
 
-def test_weights_and_files_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(DataError, match=r"dataset: the weight must be a number above 0 .*, got a:0"):
-        data_sets([Path("a:0")], [])
+def test_weights_and_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for weight in ("0", "-1", "nan", "1e400", ""):
+        with pytest.raises(DataError, match=rf"dataset: the weight must be a number above 0 .*, got .*/a:{weight}$"):
+            data_sets([tmp_path / f"a:{weight}"], [])
+    (tmp_path / "a:-1").mkdir()
+    assert [data.weight for data in data_sets([tmp_path / "a:-1", tmp_path / "a:1e-1"], [])] == [1, 0.1]
     with pytest.raises(DataError, match="annotations must be one file for each data set, or none, got 1 for 2"):
         data_sets([Path("a"), Path("b")], [Path("x.json")])
 

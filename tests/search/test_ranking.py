@@ -16,6 +16,7 @@ from sharpmask.errors import DataError
 from sharpmask.models import SearchConfig
 from sharpmask.models.config import RANKED_BY
 from sharpmask.search.ranking import Looks, statistics
+from sharpmask.training import ranking
 from sharpmask.training.ranking import fit_ranking, logistic, rankable
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (90, 110, 3), dtype=np.uint8)
@@ -84,16 +85,31 @@ def test_the_regression_finds_the_weights_that_made_its_targets() -> None:
     assert logistic(values, targets) == pytest.approx((-11, 1, -0.1, 5), rel=0.01)
 
 
-def test_pack_fits_a_ranking(tiny_checkpoint: Path, synth: Path, tmp_path: Path) -> None:
+def test_pack_fits_a_ranking(
+    tiny_checkpoint: Path,
+    synth: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     out = tmp_path / "ranked.safetensors"
+    monkeypatch.setattr(ranking, "FEWEST_PHOTOS", 1)
+    monkeypatch.setattr(ranking, "FEWEST_MASKS", 10**6)
+    assert main(["pack", str(tiny_checkpoint), str(out), "--scales", "0.5", "--rank-on", str(synth)]) == 2
+    assert "must have photos with 1000000 masks to fit a ranking, got" in capsys.readouterr().err
+    monkeypatch.setattr(ranking, "FEWEST_MASKS", 1)
     assert main(["pack", str(tiny_checkpoint), str(out), "--scales", "0.5", "--rank-on", str(synth)]) == 0
     before, folder = load_model(tiny_checkpoint), CocoFolder(synth)
     generator = ProposalGenerator(before, 1000, search=replace(before.search, scales=(0.5,)))
+    count = len(folder.photos)
+    assert f"the ranking is fitted to {count} of {count} photos" in capsys.readouterr().out
     assert load_model(out).search.ranking == fit_ranking(generator, folder, rankable(folder))
 
 
 def test_partial_photos_give_no_ranking(synth: Path) -> None:
-    with pytest.raises(DataError, match="must hold a completely annotated photo with an object, got none"):
+    with pytest.raises(
+        DataError, match="must hold 20 completely annotated photos with objects to fit a ranking, got 0 among"
+    ):
         rankable(CocoFolder(synth, partial=True))
 
 
