@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,9 +49,16 @@ def connected(address: str, cores: int) -> Iterator[Any]:
 def workers_that_fit(ray: Any, need: Need) -> int:
     """How many workers the cluster has room for."""
 
+    def times(has: float, amount: float) -> int:
+        return math.floor(has / amount + 1e-9)  # of 1, 0.2 has room 5 times, though 1 // 0.2 is 4
+
     def fit(has: dict[str, float]) -> int:
-        takes = {"CPU": need.cpus, "GPU": need.gpus, "memory": need.memory}
-        return int(min(has.get(name, 0) // amount for name, amount in takes.items() if amount))
+        counts = [times(has.get("CPU", 0), need.cpus), times(has.get("memory", 0), need.memory)]
+        if need.gpus:
+            gpus = has.get("GPU", 0)
+            # A part of a GPU is of one alone: two GPUs have room for 0.4 four times, not five.
+            counts.append(int(gpus) * times(1, need.gpus) if need.gpus < 1 else times(gpus, need.gpus))
+        return min(counts)
 
     return sum(fit(node["Resources"]) for node in ray.nodes() if node["Alive"])
 

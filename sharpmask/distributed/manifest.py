@@ -17,7 +17,7 @@ from ..packages import needed
 from .places import Folder
 from .sources import Photo
 
-_NAME = re.compile(r"manifest-(\d{4})\.parquet")
+_NAME = re.compile(r"manifest-(\d{4,})\.parquet")
 _AT_ONCE = 10_000  # rows in memory
 
 
@@ -36,7 +36,7 @@ class Manifest:
         self.folder = folder
 
     def names(self) -> list[str]:
-        return [name for name in self.folder.names() if _NAME.fullmatch(name)]
+        return sorted(filter(_NAME.fullmatch, self.folder.names()), key=_number)
 
     def add(self, photos: Iterable[Photo], rows_per_file: int) -> int:
         """Add the photos that are not there yet, by id, as parts of ``rows_per_file``. Returns their number.
@@ -45,7 +45,7 @@ class Manifest:
         """
         names = self.names()
         known = {id for name in names for id in self._column(name, "id")}
-        number = int(names[-1][9:13]) + 1 if names else 0
+        number = _number(names[-1]) + 1 if names else 0
         content, count = _written(_new(photos, known), rows_per_file)
         if count:
             self.folder.write(f"manifest-{number:04d}.parquet", content)
@@ -84,8 +84,12 @@ class Manifest:
             yield from parquet.iter_batches(batch_size=_AT_ONCE, columns=columns)
 
 
+def _number(manifest: str) -> int:
+    return int(manifest.removeprefix("manifest-").removesuffix(".parquet"))
+
+
 def _part_name(manifest: str, number: int) -> str:
-    return f"part-{manifest[9:13]}-{number:06d}.parquet"
+    return f"part-{_number(manifest):04d}-{number:06d}.parquet"
 
 
 def _row(photo: Photo) -> dict[str, Any]:

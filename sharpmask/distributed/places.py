@@ -13,8 +13,8 @@ from ..errors import DataError
 from ..files import atomic, output_folder
 from ..packages import needed
 
-# Two letters at least: C:/ is a drive. A Path keeps one slash of two.
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+# Two letters at least: C:/ is a drive. A Path keeps one slash of two. Caches stand before it: simplecache::s3://.
+_URL = re.compile(r"((?:[a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL | re.IGNORECASE)
 
 
 def place_of(given: str | Path) -> str:
@@ -22,8 +22,10 @@ def place_of(given: str | Path) -> str:
     found = _URL.fullmatch(str(given))
     if found is None:
         return os.path.abspath(given)
-    scheme, rest = found.groups()
-    return f"/{rest}" if scheme == "file" else f"{scheme}://{rest}"
+    scheme, rest = found[1].lower(), found[2]
+    if scheme == "file":
+        return f"/{rest}"
+    return f"{scheme}:///{rest}" if scheme.endswith("::file") else f"{scheme}://{rest}"
 
 
 def is_url(place: str) -> bool:

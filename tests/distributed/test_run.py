@@ -8,6 +8,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -18,10 +19,12 @@ from sharpmask.batch import Propose, photo_id
 from sharpmask.cli import main
 from sharpmask.cli.cluster import told
 from sharpmask.distributed import Summary, propose
+from sharpmask.distributed.cluster import workers_that_fit
 from sharpmask.distributed.manifest import Manifest
 from sharpmask.distributed.places import Folder, content_of, place_of
+from sharpmask.distributed.pool import Need
 from sharpmask.distributed.results import Results
-from sharpmask.distributed.sources import photos_of
+from sharpmask.distributed.sources import Photo, photos_of
 from sharpmask.errors import DataError
 
 from .fakes import Fake
@@ -38,9 +41,16 @@ def paths(*given: str | Path, recursive: bool = False) -> list[str]:
 def test_places() -> None:
     assert place_of(Path("s3://bucket/a")) == place_of("s3://bucket/a") == "s3://bucket/a"
     assert place_of(Path("file:///tmp/a")) == place_of("/tmp/a") == "/tmp/a"
+    assert place_of("S3://Bucket/A") == "s3://Bucket/A" and place_of("C:/a").startswith("/")
+    assert place_of("simplecache::s3://bucket/a") == "simplecache::s3://bucket/a"
     assert place_of("a") == str(Path.cwd() / "a")
     with pytest.raises(DataError, match=r"nonsense://a: cannot be read: .*nonsense"):
         Folder("nonsense://a")
+
+
+def test_photos_through_a_cache(photos: Photos) -> None:
+    place = place_of(f"simplecache::file://{photos(1)}/0000.jpg")
+    assert content_of(place) == b"0000.jpg" and [photo.path for photo in photos_of([place])] == [place]
 
 
 def test_photos_of_a_folder(photos: Photos) -> None:
@@ -54,6 +64,26 @@ def test_photos_of_a_folder(photos: Photos) -> None:
     assert next(iter(photos_of([folder / "0001.jpg"]))).id == ids[str(folder / "0001.jpg")], "however it is given"
     with pytest.raises(DataError, match="must be a folder, a photo"):
         paths(folder / "note")
+
+
+@pytest.mark.parametrize(("share", "fit"), [(0, 16), (0.1, 16), (0.2, 10), (0.4, 4), (1, 2), (2, 1), (3, 0)])
+def test_workers_that_fit(share: float, fit: int) -> None:
+    """Shares of a GPU are of one GPU each."""
+    node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0, "memory": 64e9}}
+    ray = SimpleNamespace(nodes=lambda: [node, node, {"Alive": False, "Resources": {}}])
+    assert workers_that_fit(ray, Need(1, share, 10**9)) == 2 * fit
+
+
+def test_more_manifests_than_four_digits_count(tmp_path: Path) -> None:
+    manifest = Manifest(Folder(str(tmp_path)))
+    for name in ("a", "b", "c"):
+        manifest.add([Photo(name, f"/{name}.jpg")], 1)
+    (tmp_path / "manifest-0002.parquet").rename(tmp_path / "manifest-10000.parquet")
+    (tmp_path / "manifest-0001.parquet").rename(tmp_path / "manifest-9999.parquet")
+    manifest.add([Photo(name, f"/{name}.jpg") for name in "abcd"], 1)
+    parts = {part.name: [photo.id for photo in part.photos] for part in manifest.parts()}
+    names = ("0000", "9999", "10000", "10001")
+    assert list(parts.items()) == [(f"part-{n}-000000.parquet", [id]) for n, id in zip(names, "abcd", strict=True)]
 
 
 def test_photos_of_lists_and_tables(photos: Photos, tmp_path: Path) -> None:
