@@ -130,7 +130,7 @@ def resume(count: int, place: Path) -> None:
     photos, out, settings = vary(place / "one", 1, (480, 640)), place / "finished", Propose()
     (only,) = photos.iterdir()
     content, row = only.read_bytes(), settings({"path": [str(only)]})
-    for number in range(count):
+    for number in range(1, count):
         (photos / f"{number:06}.jpg").write_bytes(content)
     results = Results(Folder(str(out)), settings)
     results.open(resume=False, restart=False)
