@@ -70,6 +70,7 @@ def search(options: command.Propose, images: list[str | Path], settings: Propose
             rows_per_file=scale.rows_per_file,
             resume=options.resume,
             restart=scale.restart,
+            retry_errors=scale.retry_errors,
             recursive=options.recursive,
             memory=scale.worker_memory,
             gpu_share=scale.gpu_share,

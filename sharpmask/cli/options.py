@@ -104,6 +104,8 @@ class ClusterOptions(Settings):
     """Seconds after which a worker that has no result for a photo is replaced."""
     restart: bool = False
     """Remove the results that the output folder has, and begin again."""
+    retry_errors: bool = False
+    """With --resume, search photos again whose rows have an error, as after a failure of the network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,6 +165,8 @@ class Propose(Settings):
         super().__post_init__()
         if self.scale.cluster and (self.json or self.timing or self.format != "coco"):
             raise DataError("cluster: it writes Parquet, so leave out --json, --format and --timing")
+        if self.scale.retry_errors and not self.resume:
+            raise DataError("retry-errors: it needs --resume")
         if self.scale.restart and self.resume:
             raise DataError("restart and resume: give one of the two")
         if self.json and (self.resume or self.format != "coco" or self.out != type(self).out):

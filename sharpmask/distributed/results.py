@@ -43,7 +43,7 @@ class Summary:
     rows: int = 0
     """Photos that have a row."""
     left: dict[str, int] = field(default_factory=dict)
-    """The parts that are not there, or damaged, and how many photos each has."""
+    """The parts to write, because they are not there, or damaged, or tried again, and how many photos each lacks."""
     failed: int = 0
     """Rows with an error."""
     errors: Counter[str] = field(default_factory=Counter)
@@ -92,8 +92,11 @@ class Results:
         parquet.write_table(table, sink, **PARQUET)
         self.folder.write(part.name, sink.getvalue())
 
-    def summary(self) -> Summary:
-        """Count the rows against the manifest; those of one part are in memory at a time."""
+    def summary(self, retry: bool = False) -> Summary:
+        """Count the rows against the manifest; those of one part are in memory at a time.
+
+        ``retry``: rows with an error count as not there.
+        """
         there = set(self.folder.names())
         summary = Summary()
         for part in self.manifest.parts():
@@ -101,11 +104,25 @@ class Results:
             if rows is None:
                 summary.left[part.name] = len(part.photos)
                 continue
-            summary.rows += len(rows)
+            bad = sum(error is not None for error in rows) if retry else 0
+            summary.rows += len(rows) - bad
+            if bad:
+                summary.left[part.name] = bad
+                continue
             for photo, error in zip(part.photos, rows, strict=True):
                 if error is not None:
                     summary.add(photo.path, error)
         return summary
+
+    def good(self, part: Part) -> dict[str, Any]:
+        """The rows of a part that have no error, by the ids of their photos, as tables of one row."""
+        errors = self._rows(part)
+        if errors is None:
+            return {}
+        with self.folder.open(part.name) as file:
+            table = needed("pyarrow.parquet", "results", "ray").read_table(file).cast(self.search.schema())
+        pairs = enumerate(zip(part.photos, errors, strict=True))
+        return {photo.id: table.slice(place, 1) for place, (photo, error) in pairs if error is None}
 
     def _rows(self, part: Part) -> list[str | None] | None:
         """The errors of a part's rows, in the order of its photos; None where they are not these photos' rows."""

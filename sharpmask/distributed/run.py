@@ -33,6 +33,7 @@ def propose(
     rows_per_file: int = ROWS_PER_FILE,
     resume: bool = False,
     restart: bool = False,
+    retry_errors: bool = False,
     recursive: bool = False,
     memory: float = MEMORY,
     gpu_share: float = 1.0,
@@ -48,7 +49,8 @@ def propose(
 
     ``workers``: of one core each, by default as many as the cluster has room for, with ``memory`` gigabytes reserved,
     and ``gpu_share`` of a GPU where the device is "cuda". ``address``: "local" for this machine, "auto" for the cluster
-    that it is part of, or an address. ``resume`` goes on with a stopped run of the same settings, ``restart`` removes
+    that it is part of, or an address. ``resume`` goes on with a stopped run of the same settings, with
+    ``retry_errors`` also with photos whose rows have an error, ``restart`` removes
     its results first. A worker that has no result for a photo after ``photo_seconds`` is replaced.
 
     ``say`` is given lines for the user, ``progress`` the numbers of photos that are done and of all.
@@ -66,15 +68,16 @@ def propose(
     with results.folder.alone(INNER):
         results.open(resume=resume, restart=restart)
         results.manifest.add(photos_of(given, recursive=recursive), rows_per_file)
-        for _ in range(ATTEMPTS):
-            summary = results.summary()
+        for attempt in range(ATTEMPTS):
+            retry = retry_errors and not attempt
+            summary = results.summary(retry)
             if not summary.rows and not summary.left:
                 raise DataError("photos must be some, got none")
             if not summary.left:
                 break
             if summary.rows:
                 say(f"{summary.rows} photos have rows in {results.folder}")
-            _search(results, summary, crew, say, progress)
+            _search(results, Parts(results, summary, retry), crew, say, progress)
         else:
             summary = results.summary()
     return summary
@@ -93,7 +96,7 @@ class Crew(NamedTuple):
 
 def _search(
     results: Results,
-    summary: Summary,
+    parts: Parts,
     crew: Crew,
     say: Callable[[str], None],
     progress: Callable[[int, int], None],
@@ -104,8 +107,7 @@ def _search(
 
     gpus = crew.gpu_share if crew.device != "cpu" else 0
     need = Need(1, gpus, int(crew.memory * 1e9), PHOTOS_PER_CALL[crew.device])
-    parts = Parts(results, set(summary.left))
-    done, total = summary.rows, summary.rows + sum(summary.left.values())
+    done, total = parts.done, parts.total
     with connected(crew.address, crew.workers or _cores()) as ray:
         workers = count_workers(ray, need, crew.workers, say)
         pool = Pool(ray, results.search, need, crew.photo_seconds, say)
@@ -120,8 +122,11 @@ def _search(
 class Parts:
     """The parts whose photos are being searched. Their rows are in memory until all of a part's are there."""
 
-    def __init__(self, results: Results, names: set[str]) -> None:
-        self._results, self._names = results, names
+    def __init__(self, results: Results, summary: Summary, retry: bool) -> None:
+        """``retry``: rows without an error that these parts have are kept."""
+        self._results, self._names, self._retry = results, set(summary.left), retry
+        self.done = summary.rows
+        self.total = summary.rows + sum(summary.left.values())
         self._open: dict[str, tuple[Part, dict[str, Any]]] = {}
         """By the ids of their photos."""
 
@@ -129,8 +134,8 @@ class Parts:
         """The photos of the parts to write, read as they are asked for."""
         for part in self._results.manifest.parts():
             if part.name in self._names:
-                rows: dict[str, Any] = {}
-                for photo in part.photos:
+                rows = self._results.good(part) if self._retry else {}
+                for photo in [photo for photo in part.photos if photo.id not in rows]:
                     self._open[photo.id] = part, rows
                     yield photo
 

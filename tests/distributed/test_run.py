@@ -24,6 +24,7 @@ from sharpmask.distributed.manifest import Manifest
 from sharpmask.distributed.places import Folder, content_of, place_of
 from sharpmask.distributed.pool import Need
 from sharpmask.distributed.results import Results
+from sharpmask.distributed.run import Parts
 from sharpmask.distributed.sources import Photo, photos_of
 from sharpmask.errors import DataError
 
@@ -64,6 +65,24 @@ def test_photos_of_a_folder(photos: Photos) -> None:
     assert next(iter(photos_of([folder / "0001.jpg"]))).id == ids[str(folder / "0001.jpg")], "however it is given"
     with pytest.raises(DataError, match="must be a folder, a photo"):
         paths(folder / "note")
+
+
+def test_rows_with_errors_are_tried_again_and_the_others_kept(photos: Photos, tmp_path: Path, fake: Fake) -> None:
+    results = Results(Folder(str(tmp_path / "out")), fake)
+    results.open(resume=False, restart=False)
+    results.manifest.add(photos_of([photos(5, "bad.jpg")]), 3)
+    for part in results.manifest.parts():
+        found = fake({"id": [p.id for p in part.photos], "path": [p.path for p in part.photos], "bytes": [None] * 3})
+        results.write(part, {photo.id: found.slice(place, 1) for place, photo in enumerate(part.photos)})
+    summary = results.summary(retry=True)
+    assert (summary.rows, summary.left) == (5, {"part-0000-000001.parquet": 1}) and not results.summary().left
+    before, parts = rows(tmp_path / "out"), Parts(results, summary, retry=True)
+    (photo,) = parts.photos()
+    assert (Path(photo.path).name, parts.done, parts.total) == ("bad.jpg", 5, 6)
+    parts.add(photo, fake({"id": [photo.id], "path": ["/good.jpg"], "bytes": [None]}))
+    after = rows(tmp_path / "out")
+    assert after.pop("good.jpg")["error"] is None and before.pop("bad.jpg")["error"]
+    assert after == before and not results.summary().failed
 
 
 @pytest.mark.parametrize(("share", "fit"), [(0, 16), (0.1, 16), (0.2, 10), (0.4, 4), (1, 2), (2, 1), (3, 0)])
@@ -222,6 +241,7 @@ def test_options_that_do_not_fit(tmp_path: Path, capsys: Capture) -> None:
 
     assert "workers: it needs --cluster ray" in said("--workers", 2)
     assert "restart and resume: give one of the two" in said("--cluster", "ray", "--restart", "--resume")
+    assert "retry-errors: it needs --resume" in said("--cluster", "ray", "--retry-errors")
     assert "cluster: it writes Parquet" in said("--cluster", "ray", "--format", "yolo")
     assert "device must be cpu or cuda with --cluster, got 'auto'" in said("--cluster", "ray", "--device", "auto")
     assert "images: no file or folder" in said(tmp_path / "missing.jpg", "--cluster", "ray")
