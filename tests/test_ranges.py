@@ -18,6 +18,7 @@ from sharpmask.cli.overlap import Steps
 from sharpmask.convert.layers import Layer
 from sharpmask.data.tile_config import TileConfig
 from sharpmask.distributed import Summary
+from sharpmask.distributed.pool import Worker
 from sharpmask.errors import DataError
 from sharpmask.models import ModelConfig, SearchConfig
 from sharpmask.plain import from_plain, read_yaml
@@ -36,7 +37,7 @@ def all_settings() -> list[type]:
                 defaults = [str(f.type) for f in fields(value) if f.default is not MISSING]
                 if issubclass(value, Settings) or any(re.search(r"\b(int|float)\b", text) for text in defaults):
                     found.add(value)
-    return sorted(found - {Range, Layer, Steps, Summary}, key=lambda cls: cls.__name__)
+    return sorted(found - {Range, Layer, Steps, Summary, Worker}, key=lambda cls: cls.__name__)
 
 
 def unlimited(hint: Any, limits: tuple[Any, ...] = ()) -> Iterator[str]:

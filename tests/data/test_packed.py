@@ -63,6 +63,7 @@ def copied(records: Sequence[Photo]) -> int:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) * 1024
 
+    gc.collect()
     reader, writer = os.pipe()
     if not (child := os.fork()):
         gc.disable()  # It writes to all objects of the process.
@@ -80,5 +81,6 @@ def copied(records: Sequence[Photo]) -> int:
 def test_a_process_that_reads_all_photos_copies_none() -> None:
     objects = [tuple(instance(9 * n + k, (polygon(k, 30),)) for k in range(9)) for n in range(3000)]
     photos = [Photo(n, Path(f"{n}.jpg"), 40, 30, each) for n, each in enumerate(objects)]
-    listed, packed = copied(photos), Packed(Photo, photos)
-    assert copied(packed) < listed / 5
+    # The least of some tries: what else the process holds may be written to as well.
+    listed, packed = (min(copied(each) for _ in range(3)) for each in (photos, Packed(Photo, photos)))
+    assert packed < listed / 5
