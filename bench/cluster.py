@@ -135,7 +135,7 @@ def resume(count: int, place: Path) -> None:
     results = Results(Folder(str(out)), settings)
     results.open(resume=False, restart=False)
     results.manifest.add(photos_of([photos]), 200)
-    parts = Parts(results, set(results.summary().left))
+    parts = Parts(results, results.summary(), retry=False)
     for photo in parts.photos():
         parts.add(photo, row.set_column(0, "id", [[photo.id]]))
     size = sum(path.stat().st_size for path in out.rglob("*.parquet"))
