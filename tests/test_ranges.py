@@ -17,8 +17,6 @@ import sharpmask
 from sharpmask.cli.overlap import Steps
 from sharpmask.convert.layers import Layer
 from sharpmask.data.tile_config import TileConfig
-from sharpmask.distributed import Summary
-from sharpmask.distributed.pool import Worker
 from sharpmask.errors import DataError
 from sharpmask.models import ModelConfig, SearchConfig
 from sharpmask.plain import from_plain, read_yaml
@@ -27,7 +25,7 @@ from sharpmask.training import TrainConfig
 
 
 def all_settings() -> list[type]:
-    """The classes that a user sets: those of settings, and dataclasses with a number that has a default."""
+    """The classes that a user sets: those of settings, and frozen dataclasses with a number that has a default."""
     found: set[type] = set()
     for module in pkgutil.walk_packages(sharpmask.__path__, "sharpmask."):
         if module.name.endswith("__main__"):
@@ -35,9 +33,10 @@ def all_settings() -> list[type]:
         for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, type) and is_dataclass(value) and value.__module__.startswith("sharpmask."):
                 defaults = [str(f.type) for f in fields(value) if f.default is not MISSING]
-                if issubclass(value, Settings) or any(re.search(r"\b(int|float)\b", text) for text in defaults):
+                number = any(re.search(r"\b(int|float)\b", text) for text in defaults)
+                if issubclass(value, Settings) or (number and vars(value)["__dataclass_params__"].frozen):
                     found.add(value)
-    return sorted(found - {Range, Layer, Steps, Summary, Worker}, key=lambda cls: cls.__name__)
+    return sorted(found - {Range, Layer, Steps}, key=lambda cls: cls.__name__)
 
 
 def unlimited(hint: Any, limits: tuple[Any, ...] = ()) -> Iterator[str]:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation import (
-    FEWEST_PHOTOS,
     By,
     Figures,
     Kind,
@@ -29,6 +28,7 @@ from ..evaluation import (
     recall_table,
     write_gallery,
 )
+from ..evaluation.bootstrap import FEWEST_PHOTOS
 from ..files import write_text
 from .output import ERR, say, show
 

@@ -1,6 +1,6 @@
 """Average recall of proposals (COCO's protocol, class-agnostic), and metrics of single patches."""
 
-from .bootstrap import FEWEST_PHOTOS, Figures, difference, figures
+from .bootstrap import Figures, difference, figures
 from .breakdown import By, break_down, group_names
 from .gallery import write_gallery
 from .matching import SIZES, Kind, Matches, match_objects
@@ -12,7 +12,6 @@ from .validator import Validator
 
 __all__ = [
     "CURVE_COUNTS",
-    "FEWEST_PHOTOS",
     "PAPER_ROWS",
     "SIZES",
     "By",
