@@ -125,7 +125,7 @@ def masks_in(file: Download) -> list[np.ndarray]:
 
 def wait_until_lit(page: Page, place: tuple[float, float], unlit: list[int], lit: bool = True) -> None:
     """Wait until a mask is drawn over a place, or is not."""
-    differs = "(value, i) => Math.abs(value - unlit[i]) > 30"
+    differs = "(value, i) => Math.abs(value - unlit[i]) > 8"
     pixel = "[...pen.getImageData(x, y, 1, 1).data.slice(0, 3)]"
     page.wait_for_function(f"([[x, y], unlit, lit]) => {pixel}.some({differs}) === lit", arg=[[*place], unlit, lit])
 
