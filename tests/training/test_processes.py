@@ -43,13 +43,6 @@ STAGES: list[StageName] = ["deepmask", "sharpmask", "joint"]
 Factory = Callable[..., TrainConfig]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def settings(synth: Path, tiny: ModelConfig, tiny_checkpoint: Path, tmp_path: Path) -> Factory:
     """A short run of any stage into ``tmp_path / name``, in which batches differ in their numbers of windows."""

@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,6 @@ from sharpmask.training.stages import StageName
 QUIET = Console(quiet=True)
 TILES = TileConfig(side=80, tiles=2, pasted=2)
 Factory = Callable[..., TrainConfig]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are compared, so all runs have one thread; other tests get their threads back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
