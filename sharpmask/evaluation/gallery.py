@@ -7,7 +7,7 @@ import hashlib
 import html
 import io
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -33,8 +33,10 @@ MOST_ENLARGED = 6
 MARGIN = 0.3
 """What is shown around the object and the proposal, as a share of their longer side; at least `LEAST_MARGIN` pixels."""
 LEAST_MARGIN = 24
+FOUND = 0.5
+"""An object whose nearest proposal has at least this IoU is found at some threshold of average recall."""
 PER_PHOTO = 2
-"""Objects of one photo, at most, unless there are too few photos."""
+"""Objects of one photo, at most, unless the others of the page would be found."""
 ORDER = ("large", "medium", "small")
 """The order of the sections."""
 STYLE = """
@@ -43,7 +45,7 @@ body { max-width: 1400px; margin: 2rem auto; padding: 0 1rem; }
 section { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; padding: .75rem; border: 1px solid #8886; border-radius: 8px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; align-items: start; }
-.pair img { width: 100%; border-radius: 4px; }
+.pair img { width: 100%; height: auto; border-radius: 4px; }
 .pair p { margin: 0; opacity: .7; overflow-wrap: anywhere; }
 figcaption { margin-top: .5rem; overflow-wrap: anywhere; }
 """
@@ -82,8 +84,8 @@ def write_gallery(
     """Write an HTML page of the `count` objects whose nearest proposal, of the first 100, has the lowest IoU with them.
 
     Large, medium and small objects take turns, because small ones alone would fill the page. Of one photo come two
-    objects at most, unless there are too few photos. The page is one file that loads nothing, with pictures of at most
-    320 pixels inside it: whoever has it sees parts of the photos. Photos are read one at a time.
+    objects at most, unless too few others are missed (IoU below .5). The page is one file that loads nothing, with
+    pictures of at most 320 pixels inside it: whoever has it sees parts of the photos. Photos are read one at a time.
 
     matches: of `results` with `ground_truth`. load: the photo of an image id, uint8 (h, w, 3), in the pixels that are
     annotated; where it raises DataError, its message stands in the place of the pictures. Returns the number of
@@ -97,21 +99,36 @@ def write_gallery(
 
 def missed(matches: Matches, count: int) -> list[Missed]:
     """The objects that are missed by most, large ones first, of each size the lowest IoU first, then the largest."""
-    by_iou = np.lexsort((-matches.areas, matches.nearest_iou[0])).tolist()
+    ious, photos = matches.nearest_iou[0], matches.photos.tolist()
+    by_iou = np.lexsort((-matches.areas, ious)).tolist()
     sizes = [_size(matches, at) for at in range(len(by_iou))]
-    queues = [deque(at for at in by_iou if sizes[at] == size) for size in ORDER]
-    photos = matches.photos.tolist()
-    most = max(PER_PHOTO, math.ceil(count / max(1, len(set(photos)))))
     shown, chosen = Counter[int](), list[int]()
-    while len(chosen) < count and any(queues):
-        for queue in queues:
-            while queue and shown[photos[queue[0]]] == most:
-                queue.popleft()
-            if queue and len(chosen) < count:
-                shown[photos[queue[0]]] += 1
-                chosen.append(queue.popleft())
-    chosen.sort(key=lambda at: ORDER.index(sizes[at]))  # stable, so the lowest IoU stays first
+    for found in (False, True):
+        pool = [at for at in by_iou if (ious[at] >= FOUND) == found]
+        queues = [[at for at in pool if sizes[at] == size] for size in ORDER]
+        chosen += _in_turns(queues, photos, shown, count - len(chosen))
+    places = {at: place for place, at in enumerate(by_iou)}
+    chosen.sort(key=lambda at: (ORDER.index(sizes[at]), places[at]))
     return [Missed(at, sizes[at]) for at in chosen]
+
+
+def _in_turns(queues: Sequence[list[int]], photos: Sequence[int], shown: Counter[int], count: int) -> list[int]:
+    """At most `count` objects, each queue's first ones in turn. Takes them out and counts them by photo in `shown`.
+
+    `PER_PHOTO` of a photo come first, and another one of each only where that does not suffice.
+    """
+    chosen: list[int] = []
+    most = PER_PHOTO
+    while len(chosen) < count and any(queues):
+        before = len(chosen)
+        for queue in queues:
+            at = next((at for at in queue if shown[photos[at]] < most), None)
+            if at is not None and len(chosen) < count:
+                queue.remove(at)
+                shown[photos[at]] += 1
+                chosen.append(at)
+        most += len(chosen) == before
+    return chosen
 
 
 def _size(matches: Matches, at: int) -> str:

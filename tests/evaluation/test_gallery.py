@@ -107,12 +107,30 @@ def test_sizes_take_turns_and_photos_too() -> None:
     chosen = missed(matches, 6)
     assert [each.size for each in chosen] == ["large"] * 3 + ["small"] * 3
     assert matches.nearest_iou[0][[each.at for each in chosen[:3]]].tolist() == [0, 0, 0]
-    every = missed(matches, 14)
-    assert np.bincount(matches.photos[[each.at for each in every]]).tolist() == [2] * 7
+    twelve = missed(matches, 12)
+    assert np.bincount(matches.photos[[each.at for each in twelve]]).tolist() == [2, 2, 1, 2, 1, 2, 2]
+    every = missed(matches, 30)
     large_ones = [float(matches.nearest_iou[0][each.at]) for each in every if each.size == "large"]
     assert large_ones == sorted(large_ones) and large_ones[-1] == pytest.approx(0.9, abs=0.01)
+    assert len(every) == len({each.at for each in every}) == 21
     one = dataset(annotations[:9])
     assert len(missed(match_objects(one, []), 20)) == 9  # a single photo may fill the page
+
+
+def test_what_is_found_comes_last() -> None:
+    """The third object of a photo that is missed comes before one of another photo that is found."""
+    small, large = (ellipse(60, 60, side, side) for side in (8, 60))
+    truth = dataset([*(annotation(key, 1, small) for key in range(1, 6)), annotation(6, 2, large)], images=2)
+    matches = match_objects(truth, [result(large, 0.5, 2)])
+    assert [matches.photos[each.at] for each in missed(matches, 5)] == [0] * 5
+    assert [each.size for each in missed(matches, 6)] == ["large"] + ["small"] * 5
+
+
+def test_pictures_keep_their_shape(tmp_path: Path) -> None:
+    """A width in CSS overrides the attribute, but not the attribute of the height: that must be overridden, too."""
+    write_gallery(tmp_path / "x.html", match_objects(dataset([]), []), dataset([]), [], lambda _: GREY)
+    (rule,) = re.findall(r"\.pair img \{(.*)\}", (tmp_path / "x.html").read_text())
+    assert "width: 100%;" in rule and "height: auto;" in rule
 
 
 def test_boxes_and_photos_that_cannot_be_read(tmp_path: Path) -> None:
