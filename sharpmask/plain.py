@@ -35,7 +35,9 @@ def read_yaml(path: Path, what: str = "training", extra: str = "train") -> Any:
                 seen.add(str(key.value))
             return super().construct_mapping(node, deep)
 
-    if path.exists() and not path.is_file():
+    if not path.exists():
+        raise DataError(f"{path}: must be a YAML file, but there is no such file")
+    if not path.is_file():
         raise DataError(f"{path}: must be a YAML file, got {'a folder' if path.is_dir() else 'no regular file'}")
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), Loader)

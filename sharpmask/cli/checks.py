@@ -15,7 +15,7 @@ FILES = {
     "start_from": "checkpoint",
     "weights": "weights",
     "results": "results",
-    "against": "results",
+    "against": "against",
     "annotations": "annotations",
     "validation_annotations": "annotations",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -13,14 +14,19 @@ from ..plain import from_plain, read_yaml
 from ..training import TrainConfig, stage_defaults
 from ..training.stages import StageName
 from .arguments import parse_arguments
-from .interrupts import TERMINATED, terminations
+from .interrupts import INTERRUPTED, TERMINATED, terminations
 from .options import STAGES
 from .output import ERR, say
 
 
 def prepared(config: TrainConfig) -> Callable[[], int]:
     """Training as ``config`` says, with its modules imported. It returns the exit status."""
-    from ..training import Ended, train  # here, because parsing the arguments does not need it, and it takes seconds
+    # Here, because parsing the arguments does not need it, and it takes seconds.
+    from ..training import Ended, train
+    from ..training.loop import SETTINGS
+    from ..training.resume import STATE
+
+    words = ["sharpmask", "train", config.stage, "--config", str(config.out / SETTINGS), "--resume"]
 
     def run() -> int:
         with terminations() as asked:
@@ -29,6 +35,10 @@ def prepared(config: TrainConfig) -> Callable[[], int]:
             except Ended as ended:
                 say(f"sharpmask: {ended}", ERR)
                 return TERMINATED
+            except KeyboardInterrupt:
+                how = f"; what was saved is kept, and this goes on: {shlex.join(words)}"
+                say(f"sharpmask: interrupted{how if (config.out / STATE).exists() else ''}", ERR)
+                return INTERRUPTED
         return 0
 
     return run

@@ -46,4 +46,6 @@ def _data_set(name: Path, annotations: Path | None) -> DataSet:
     weight = float(match[2]) if match else math.nan
     if not 0 < weight <= MOST:
         raise DataError(f"dataset: the weight must be a number above 0 and at most {MOST}, got {name}")
+    if name.is_dir() and not Path(folder).is_dir():
+        raise DataError(f"dataset: {folder}: no such folder; for the folder {name}, give its weight, too: {name}:1")
     return DataSet(Path(folder), annotations, weight)

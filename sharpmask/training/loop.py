@@ -135,7 +135,9 @@ class Run:
         known = {photo.path.name for folder in folders for photo in folder.photos}
         for name in config.held_out:
             if name not in known:
-                raise DataError(f"held_out must name photos of the data sets, got {name!r}")
+                raise DataError(
+                    f"held_out must be file names of photos of the data sets, without folders, got {name!r}"
+                )
         pairs = [folder.split(set(config.held_out)) for folder in folders]
         held_out = [held for _, held in pairs if held.photos]
         return Mixture([rest for rest, _ in pairs], [d.weight for d in sets]), Mixture(held_out) if held_out else None

@@ -35,6 +35,9 @@ FIXED = ("stage", "model")
 REFORMING = {"optimizer", "trained", "frozen_stages"}
 """Settings that decide what the optimizer's state belongs to: if one changes, that state starts anew."""
 
+_BY_HASH = dict.fromkeys(("dataset", "validation"), " (by a hash of the annotations)")
+"""What an error says of the values of these settings in a record."""
+
 Record = dict[str, Any]
 """What must stay the same, as plain data by name; the settings in others have names with dots."""
 
@@ -94,11 +97,11 @@ def check_record(saved: Record, now: Record, config: TrainConfig) -> set[str]:
     known = {*now, *(name.partition(".")[0] for name in now)}
     for name in config.change:
         if name not in known:
-            raise DataError(f"change must name settings that a run keeps, got {name!r}{nearest(name, known)}")
+            raise DataError(f"change must name settings that a run keeps, got {name!r}{nearest(name, sorted(known))}")
     changed = [k for k in now if k in saved and saved[k] != now[k]]
 
     def told(names: Iterable[str]) -> str:
-        return ", ".join(f"{k} {shown(saved[k])} -> {shown(now[k])}" for k in names)
+        return ", ".join(f"{k}{_BY_HASH.get(k, '')} {shown(saved[k])} -> {shown(now[k])}" for k in names)
 
     fixed = [k for k in changed if k.partition(".")[0] in FIXED]
     if fixed:

@@ -206,6 +206,8 @@ def test_bad_settings_get_one_line(first_stage: Path, synth: Path, tmp_path: Pat
     assert "bad.yaml: optimizer must be one of 'sgd', 'adamw', got 'lion'" in message("optimizer: lion")
     assert "bad.yaml: model: unknown setting 'depth'" in message("model: {depth: 3}")
     assert "bad.yaml: cannot be read as YAML" in message("{")
+    missing = fails(capsys, "train", "deepmask", "--config", tmp_path / "no.yaml", "--dataset", synth, "--out", bad)
+    assert missing == f"sharpmask: {tmp_path}/no.yaml: must be a YAML file, but there is no such file"
     assert "bad.yaml: expected settings by name, got list" in message("[1, 2]")
     assert "cannot be read as YAML" in message("a: !!python/object/apply:os.system ['true']")
     assert "cannot be read as YAML: 'steps' is given twice" in message("steps: 3\nlr: 0.1\nsteps: 4")

@@ -283,7 +283,7 @@ def test_options_of_groups_and_intervals(many: Path, synth: Path, tmp_path: Path
     assert run(*base, many, "--by", "sizes") == 2
     assert "by must be some of size, category, source, separated by commas, got 'sizes'" in capsys.readouterr().err
     assert run(*base, many, "--against", tmp_path / "none.json") == 2
-    assert "results: no file" in capsys.readouterr().err
+    assert "against: no file" in capsys.readouterr().err
     (tmp_path / "y.json").write_text("[]")
     assert run("eval", "--results", tmp_path / "y.json", "--dataset", synth, "--by", "source", "--out", tmp_path) == 2
     assert "says its 'source'" in capsys.readouterr().err

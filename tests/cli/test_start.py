@@ -263,6 +263,21 @@ def test_an_interrupt_tells_how_to_go_on(
     assert said == f"sharpmask: interrupted; what was finished is kept, and this goes on: {told}\n"
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_an_interrupted_training_tells_how_to_go_on(
+    saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sharpmask.training.train", lambda *_: signal.raise_signal(signal.SIGINT))
+    for folder in ("data", "my run"):
+        (tmp_path / folder).mkdir()
+    if saved:
+        (tmp_path / "my run" / "state.safetensors").touch()
+    assert main(["train", "joint", "--dataset", "data", "--out", "my run"]) == 130
+    how = "; what was saved is kept, and this goes on: sharpmask train joint --config 'my run/config.yaml' --resume"
+    assert capsys.readouterr().err == f"sharpmask: interrupted{how if saved else ''}\n"
+
+
 def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def hungry() -> int:
         raise MemoryError

@@ -55,7 +55,7 @@ def test_held_out_photos_are_validated_on_and_not_trained_on(
     expected = Validator(held, tiny_sharpmask.config, samples=4).masks.batch(range(4))["target"]
     assert (run.validator.masks.batch(range(4))["target"] == expected).all()
     assert float(row["score_accuracy"]) >= 0
-    with pytest.raises(DataError, match=r"held_out must name photos of the data sets, got 'x\.png'"):
+    with pytest.raises(DataError, match=r"held_out must be file names of photos .*, without folders, got 'x\.png'"):
         Run(replace(config, out=tmp_path / "other", held_out=("x.png",)), 0, QUIET)
 
 
@@ -83,6 +83,9 @@ def test_the_command_line_and_yaml_name_data_sets_alike(tmp_path: Path) -> None:
     nowhere = TrainConfig(dataset=(tmp_path, tmp_path / "b:2"), out=tmp_path)
     with pytest.raises(DataError, match=r"dataset: .*/b: no such folder"):
         check_paths(nowhere, out_is_file=False)
+    (tmp_path / "b:2").mkdir()
+    with pytest.raises(DataError, match=r"dataset: .*/b: no such folder; for the folder .*/b:2, give .*/b:2:1"):
+        nowhere.data_sets()
     for name, text in (("list", "[a:1, b:0.3]\nannotations: [a.json, b.json]"), ("one", "c")):
         (tmp_path / f"{name}.yaml").write_text(f"dataset: {text}\nout: o\n")
     assert parse("joint", ["--config", str(tmp_path / "list.yaml")]).data_sets() == config.data_sets()

@@ -104,6 +104,7 @@ def test_all_differences_are_listed_at_once(started: TrainConfig) -> None:
     other = replace(started, lr=0.01, seed=7, change=("seed",), resume=True)
     refused(replace(other, change=()), r"lr 0\.001 -> 0\.01, seed 1 -> 7; .*: --change lr seed$")
     refused(other, r"had other settings: lr 0\.001 -> 0\.01; .*: --change lr$")
+    refused(replace(other, change=("nothing",)), "got 'nothing'; known are accumulate, batch_size, categories, clip, ")
     refused(replace(other, change=("lrr",)), "change must name settings that a run keeps, got 'lrr'; did you mean lr?")
     with pytest.raises(DataError, match="change is for a run that is resumed, got lr without resume"):
         replace(started, change=("lr",))
@@ -133,7 +134,8 @@ def test_other_annotations_are_another_data_set(started: TrainConfig, synth: Pat
     other.write_text(text + " ")
     train(replace(started, annotations=(same,), steps=3, resume=True), QUIET)
     refused(
-        replace(started, annotations=(other,), steps=4), "dataset '[0-9a-f]{16}' -> '[0-9a-f]{16}'; .*--change dataset$"
+        replace(started, annotations=(other,), steps=4),
+        r"dataset \(by a hash of the annotations\) '[0-9a-f]{16}' -> '[0-9a-f]{16}'; .*--change dataset$",
     )
     refused(replace(started, validation=synth, steps=4, validation_samples=1), "validation_samples 512 -> 1")
 
