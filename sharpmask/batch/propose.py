@@ -111,7 +111,8 @@ class Propose(Settings):
         """The columns that tell which photo it is."""
         name = None if path is None else _text(path)
         if key is None:
-            key = content_id(bytes(content or b"")) if name is None else photo_id(str(path), self.root)
+            given = bytes(content) if isinstance(content, _CONTENT) else b""
+            key = content_id(given) if name is None else photo_id(str(path), self.root)
         return {"id": _text(key), "path": name}
 
     def _options(self, *without: str) -> dict[str, Any]:
@@ -120,26 +121,43 @@ class Propose(Settings):
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
 
 
+_CONTENT = (bytes, bytearray, memoryview)
+"""What holds the content of a file."""
+
+
 def _columns(batch: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """The ids, paths and contents, None where there is none. Raises ``DataError`` without photos' columns."""
+    """The ids, paths and contents, None where there is none.
+
+    Raises ``DataError`` without photos' columns, and for columns that are none or not of one length.
+    """
+    if isinstance(batch, (str, bytes, list, tuple)):
+        raise DataError(f"batch must be columns by name, such as a dict of lists, got {type(batch).__name__}")
     names = list(getattr(batch, "column_names", batch))
     if not {"path", "bytes"} & set(names):
         raise DataError(f"batch must have a column path or bytes, got {', '.join(map(str, names)) or 'no column'}")
-    found = {name: _values(batch[name]) for name in ("id", "path", "bytes") if name in names}
+    found = {name: _values(name, batch[name]) for name in ("id", "path", "bytes") if name in names}
     count = len(next(iter(found.values())))
+    if any(len(values) != count for values in found.values()):
+        told = ", ".join(f"{name} {len(values)}" for name, values in found.items())
+        raise DataError(f"batch must have columns of one length, got {told}")
     keys, paths, contents = (found.get(name, [None] * count) for name in ("id", "path", "bytes"))
     return keys, paths, contents
 
 
-def _values(column: Any) -> list[Any]:
-    """A column's values; None for the NaN by which pandas says that there is none."""
+def _values(name: str, column: Any) -> list[Any]:
+    """A column's values; None for the NaN by which pandas says that there is none.
+
+    Raises ``DataError`` for a single value.
+    """
+    if isinstance(column, (str, Path, *_CONTENT)) or not hasattr(column, "__iter__"):
+        raise DataError(f"batch: {name} must be a list or an array, a value a photo, got {shown(column)}")
     values = column.to_pylist() if hasattr(column, "to_pylist") else list(column)
     return [None if isinstance(value, float) and value != value else value for value in values]
 
 
 def _source(path: Any, content: Any) -> bytes | Path:
     """What is given to be searched. Raises ``DataError`` for what is no photo."""
-    if isinstance(content, (bytes, bytearray, memoryview)):
+    if isinstance(content, _CONTENT):
         return bytes(content)
     if content is not None or not isinstance(path, (str, Path)):
         raise DataError(f"a photo must be a path, a URL or bytes, got {shown(path if content is None else content)}")

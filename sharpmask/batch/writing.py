@@ -26,7 +26,8 @@ def rows(photos: Iterable[Photo], propose: Propose) -> Iterator[Any]:
 def write_rows(photos: Iterable[Photo], propose: Propose, out: str | Path, *, rows_per_file: int = 200) -> list[Path]:
     """Write the photos' rows into the folder ``out``, as files ``rows-000000.parquet`` and so on. Returns their paths.
 
-    A file appears when it is whole. Raises ``DataError`` as ``propose`` does, and an ``OSError`` that names the file.
+    A file appears when it is whole, and replaces one of its name; other files stay, so a run takes a folder of its own.
+    Raises ``DataError`` as ``propose`` does, and an ``OSError`` that names the file.
     """
     left = rows(photos, propose)
     paths: list[Path] = []

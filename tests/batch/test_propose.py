@@ -153,6 +153,19 @@ def test_the_record_is_that_of_the_command_line(propose: Propose, tiny_checkpoin
     assert settings_of(generator, tiny_checkpoint) == propose.record
 
 
+def test_batches_that_are_none(propose: Propose) -> None:
+    for batch, told in (
+        (["a.jpg"], "batch must be columns by name, such as a dict of lists, got list"),
+        ({"path": "a.jpg"}, r"batch: path must be a list or an array, a value a photo, got 'a\.jpg'"),
+        ({"path": ["a.jpg", "b.jpg"], "id": ["a"]}, "batch must have columns of one length, got id 1, path 2"),
+    ):
+        with pytest.raises(DataError, match=told):
+            propose(batch)
+    for content in ("text", 5):
+        (error,) = propose({"bytes": [content]}).column("error").to_pylist()
+        assert error == f"a photo must be a path, a URL or bytes, got {content!r}"
+
+
 def test_what_is_no_fault_of_a_photo_is_an_exception(
     tiny_checkpoint: Path, tmp_path: Path, propose: Propose, monkeypatch: Patch
 ) -> None:
