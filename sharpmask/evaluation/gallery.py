@@ -45,7 +45,7 @@ body { max-width: 1400px; margin: 2rem auto; padding: 0 1rem; }
 section { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; padding: .75rem; border: 1px solid #8886; border-radius: 8px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; align-items: start; }
-.pair img { width: 100%; height: auto; border-radius: 4px; }
+.pair img { max-width: 100%; height: auto; justify-self: center; border-radius: 4px; }
 .pair p { margin: 0; opacity: .7; overflow-wrap: anywhere; }
 figcaption { margin-top: .5rem; overflow-wrap: anywhere; }
 """

@@ -127,10 +127,10 @@ def test_what_is_found_comes_last() -> None:
 
 
 def test_pictures_keep_their_shape(tmp_path: Path) -> None:
-    """A width in CSS overrides the attribute, but not the attribute of the height: that must be overridden, too."""
+    """Where CSS limits the width, the attribute of the height must not hold either."""
     write_gallery(tmp_path / "x.html", match_objects(dataset([]), []), dataset([]), [], lambda _: GREY)
     (rule,) = re.findall(r"\.pair img \{(.*)\}", (tmp_path / "x.html").read_text())
-    assert "width: 100%;" in rule and "height: auto;" in rule
+    assert "max-width: 100%;" in rule and "height: auto;" in rule
 
 
 def test_boxes_and_photos_that_cannot_be_read(tmp_path: Path) -> None:
