@@ -49,10 +49,14 @@ class SearchOptions(Settings):
     """The same with boxes instead of masks."""
     soft_nms: bool | None = None
     """Lower the scores of such proposals instead of dropping them (Soft-NMS)."""
-    stability: bool | None = None
-    """Multiply each score by how sharp its mask is."""
+    stability: Annotated[float, Range(0, 4)] | None = None
+    """Multiply each score by how sharp its mask is, to this power; 0 to leave it."""
     scale_prior: Annotated[float, Range(0, 4)] | None = None
     """Multiply scores by (scale / smallest scale) ** -scale_prior; 0 to leave them."""
+    spread: Annotated[float, Range(0, 4)] | None = None
+    """How much windows whose neighbours score higher are put off when windows are chosen; 0 for not at all."""
+    candidates: Annotated[int, Range(0, 100_000)] | None = None
+    """Refine at least so many windows, of which the best masks are kept; 0 for as many as are asked for."""
     geometry: Geometry | None = None
     """How windows lie on the image: by pixel centres, or (released, released-exact) as in the authors' code."""
     max_side: Annotated[int, Range(0, 100_000)] = 800

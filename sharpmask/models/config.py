@@ -103,10 +103,15 @@ class SearchConfig(Settings):
     """The same for boxes."""
     soft_nms: bool = False
     """Lower the scores of such proposals instead of dropping them (Soft-NMS)."""
-    stability: bool = False
-    """Multiply scores by how sharp the mask is: its pixels above probability .5 over those above .12."""
+    stability: Annotated[float, Range(0, 4)] = 0.0
+    """Multiply scores by how sharp the mask is, its pixels above probability .5 over those above .12, to this power."""
     scale_prior: Annotated[float, Range(0, 4)] = 0.0
     """Multiply scores by (scale / smallest scale) ** -scale_prior: finer scales have more windows to be wrong in."""
+    spread: Annotated[float, Range(0, 4)] = 0.0
+    """Of windows side by side refine the better first: multiply scores by exp(-spread) for each of the eight windows
+    around that scores higher. This decides which windows are refined, not how their masks are ranked."""
+    candidates: Annotated[int, Range(0, 100_000)] = 0
+    """Refine at least so many windows, of which the best masks are returned."""
     ranking: Annotated[tuple[Weight, ...], Length(0, 1 + len(RANKED_BY))] = ()
     """Learned ranking: a bias and the weights of ``RANKED_BY``. Its score takes the place of the window's, of stability
     and of the scale prior. Empty for none."""
@@ -115,6 +120,8 @@ class SearchConfig(Settings):
     also repeats that code's mistake, by which a score belongs to the window beside it."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.stability, bool):  # as older checkpoints have it
+            object.__setattr__(self, "stability", float(self.stability))
         super().__post_init__()
         if len(self.ranking) not in (0, 1 + len(RANKED_BY)):
             raise DataError(f"ranking must be empty or {1 + len(RANKED_BY)} weights, got {len(self.ranking)}")

@@ -19,6 +19,7 @@ from sharpmask_kernels.windows import STRIDE
 from ..geometry import GREY
 from ..ranges import Range, number
 from .answers import answer, choice
+from .choosing import best_windows
 from .looking import PhotoSearch, stability
 from .maps import ImageMaps, Stopwatch, as_tensor, window_boxes
 from .pictures import ImageLike, Picture
@@ -43,8 +44,9 @@ class Candidates(NamedTuple):
 class ProposalGenerator(PhotoSearch):
     """Masks for whole photos.
 
-    ``top_n`` windows are refined and returned (fewer if non-maximum suppression or an empty mask drops some);
-    ``refine=False`` gives the coarse masks of the same windows. The other settings are those of every
+    ``top_n`` windows are refined and returned (fewer if non-maximum suppression or an empty mask drops some); more are
+    refined, and the best of them returned, where the search has more ``candidates``. ``refine=False`` gives the coarse
+    masks of the same windows. The other settings are those of every
     :class:`~sharpmask.search.looking.PhotoSearch`.
 
     Raises ``DataError`` for an engine or a precision that cannot be had here.
@@ -73,7 +75,7 @@ class ProposalGenerator(PhotoSearch):
         return self._statistics(found), found.rles
 
     def _candidates(self, image: ImageLike | Picture, watch: Stopwatch) -> Candidates:
-        """The masks of the best-scoring windows."""
+        """The masks of the windows that are worth refining."""
         maps = self.look(image, watch, self._best)
         with watch("top-N"):
             windows = self._best(maps)
@@ -177,8 +179,10 @@ class ProposalGenerator(PhotoSearch):
         )
 
     def _best(self, maps: ImageMaps) -> Windows:
-        """The windows to read for the best-scoring ``top_n``."""
-        windows = topk_windows(maps.score, self.top_n)
+        """The windows to read for those that are worth refining."""
+        search = self._settings
+        count = max(self.top_n, search.candidates)
+        windows = best_windows(maps.score, count, priors=self._priors, spread=search.spread)
         return self._placement.shift(windows, [score.shape[3] for score in maps.score])
 
     def _scaled(self, pixels: Tensor, scale: float, size: tuple[int, int]) -> Tensor:
@@ -201,9 +205,14 @@ class ProposalGenerator(PhotoSearch):
         search = self._settings
         if search.ranking:
             return ranked(self._statistics(found), search.ranking).cpu().numpy()
-        prior = [(s / min(search.scales)) ** -search.scale_prior for s in search.scales]
-        weighted = found.windows.score.sigmoid() * torch.tensor(prior, device=self.device)[found.windows.scale]
-        return (weighted * found.stability if search.stability else weighted).float().cpu().numpy()
+        weighted = found.windows.score.sigmoid() * torch.tensor(self._priors, device=self.device)[found.windows.scale]
+        return (weighted * found.stability**search.stability).float().cpu().numpy()
+
+    @property
+    def _priors(self) -> list[float]:
+        """What the scores of each scale are multiplied by."""
+        search = self._settings
+        return [(scale / min(search.scales)) ** -search.scale_prior for scale in search.scales]
 
     def _rank(self, found: Candidates) -> tuple[list[int], npt.NDArray[np.float32]]:
         """The positions of the masks that stay, best first, and their scores."""
@@ -219,7 +228,7 @@ class ProposalGenerator(PhotoSearch):
             box_nms=search.box_nms,
             soft=search.soft_nms,
         )
-        return [int(filled[i]) for i in stay], scores
+        return [int(filled[i]) for i in stay[: self.top_n]], scores[: self.top_n]
 
 
 def best_channel(encoding: Tensor, mask: Tensor) -> Tensor:

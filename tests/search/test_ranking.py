@@ -59,9 +59,9 @@ def test_an_empty_mask_has_finite_statistics(value: float) -> None:
 
 
 def test_a_ranking_by_the_score_alone_is_the_plain_search(tiny_sharpmask: SharpMask) -> None:
-    search = replace(tiny_sharpmask.search, stability=False, scale_prior=0.0)
+    search = replace(tiny_sharpmask.search, stability=0.0, scale_prior=0.0)
     plain = ProposalGenerator(tiny_sharpmask, 30, search=search).generate(PHOTO)
-    same = replace(search, ranking=weights(score=1.0), stability=True, scale_prior=2.0)
+    same = replace(search, ranking=weights(score=1.0), stability=2.0)
     learned = ProposalGenerator(tiny_sharpmask, 30, search=same).generate(PHOTO)
     assert learned.rles == plain.rles
     np.testing.assert_allclose(learned.scores, plain.scores, rtol=1e-5)

@@ -28,7 +28,7 @@ def test_stability_is_the_sharp_share_of_a_mask() -> None:
 def test_stability_weighs_scores(tiny_sharpmask: SharpMask) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (90, 110, 3), dtype=np.uint8)
     plain = ProposalGenerator(tiny_sharpmask, 30).generate(photo)
-    search = replace(tiny_sharpmask.search, stability=True)
+    search = replace(tiny_sharpmask.search, stability=1.0)
     weighed = ProposalGenerator(tiny_sharpmask, 30, search=search).generate(photo)
     before = dict(zip((rle["counts"] for rle in plain.rles), plain.scores.tolist(), strict=True))
     after = dict(zip((rle["counts"] for rle in weighed.rles), weighed.scores.tolist(), strict=True))
@@ -71,14 +71,14 @@ def test_pack_halves_a_checkpoint_and_keeps_settings(
         "--soft-nms",
         "True",
         "--stability",
-        "True",
+        "2",
         "--scale-prior",
         "0.3",
     ]
     assert main(["pack", str(tiny_checkpoint), str(out), *settings]) == 0
     assert f"{out}" in capsys.readouterr().out.replace("\n", "")
     before, packed = load_model(tiny_checkpoint), load_model(out)
-    wanted = {"scales": (0.5, 1.0), "mask_nms": 0.6, "soft_nms": True, "stability": True, "scale_prior": 0.3}
+    wanted = {"scales": (0.5, 1.0), "mask_nms": 0.6, "soft_nms": True, "stability": 2.0, "scale_prior": 0.3}
     assert packed.search == replace(before.search, **wanted)
     assert packed.config == before.config
     assert all(t.dtype == torch.float16 for t in load_file(out).values())
