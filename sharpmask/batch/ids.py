@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from ..places import place_of
+
 HASHED: Final = 1 << 52
 """Ids in COCO below are numbers that photos have for names; those from here up are hashes. JSON keeps both exact."""
 DIGITS: Final = 16
@@ -36,13 +38,6 @@ def number_of(stem: str) -> int | None:
     return number if number < HASHED else None
 
 
-def is_url(path: str) -> bool:
-    """Whether it is a URL and no path, such as s3://bucket/a.jpg."""
-    return "://" in path
-
-
 def _below(name: str, root: str) -> str:
     """The part of a path or URL below another one, or all of it."""
-    if is_url(name) or is_url(root):
-        return name.removeprefix(root.rstrip("/") + "/")
-    return os.path.abspath(name).removeprefix(os.path.join(os.path.abspath(root), ""))
+    return place_of(name).removeprefix(os.path.join(place_of(root), ""))

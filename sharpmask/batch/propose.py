@@ -15,8 +15,9 @@ from ..errors import DataError, is_out_of_memory
 from ..family import FAMILY, checkpoint_path
 from ..fingerprint import fingerprint, hash_of, record_of, search_of
 from ..models.config import SearchConfig
+from ..places import is_url, place_of
 from ..ranges import Range, Settings, shown
-from .ids import content_id, is_url, photo_id
+from .ids import content_id, photo_id
 from .rows import arrow, of_proposals, schema
 
 if TYPE_CHECKING:
@@ -53,14 +54,14 @@ class Propose(Settings):
     """All that decides what is found, see :mod:`sharpmask.fingerprint`."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.root, Path):
-            object.__setattr__(self, "root", str(self.root))
+        if isinstance(self.root, (str, Path)):
+            # Workers have another working folder.
+            object.__setattr__(self, "root", place_of(self.root))
         super().__post_init__()
         check_precision(self.engine, self.precision, self.calibration)
         own, refines = search_of(self.checkpoint)
         resolved: dict[str, Any] = {"search": self.search or own, "refine": self.refine and refines}
         for name in ("checkpoint", "calibration"):
-            # Workers have another working folder.
             path = getattr(self, name)
             if path is not None and str(path) not in FAMILY:
                 resolved[name] = path.absolute()

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from ..batch import Propose
 from ..distributed import Summary, propose
-from ..distributed.places import is_url, place_of
 from ..errors import DataError
 from ..fingerprint import search_of
+from ..places import is_url, place_of
 from . import options as command
 from .checks import check_images, check_out, check_paths
 from .images import expanded
@@ -51,6 +51,7 @@ def settings_of(options: command.Propose) -> Propose:
         precision=options.compute.precision,
         calibration=options.compute.calibrate,
         device=options.search.device,
+        root=options.scale.root,
     )
 
 

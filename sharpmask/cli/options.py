@@ -106,6 +106,8 @@ class ClusterOptions(Settings):
     """Part of a GPU that is reserved for a worker, with --device cuda."""
     photo_seconds: Annotated[float, Range(0, 1_000_000, above=True)] = 600.0
     """Seconds after which a worker that has no result for a photo is replaced."""
+    root: Path | None = None
+    """Folder or URL above all photos: their ids depend on the paths below it, not on the folders that are given."""
     restart: bool = False
     """Remove the results that the output folder has, and begin again."""
     retry_errors: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ..errors import DataError
@@ -39,14 +39,16 @@ class Manifest:
         return sorted(filter(_NAME.fullmatch, self.folder.names()), key=_number)
 
     def add(self, photos: Iterable[Photo], rows_per_file: int) -> int:
-        """Add the photos that are not there yet, by id, as parts of ``rows_per_file``. Returns their number.
+        """Add the photos that are not there yet as parts of ``rows_per_file``. Returns their number.
 
-        Raises ``DataError`` where two photos have one id.
+        Raises ``DataError`` where two photos have one id, or one has two.
         """
-        names = self.names()
-        known = {id for name in names for id in self._column(name, "id")}
+        names, ids = self.names(), Ids()
+        for part in self.parts():
+            for photo in part.photos:
+                ids.add(photo)
         number = _number(names[-1]) + 1 if names else 0
-        content, count = _written(_new(photos, known), rows_per_file)
+        content, count = _written(filter(ids.add, photos), rows_per_file)
         if count:
             self.folder.write(f"manifest-{number:04d}.parquet", content)
         return count
@@ -71,17 +73,38 @@ class Manifest:
         return count
 
     def _rows(self, name: str) -> Iterator[dict[str, Any]]:
-        for batch in self._batches(name, None):
-            yield from batch.to_pylist()
-
-    def _column(self, name: str, column: str) -> Iterator[Any]:
-        for batch in self._batches(name, [column]):
-            yield from batch.column(0).to_pylist()
-
-    def _batches(self, name: str, columns: Sequence[str] | None) -> Iterator[Any]:
         with self.folder.open(name) as file:
             parquet = needed("pyarrow.parquet", "a manifest", "ray").ParquetFile(file)
-            yield from parquet.iter_batches(batch_size=_AT_ONCE, columns=columns)
+            for batch in parquet.iter_batches(batch_size=_AT_ONCE):
+                yield from batch.to_pylist()
+
+
+class Ids:
+    """Which photo has which id: one each. A hash stands for a photo's place, so a million take some 200 MB."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+        self._taken: set[int] = set()
+
+    def add(self, photo: Photo) -> bool:
+        """Whether the photo is new. Raises ``DataError`` where another one has its id, or it has another id."""
+        place = hash((photo.path, photo.offset))
+        known = self._places.get(photo.id)
+        if known == place:
+            return False
+        if known is not None:
+            raise DataError(
+                f"photos must have an id each, got {photo.id!r} for {photo.path} and another one; give a --root above "
+                "all folders, or a Parquet file with the columns path and id; or another --out, if the photo has moved"
+            )
+        if place in self._taken:
+            raise DataError(
+                f"{photo.path} must have one id in a run, got {photo.id!r} and another one; give it once, "
+                "below the folder or --root that the run began with, or give another --out, or --restart to begin again"
+            )
+        self._places[photo.id] = place
+        self._taken.add(place)
+        return True
 
 
 def _number(manifest: str) -> int:
@@ -99,21 +122,6 @@ def _row(photo: Photo) -> dict[str, Any]:
 
 def _photo(id: str, path: bytes, archive: bytes | None, offset: int, size: int) -> Photo:
     return Photo(id, os.fsdecode(path), None if archive is None else os.fsdecode(archive), offset, size)
-
-
-def _new(photos: Iterable[Photo], known: set[str]) -> Iterator[Photo]:
-    """The photos whose ids are not ``known``. Raises ``DataError`` where two of them have one id."""
-    new: set[str] = set()
-    for photo in photos:
-        if photo.id in known:
-            continue
-        if photo.id in new:
-            raise DataError(
-                f"photos must have an id each, got {photo.id!r} a second time for {photo.path}; "
-                "a Parquet file with the columns path and id gives them ids"
-            )
-        new.add(photo.id)
-        yield photo
 
 
 def _written(photos: Iterable[Photo], rows_per_file: int) -> tuple[bytes, int]:

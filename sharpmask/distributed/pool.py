@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from ..errors import DataError, one_line
-from .places import content_of
+from ..places import content_of
 from .results import Search, failed
 from .sources import Photo
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from ..errors import DataError
 from ..packages import check
+from ..places import place_of
 from .manifest import Part
-from .places import Folder, place_of
+from .places import Folder
 from .results import INNER, Results, Search, Summary, failed
 from .sources import Photo, photos_of
 
@@ -45,7 +46,8 @@ def propose(
 
     ``photos``: photos, folders, text files of paths, Parquet files with a column ``path`` (and ``id``), tar archives
     (WebDataset): paths that all machines see, or URLs that fsspec knows. ``out``: a folder or a URL, which only this
-    process writes to. ``settings``: a :class:`sharpmask.batch.Propose`.
+    process writes to. ``settings``: a :class:`sharpmask.batch.Propose`; without its ``root``, ids are those of paths
+    below the given folders.
 
     ``workers``: of one core each, by default as many as the cluster has room for, with ``memory`` gigabytes reserved,
     and ``gpu_share`` of a GPU where the device is "cuda". ``address``: "local" for this machine, "auto" for the cluster
@@ -67,7 +69,8 @@ def propose(
     results = Results(Folder(place_of(out)), settings)
     with results.folder.alone(INNER):
         results.open(resume=resume, restart=restart)
-        results.manifest.add(photos_of(given, recursive=recursive), rows_per_file)
+        found = photos_of(given, recursive=recursive, root=getattr(settings, "root", None))
+        results.manifest.add(found, rows_per_file)
         for attempt in range(ATTEMPTS):
             retry = retry_errors and not attempt
             summary = results.summary(retry)

@@ -21,12 +21,13 @@ from sharpmask.cli.cluster import told
 from sharpmask.distributed import Summary, propose
 from sharpmask.distributed.cluster import workers_that_fit
 from sharpmask.distributed.manifest import Manifest
-from sharpmask.distributed.places import Folder, content_of, place_of
+from sharpmask.distributed.places import Folder
 from sharpmask.distributed.pool import Need
 from sharpmask.distributed.results import Results
 from sharpmask.distributed.run import Parts
 from sharpmask.distributed.sources import Photo, photos_of
 from sharpmask.errors import DataError
+from sharpmask.places import content_of, place_of
 
 from .fakes import Fake
 from .folders import expected, rows
@@ -61,7 +62,7 @@ def test_photos_of_a_folder(photos: Photos) -> None:
     assert paths(folder) == [str(folder / "0000.jpg"), str(folder / "0001.jpg")]
     assert paths(folder, recursive=True) == [*paths(folder), str(folder / "inner" / "x.png")]
     ids = {photo.path: photo.id for photo in photos_of([folder], recursive=True)}
-    assert ids[str(folder / "inner" / "x.png")] == photo_id("photos/inner/x.png")
+    assert ids[str(folder / "inner" / "x.png")] == photo_id("inner/x.png")
     assert next(iter(photos_of([folder / "0001.jpg"]))).id == ids[str(folder / "0001.jpg")], "however it is given"
     with pytest.raises(DataError, match="must be a folder, a photo"):
         paths(folder / "note")
@@ -158,9 +159,55 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     parts = list(manifest.parts())
     assert [part.photos for part in parts] == [[photo] for photo in photos_of([folder])]
     assert [part.name for part in parts] == ["part-0000-000000.parquet", "part-0000-000001.parquet"]
-    assert manifest.add(photos_of([folder]), 1) == 0 and manifest.names() == ["manifest-0000.parquet"]
-    with pytest.raises(DataError, match="must have an id each"):
-        Manifest(Folder(str(tmp_path / "twice"))).add([*photos_of([folder]), *photos_of([folder])], 5)
+    assert manifest.add(photos_of([folder, folder / "a.jpg"]), 1) == 0
+    assert manifest.names() == ["manifest-0000.parquet"]
+    assert Manifest(Folder(str(tmp_path / "twice"))).add(photos_of([folder, folder]), 5) == 2
+
+
+@pytest.mark.parametrize(("root", "named"), [("photos", "inner/x.jpg"), (".", "photos/inner/x.jpg")])
+def test_ids_are_those_of_propose(
+    root: str, named: str, photos: Photos, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same folder, whether a run or an engine's pipeline searched it."""
+    monkeypatch.chdir(tmp_path)
+    (photos(2) / "inner").mkdir()
+    (tmp_path / "photos" / "inner" / "x.jpg").write_bytes(b"x")
+    settings = Propose(tiny_checkpoint, root=root)
+    found = list(photos_of(["photos"], recursive=True, root=None if root == "photos" else str(settings.root)))
+    monkeypatch.chdir("/")  # as workers have another folder
+    assert settings({"path": [photo.path for photo in found]})["id"].to_pylist() == [photo.id for photo in found]
+    assert len({photo.id for photo in found}) == 3 and photo_id(named) in {photo.id for photo in found}
+
+
+def test_ids_with_a_root(photos: Photos, tmp_path: Path) -> None:
+    folder, root = photos(1), str(tmp_path)
+    (tmp_path / "list.txt").write_text("photos/0000.jpg")
+    given = [folder, folder / "0000.jpg", tmp_path / "list.txt"]
+    assert [photo.id for photo in photos_of(given, root=root)] == [photo_id("photos/0000.jpg")] * 3
+    shard = archive(folder / "shard.tar", a_jpg=b"one")
+    assert [photo.id for photo in photos_of([shard], root=root)] == [photo_id("photos/shard.tar/a.jpg")]
+
+
+def test_a_photo_has_one_id_and_an_id_one_photo(photos: Photos, tmp_path: Path) -> None:
+    """Also when a run goes on: neither is a photo passed over nor has it two rows."""
+    folder, other = photos(2), tmp_path / "other"
+    other.mkdir()
+    (other / "0001.jpg").write_bytes(b"x")
+    manifest = Manifest(Folder(str(tmp_path / "run")))
+    with pytest.raises(
+        DataError, match=r"must have an id each, got '\w+' for .*other/0001.jpg and another one; .*--root"
+    ):
+        manifest.add(photos_of([folder, other]), 5)
+    assert manifest.add(photos_of([folder]), 5) == 2
+    with pytest.raises(DataError, match=r"must have an id each.*, if the photo has moved"):
+        manifest.add(photos_of([other]), 5)
+    with pytest.raises(DataError, match=r"0000.jpg must have one id in a run, got .* and another one; .*--restart"):
+        manifest.add(photos_of([folder], root=str(tmp_path)), 5)
+    assert len(manifest) == 2
+    photos(0, "0000a.jpg")
+    assert manifest.add(photos_of([folder]), 5) == 1
+    both = Manifest(Folder(str(tmp_path / "both")))
+    assert both.add(photos_of([folder, other], root=str(tmp_path)), 5) == 4
 
 
 def opened(folder: Path, fake: Fake, **options: bool) -> Results:
