@@ -7,11 +7,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from shutil import copyfileobj
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
 
 from .errors import DataError
 from .packages import needed
 
+PIECE = 1 << 22
+"""Bytes that are copied at once."""
 # Two letters at least: C:/ is a drive. A Path keeps one slash of two. Caches stand before it: simplecache::s3://.
 _URL = re.compile(r"((?:[a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL | re.IGNORECASE)
 
@@ -61,7 +65,7 @@ def files_below(place: str, depth: int | None = None) -> Iterator[tuple[str, Pur
     """
     store, root = store_of(place)
     for path in sorted(store.find(root, maxdepth=depth)):
-        yield store.unstrip_protocol(path), PurePosixPath(path.removeprefix(root).lstrip("/"))
+        yield place_of(store.unstrip_protocol(path)), PurePosixPath(path.removeprefix(root).lstrip("/"))
 
 
 def open_place(place: str) -> BinaryIO:
@@ -71,6 +75,20 @@ def open_place(place: str) -> BinaryIO:
     store, path = store_of(place)
     with reaching(place):
         return cast(BinaryIO, store.open(path, "rb"))
+
+
+@contextmanager
+def copied(place: str, start: int = 0) -> Iterator[Path]:
+    """A copy of the file at a URL, from the byte ``start`` on, for as long as the block lasts.
+
+    Raises an ``OSError`` where it cannot be read.
+    """
+    with TemporaryDirectory(prefix="sharpmask-") as folder:
+        copy = Path(folder, "copy")
+        with open_place(place) as file, reaching(place), copy.open("wb") as out:
+            file.seek(start)
+            copyfileobj(file, out, PIECE)
+        yield copy
 
 
 def content_of(place: str, offset: int = 0, size: int | None = None) -> bytes:

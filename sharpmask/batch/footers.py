@@ -31,8 +31,8 @@ class Column(NamedTuple):
     """Whether texts may stand once for many rows."""
 
 
-def columns_of(path: Path) -> list[Column]:
-    """The columns of all row groups of a file. Raises ``DataError`` for a footer that cannot be read."""
+def columns_of(path: Path, name: str | Path) -> list[Column]:
+    """The columns of all row groups of a file. Raises ``DataError`` with its ``name`` if its footer cannot be read."""
     with _lock:
         reader = _reader()
         answer = ""
@@ -46,10 +46,10 @@ def columns_of(path: Path) -> list[Column]:
             reader.kill()
             reader.wait()
             _reader.cache_clear()
-            raise DataError(f"{path}: cannot be read as rows: its footer is damaged")
+            raise DataError(f"{name}: cannot be read as rows: its footer is damaged")
     found = json.loads(answer)
     if isinstance(found, str):
-        raise DataError(f"{path}: cannot be read as rows: {found}")
+        raise DataError(f"{name}: cannot be read as rows: {found}")
     return [Column(*column) for column in found]
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from ..errors import DataError
 from ..packages import needed
+from ..places import copied, files_below, is_url, open_place, place_of, reaching, store_of
 from ..ranges import shown
 from .footers import columns_of
 from .rows import RECORD_KEY, VERSION, VERSION_KEY, arrow, schema
 
 ROWS: Final = 256
 """Most rows in memory at once."""
+MOST_FOOTER: Final = 1 << 28
+"""Most bytes of a footer that are fetched from a URL."""
 MOST_VALUES: Final = 1 << 26
 """Most values of a column in a row group, whose longest row is decoded as a whole."""
 MOST_TEXT: Final = 1 << 28
@@ -25,42 +29,58 @@ SMALL: Final = 1 << 26
 BYTES_PER_BYTE: Final = 1000
 
 
-def files_of(paths: Sequence[Path]) -> list[Path]:
-    """The files among the paths and the Parquet files in the folders among them, sorted by name, none twice.
+def files_of(paths: Sequence[str | Path]) -> list[str | Path]:
+    """The files among the paths and URLs, and the Parquet files in the folders among them, sorted by name, none twice.
 
     Names in a folder that begin with a point or _ are passed over, as other programs do: files that are being written,
     and what is no row. Raises ``DataError`` where there is none.
     """
-    found: dict[Path, None] = {}
+    found: dict[str | Path, None] = {}
     for path in paths:
-        if not path.exists():
-            raise DataError(f"rows: no file or folder {path}")
-        inside = sorted(
-            file
-            for file in path.rglob("*.parquet")
-            if file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-        )
-        if path.is_dir() and not inside:
+        place = place_of(path) if is_url(str(path)) else str(path)
+        inside = _in_store(place) if is_url(place) else _in_folder(Path(place))
+        if not inside:
             raise DataError(f"{path}: must hold Parquet files of rows, got none")
-        found |= dict.fromkeys(inside if path.is_dir() else [path])
+        found |= dict.fromkeys(inside)
     return list(found)
 
 
+def _in_folder(path: Path) -> Sequence[str | Path]:
+    """The file, or those in the folder."""
+    if not path.exists():
+        raise DataError(f"rows: no file or folder {path}")
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*.parquet") if file.is_file() and _counts(file.relative_to(path)))
+
+
+def _in_store(place: str) -> Sequence[str | Path]:
+    """The file at a URL, or those in the folder there."""
+    with _told(place), reaching(place):
+        store, path = store_of(place)
+        return [place] if store.isfile(path) else [url for url, below in files_below(place) if _counts(below)]
+
+
+def _counts(below: PurePath) -> bool:
+    """Whether a file with this path in a folder is one of rows."""
+    return below.suffix == ".parquet" and not any(part.startswith((".", "_")) for part in below.parts)
+
+
 class RowsFile:
-    """A Parquet file of rows.
+    """A Parquet file of rows, or a URL of one, which is copied to a temporary file while it is read.
 
     Raises ``DataError`` for what is none, and where a small file would take much memory.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = path
-        if not path.is_file():
+        if not is_url(str(path)) and not os.path.isfile(path):
             raise DataError(f"{path}: must be a regular file")
-        with _told(path):
-            self._metadata = _parquet().read_metadata(path)
+        with _told(path), self._here(footer=True) as file:
+            self._metadata = _parquet().read_metadata(file)
             given = self._metadata.schema.to_arrow_schema()
             self._check_columns(given.names)
-            self._columns = columns_of(path)
+            self._columns = columns_of(file, path)
             self._check_sizes()
             self.records = self._records(given.metadata or {})
         """The settings by their fingerprint, as far as the file has them."""
@@ -81,14 +101,29 @@ class RowsFile:
             if batch.column("id").null_count:
                 raise DataError(f"{self.path}: every row must have an id, got one without")
             counts = needed("pyarrow.compute", "results", "batch").list_value_length(batch.column("proposals"))
-            yield (*(batch.column(name).to_pylist() for name in columns), counts.fill_null(0).to_pylist())
+            with _told(self.path):
+                texts = [batch.column(name).cast(schema().field(name).type).to_pylist() for name in columns]
+            yield (*texts, counts.fill_null(0).to_pylist())
+
+    def _here(self, *, footer: bool = False) -> AbstractContextManager[Path]:
+        """The file on this machine: itself, or a copy, or of its ``footer`` alone, for as long as the block lasts."""
+        place = str(self.path)
+        if not is_url(place):
+            return nullcontext(Path(place))
+        return copied(place, _footer_start(place) if footer else 0)
 
     def _read(self, columns: list[str]) -> Iterator[Any]:
+        with ExitStack() as stack:
+            with _told(self.path):
+                here = stack.enter_context(self._here())
+            yield from self._batches(here, columns)
+
+    def _batches(self, here: Path, columns: list[str]) -> Iterator[Any]:
         # A text that stands once in the file for many rows does so in memory too.
         with _told(self.path):
             dictionaries = list({column.path: None for column in self._columns if column.dictionary})
             file = _parquet().ParquetFile(
-                self.path, metadata=self._metadata, buffer_size=1 << 20, pre_buffer=False, read_dictionary=dictionaries
+                here, metadata=self._metadata, buffer_size=1 << 20, pre_buffer=False, read_dictionary=dictionaries
             )
             batches = file.iter_batches(ROWS, columns=columns)
         while True:
@@ -147,6 +182,14 @@ class RowsFile:
         return records
 
 
+def _footer_start(url: str) -> int:
+    """The byte of a Parquet file at which its footer begins, as its end says."""
+    with open_place(url) as file, reaching(url):
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        return max(0, size - 8 - min(MOST_FOOTER, int.from_bytes(file.read(4), "little")))
+
+
 def _parquet() -> Any:
     return needed("pyarrow.parquet", "results", "batch")
 
@@ -165,7 +208,7 @@ def _text_bytes(column: Any) -> int:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _told(path: str | Path) -> Iterator[None]:
     """What pyarrow raises on damaged files becomes a ``DataError``."""
     try:
         yield

@@ -146,7 +146,7 @@ def _masks(row: Row) -> Iterator[NDArray[np.bool_]]:
         yield coco_mask.decode({"size": size, "counts": entry["counts"].encode("ascii")}).astype(bool)
 
 
-def _chosen(batch: Any, wanted: Wanted, path: Path) -> Any:
+def _chosen(batch: Any, wanted: Wanted, path: str | Path) -> Any:
     """A batch with the proposals wanted, which are checked."""
     pa, compute = arrow(), needed("pyarrow.compute", "results", "batch")
     column = batch.column("proposals")
@@ -170,7 +170,7 @@ def _chosen(batch: Any, wanted: Wanted, path: Path) -> Any:
     return batch.set_column(place, batch.schema.field(place), chosen)
 
 
-def _check(batch: Any, flat: Any, owner: NDArray[np.int64], path: Path) -> None:
+def _check(batch: Any, flat: Any, owner: NDArray[np.int64], path: str | Path) -> None:
     """Raise ``DataError`` for a proposal that is none of its photo."""
     sides = [batch.column(name).fill_null(0).to_numpy().astype(np.int64) for name in ("height", "width")]
     for row in np.unique(owner):
@@ -191,6 +191,6 @@ def _check(batch: Any, flat: Any, owner: NDArray[np.int64], path: Path) -> None:
         raise DataError(f"{_where(batch, owner[differ[0]], path)}: area must be its mask's {told}")
 
 
-def _where(batch: Any, row: Any, path: Path) -> str:
+def _where(batch: Any, row: Any, path: str | Path) -> str:
     """A row, in errors."""
     return f"{path}: row {batch.column('id')[int(row)].as_py()}"

@@ -2,14 +2,15 @@
 
 A worker is an actor of one core, or of a part of a GPU. It gets photos one by one, or on a GPU a few at a time, with
 one call ahead, so no more than these are lost with it. A photo that was searched when its worker died is tried again
-alone; after ``TRIES`` deaths it is given up. A worker that takes too long for a photo counts as dead.
+alone; after ``TRIES`` deaths it is given up. A worker that takes too long for a photo counts as dead. One that is lost
+with its node does not count, until ``MOST_TRIES`` workers are lost on a photo in any way.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -22,13 +23,25 @@ from .results import Search, failed
 from .sources import Photo
 
 TRIES = 3
-"""How many workers may die on a photo."""
+"""How many workers may die on a photo, those aside that are lost with their nodes."""
+MOST_TRIES = 10
+"""How many workers may be lost on a photo in any way: it may be what ends whole nodes."""
 AHEAD = 2
 """Calls that a worker has, with the one that it works on."""
 MOST_DEATHS = 50
 """Deaths of workers, one after another without any photo searched, after which the run stops."""
+MOST_LOST = 1000
+"""The same, with those that are lost with their nodes."""
 PATIENCE = 60.0
 """Seconds without any word of a worker after which it is said that workers are waited for."""
+
+REASONS = {
+    "OutOfMemoryError": "its machine ran out of memory",
+    "ActorUnavailableError": "its machine cannot be reached",
+}
+"""What Ray's errors tell of a worker."""
+UNREACHABLE = "unreachable"
+"""In the place of a node to which the connection was lost."""
 
 Call = list[Photo]
 
@@ -56,8 +69,11 @@ class Searcher:
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(threads)
 
-    def ready(self) -> None:
-        """Called first: photos are given to workers that run."""
+    def ready(self) -> str:
+        """The id of its node. Called first: photos are given to workers that run."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
 
     def search(self, photos: Call) -> list[Any]:
         """The row of each photo as a table. One that cannot be read is told by its row."""
@@ -88,17 +104,20 @@ class Worker:
     actor: Any
     calls: deque[Call] = field(default_factory=deque)
     """What it was given and has not answered, in order."""
+    node: str | None = None
+    """Where it runs, once it has started."""
     since: float = 0.0
     """When the first of these became the first."""
     alive: bool = True
 
 
 class Event(NamedTuple):
-    """A worker's answer to a call, or that it has started."""
+    """A worker's answer to a call, or without a call that it has started."""
 
     worker: Worker
     call: Call | None
-    rows: Sequence[Any]
+    answer: Any
+    """The rows of the photos, or the node that it has started on."""
     error: BaseException | None
 
 
@@ -118,8 +137,10 @@ class Pool:
         self._free: dict[Worker, None] = {}
         """Those that have room for another call. (Dicts keep an order.)"""
         self._waiting: deque[Call] = deque()
-        self._tries: Counter[str] = Counter()
-        self._deaths = 0
+        self._tries: defaultdict[str, list[str | None]] = defaultdict(list)
+        """The nodes of the workers that were lost on a photo, by its id."""
+        self._deaths: list[str | None] = []
+        """Those of the workers that were lost since a photo was searched; ``UNREACHABLE`` where that is known."""
         self._heard = self._looked = monotonic()
         """When there was an event, and when workers that take too long were looked for."""
 
@@ -159,11 +180,13 @@ class Pool:
             yield from self._bury(event.worker, event.error)
             return
         self._free[event.worker] = None
-        if event.call is not None:
-            self._deaths = 0
+        if event.call is None:
+            event.worker.node = event.answer
+        else:
+            self._deaths.clear()
             event.worker.calls.remove(event.call)
             event.worker.since = monotonic()
-            yield Outcome(event.call, event.rows)
+            yield Outcome(event.call, event.answer)
 
     def _give(self, calls: Iterator[Call]) -> bool:
         """Give the next photos to workers that have room. Returns whether some are left."""
@@ -190,8 +213,7 @@ class Pool:
     def _expect(self, worker: Worker, call: Call | None, reference: Any) -> None:
         def tell(future: Any) -> None:
             error = future.exception()
-            rows = () if error is not None or call is None else future.result()
-            self._events.put(Event(worker, call, rows, error))
+            self._events.put(Event(worker, call, None if error is not None else future.result(), error))
 
         reference.future().add_done_callback(tell)
 
@@ -200,9 +222,12 @@ class Pool:
         cause = getattr(error, "cause", None)
         if isinstance(cause, DataError):  # of settings; photos have theirs in their rows
             raise DataError(str(cause))
-        self._deaths += 1
-        if self._deaths == MOST_DEATHS:
-            raise DataError(f"workers died {MOST_DEATHS} times without any photo searched; the last: {reason(error)}")
+        # The cluster takes some time to know that a node is gone. A process that died is known at once.
+        unreachable = type(error).__name__ == "ActorUnavailableError"
+        self._deaths.append(UNREACHABLE if unreachable else worker.node)
+        if self._too_many(self._deaths, MOST_DEATHS, MOST_LOST):
+            count = len(self._deaths)
+            raise DataError(f"workers died {count} times without any photo searched; the last: {reason(error)}")
         worker.alive = False
         self._free.pop(worker, None)
         del self._workers[worker]
@@ -211,19 +236,27 @@ class Pool:
         if worker.calls:
             guilty = worker.calls.popleft()
             self._waiting.extend(worker.calls)
-            yield from self._retry(guilty, error)
+            yield from self._retry(guilty, worker.node, error)
 
-    def _retry(self, guilty: Call, error: BaseException) -> Iterator[Outcome]:
+    def _retry(self, guilty: Call, node: str | None, error: BaseException) -> Iterator[Outcome]:
         if len(guilty) > 1:
             self._waiting.extend([photo] for photo in guilty)
             return
         (photo,) = guilty
-        self._tries[photo.id] += 1
-        if self._tries[photo.id] < TRIES:
+        tries = self._tries[photo.id]
+        tries.append(node)
+        if not self._too_many(tries, TRIES, MOST_TRIES):
             self._waiting.append(guilty)
             return
         del self._tries[photo.id]
-        yield Outcome(guilty, (), f"{photo.path}: given up after {TRIES} workers: {reason(error)}")
+        yield Outcome(guilty, (), f"{photo.path}: given up after {len(tries)} workers: {reason(error)}")
+
+    def _too_many(self, nodes: Sequence[str | None], most: int, most_lost: int) -> bool:
+        """Whether so many workers died, or were lost with their nodes or in another way. ``nodes``: one of each."""
+        if len(nodes) < most:
+            return False
+        there = {None} | {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        return len(nodes) >= most_lost or sum(node in there for node in nodes) >= most
 
     def _tell_waiting(self) -> None:
         if monotonic() > self._heard + PATIENCE and not any(worker.calls for worker in self._workers):
@@ -241,6 +274,4 @@ def reason(error: BaseException) -> str:
         return one_line(f"{type(cause).__name__}: {cause}")
     if getattr(error, "actor_init_failed", False):  # such as: No module named 'sharpmask'
         return one_line(str(error).strip().splitlines()[-1])
-    if type(error).__name__ == "OutOfMemoryError":
-        return "its machine ran out of memory"
-    return "its process died"
+    return REASONS.get(type(error).__name__, "its process died")

@@ -1,9 +1,12 @@
 """Rows turned into other formats: what is written, what is filtered, what is refused."""
 
 import json
+import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -272,6 +275,39 @@ def test_a_row_group_of_too_many_values(table: Any, tmp_path: Path, capsys: Capt
     assert "a row group must have at most 20 values of proposals.list.element.bbox" in refused(
         capsys, tmp_path / "rows.parquet"
     )
+
+
+def test_rows_at_urls(rows: Path, table: Any, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one file is here at a time, and none is left."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
+    (tmp_path / "copies").mkdir()
+    fsspec.filesystem("memory").put(f"{rows}/", "memory://bucket/rows/", recursive=True)
+    url = "memory://bucket/rows"
+    assert reading.files_of([f"{url}/more/b.parquet", url]) == [f"{url}/{n}" for n in ("more/b.parquet", "a.parquet")]
+    assert results(url) == 0
+    there = capsys.readouterr().out
+    assert results(f"file://{rows}") == 0 and results(rows) == 0
+    assert capsys.readouterr().out == 2 * there and there.startswith("3 rows, 1 of them failed")
+    assert results(url, "--to", "parquet", "--out", tmp_path / "all.parquet") == 0
+    assert pq.read_table(tmp_path / "all.parquet").equals(table)
+    with closing(reading.RowsFile(f"{url}/a.parquet").batches()) as batches:
+        assert len(next(batches)) == 2
+        (copy,) = (tmp_path / "copies").rglob("copy")
+        assert copy.read_bytes() == (rows / "a.parquet").read_bytes()
+    assert not list((tmp_path / "copies").iterdir())
+
+
+def test_other_files_at_urls_are_refused(table: Any, tmp_path: Path, capsys: Capture) -> None:
+    store, url = fsspec.filesystem("memory"), "memory://bad/a.parquet"
+    assert "memory:/none: must hold Parquet files of rows, got none" in refused(capsys, "memory://none")
+    assert "nosuch://a: cannot be read: " in refused(capsys, "nosuch://a")
+    write_table(table, tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    for damaged in (b"", b"PAR1", content[:-100], content[:-8] + b"\xff" * 4 + content[-4:], content[100:]):
+        store.pipe_file("/bad/a.parquet", damaged)
+        line = refused(capsys, url, "--to", "parquet", "--out", tmp_path / "out.parquet")
+        assert "memory://bad/a.parquet: cannot be read as rows: " in line
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_empty_rows(tmp_path: Path, capsys: Capture) -> None:

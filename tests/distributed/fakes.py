@@ -19,8 +19,8 @@ class Fake:
     """Rows of the interface of ``sharpmask.batch.Propose``.
 
     ``die``, ``hang``, ``fail``, ``bad`` and ``once`` in a file's name: the process is killed, it stops for ever, an
-    exception is raised, the row has an error, the process is killed the first time. ``notes``: a folder with a file for
-    each process that works, which grows by a line a photo.
+    exception is raised, the row has an error, the process is killed the first time. ``wait``: it goes on when ``notes``
+    has a file ``go``. ``notes``: a folder with a file for each process that works, which grows by a line a photo.
     """
 
     notes: Path
@@ -58,6 +58,8 @@ class Fake:
             os.kill(os.getpid(), signal.SIGKILL)
         if "hang" in name:
             os.kill(os.getpid(), signal.SIGSTOP)
+        while "wait" in name and not (self.notes / "go").exists():
+            time.sleep(0.05)
         if "fail" in name:
             raise RuntimeError("no such kernel")
         row = {"id": id, "path": path, "fingerprint": self.fingerprint, "seconds": 0.0}

@@ -5,7 +5,7 @@ import resource
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,42 @@ def test_a_node_leaves(photos: Photos, fake: Fake, cluster: Any) -> None:
     thread.join()
     assert result[0].rows == 60 and not result[0].failed
     assert rows(folder.parent / "out") == expected(folder, folder.parent / "out", fake)
+
+
+@pytest.fixture
+def busy_head(cluster: Any) -> Iterator[None]:
+    """The first node's core is taken, so that workers run on the other."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Fake).options(num_cpus=1, scheduling_strategy=here).remote(Path())
+    ray.get(actor.processes.remote())
+    yield
+    ray.kill(actor)
+
+
+@pytest.mark.usefixtures("busy_head")
+@pytest.mark.parametrize("most", [10, 3])
+def test_nodes_that_leave_are_no_fault_of_a_photo(
+    most: int, photos: Photos, fake: Fake, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is there too often."""
+    monkeypatch.setattr("sharpmask.distributed.pool.MOST_TRIES", most)
+    monkeypatch.setattr("sharpmask.distributed.pool.MOST_DEATHS", 3)
+    folder = photos(0, "wait.jpg")
+    thread, _ = in_thread(lambda: search(folder, fake, workers=1))
+    times = min(most, 4)
+    for begun in range(1, times + 1):
+        wait_for(lambda begun=begun: len(fake.searched()) == begun)
+        replace_node(cluster)
+    (fake.notes / "go").touch()
+    thread.join()
+    (row,) = rows(folder.parent / "out").values()
+    if times < most:
+        assert row["error"] is None and len(fake.searched()) == times + 1
+    else:
+        assert f"wait.jpg: given up after {most} workers: its " in row["error"] and len(fake.searched()) == times
 
 
 def test_the_disk_is_full(photos: Photos, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
