@@ -339,7 +339,7 @@ class Results(Settings):
     """
 
     rows: Positional[tuple[Path, ...]]
-    """Parquet files of rows, and folders of such files."""
+    """Parquet files of rows, and folders of such files; or URLs of these, such as s3://bucket/rows."""
     to: Literal["coco", "labelme", "yolo", "parquet"] | None = None
     """What to write: COCO results, labelme's JSON or YOLO's labels a photo, or all rows in one Parquet file."""
     out: Path | None = None
