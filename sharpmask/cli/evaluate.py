@@ -61,6 +61,8 @@ def evaluate(options: Eval) -> int:
         if options.gallery:
             photos = {photo.id: photo for photo in folder.photos}
             report.write_gallery(truth, lambda key: folder.load(photos[key]), options.gallery, options.out)
+        else:  # one of an earlier measurement would show other misses
+            (options.out / GALLERY).unlink(missing_ok=True)
     report.show()
     for name, value in patches.items():
         say(f"{name:24} {value:.3f}")

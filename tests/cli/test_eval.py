@@ -256,6 +256,8 @@ def test_groups_intervals_differences_and_misses(many: Path, tmp_path: Path, cap
     assert out.splitlines()[-1].endswith("recall.json, gallery.html")
     page = (tmp_path / "out" / "gallery.html").read_text()
     assert page.count("<figure>") == 3 and "Objects missed by most (mine, masks)" in page
+    assert run(*base) == 0
+    assert not (tmp_path / "out" / "gallery.html").exists(), "of an earlier measurement"
 
 
 def test_results_of_some_photos_only(many: Path, tmp_path: Path, capsys: Capture) -> None:
