@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 NODE = {"num_cpus": 1, "memory": 10**10, "object_store_memory": 80 * 10**6, "include_dashboard": False}
+STARTS = 3
+"""How often a node is started. Ray ends it where one of its own processes takes 15 seconds, on a busy machine."""
 
 DRIVER = """
 import sys
@@ -43,4 +45,11 @@ def driver(folder: Path, address: str) -> "subprocess.Popen[bytes]":
 def replace_node(cluster: Any) -> None:
     """A node dies at once, with its worker, and another one comes."""
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-    cluster.add_node(**NODE)
+    for _ in range(STARTS):
+        try:
+            cluster.add_node(**NODE)
+            break
+        except Exception as error:  # Ray's has no class of its own
+            failure = error
+    else:
+        raise failure
