@@ -62,9 +62,9 @@ def save_model(
 def load_model(path: str | Path | None = None, device: str | torch.device = "cpu") -> DeepMask:
     """The model of a checkpoint, in evaluation mode. ``path``: a file, or "small" (the default) or "base".
 
-    These two names are the models of the project; "small" comes with the package. Raises ``DataError`` for a missing,
-    foreign or damaged file, for one with tensors that are not finite or hold no floating-point numbers, and for a name
-    whose model did not come with the package.
+    These two names are the models that come with the package. Raises ``DataError`` for a missing, foreign or damaged
+    file, for one with tensors that are not finite or hold no floating-point numbers, and for a name whose model did not
+    come with the package.
     """
     path = checkpoint_path(path)
     tensors, header = _read(path)

@@ -19,9 +19,9 @@ ASSETS = Path(str(files("sharpmask"))) / "assets"
 PHOTO = ASSETS / "coffee.jpg"
 
 
-@pytest.fixture(scope="module")
-def generator() -> sharpmask.ProposalGenerator:
-    return sharpmask.ProposalGenerator(sharpmask.load_model(), top_n=100)
+@pytest.fixture(scope="module", params=shipped())
+def generator(request: pytest.FixtureRequest) -> sharpmask.ProposalGenerator:
+    return sharpmask.ProposalGenerator(sharpmask.load_model(request.param), top_n=100)
 
 
 def test_both_packages_have_the_version_of_their_distribution() -> None:
@@ -38,7 +38,7 @@ def test_it_is_small_and_keeps_no_path_of_the_machine_that_made_it(name: str) ->
 
 
 def test_what_did_not_come_with_the_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "small" in shipped() and set(shipped()) <= FAMILY.keys()
+    assert shipped() == ["small", "base"] == [*FAMILY]
     monkeypatch.setitem(FAMILY, "base", "gone.safetensors")
     with pytest.raises(
         DataError, match=r"'base' does not come with this version; there is small\. To train it: .*base\.yaml"
