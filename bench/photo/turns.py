@@ -19,11 +19,12 @@ from .results import Measured, Results, threads_of
 
 MODELS = {
     "shipped": "shipped",
+    "base": "base",
     "ResNet-50": "sharpmask resnet50",
     "original DeepMask": "deepmask-original vgg11",
     "SAM": "",
 }
-"""What is loaded, by the name in tables. All but the shipped model have random weights."""
+"""What is loaded, by the name in tables. "shipped" is the default model of the package. All but it and "base" have random weights."""
 
 TOLERANCE = {True: ROUNDED, False: REDUCED}
 """By whether a contender is exact."""
