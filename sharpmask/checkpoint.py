@@ -69,7 +69,7 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
     path = checkpoint_path(path)
     tensors, header = _read(path)
     config = from_plain(ModelConfig, _json(header, "model", path), f"{path}: model")
-    search = from_plain(SearchConfig, _json(header, "search", path), f"{path}: search")
+    search = SearchConfig.stored(_json(header, "search", path), f"{path}: search")
     _check_shapes(config, tensors, path)
     model = from_config(config)
     load_tensors(model, tensors, str(path))

@@ -16,7 +16,7 @@ from typing import Any, Final
 from .errors import DataError
 from .family import checkpoint_path
 from .models.config import SearchConfig
-from .plain import from_plain, to_plain
+from .plain import to_plain
 from .ranges import shown
 from .version import __version__
 
@@ -79,7 +79,7 @@ def search_of(checkpoint: str | Path | None) -> tuple[SearchConfig, bool]:
         raise DataError(f"checkpoint: {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"checkpoint: {path} must be a checkpoint of sharpmask: {shown(str(error))}") from error
-    return from_plain(SearchConfig, search, f"{path}: search"), refines
+    return SearchConfig.stored(search, f"{path}: search"), refines
 
 
 def _brief(value: Any) -> str:

@@ -41,7 +41,9 @@ def parse(arguments: Sequence[str] | None, description: str) -> Namespace:
 
 def add_what(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--models", nargs="*", choices=["shipped", "base", "ResNet-50"], default=["shipped", "ResNet-50"], help="models")
+    add(
+        "--models", nargs="*", choices=["shipped", "base", "ResNet-50"], default=["shipped", "ResNet-50"], help="models"
+    )
     add("--counts", nargs="+", type=positive, default=[100, 1000], metavar="N", help="windows to refine")
     add("--threads", nargs="+", type=positive, default=[1, 2], help="CPU threads")
     add("--size", nargs=2, type=positive, default=[480, 640], metavar=("H", "W"), help="of the photo")

@@ -24,7 +24,8 @@ MODELS = {
     "original DeepMask": "deepmask-original vgg11",
     "SAM": "",
 }
-"""What is loaded, by the name in tables. "shipped" is the default model of the package. All but it and "base" have random weights."""
+"""What is loaded, by the name in tables. "shipped" is the package's default model. All but it and "base" have random
+weights."""
 
 TOLERANCE = {True: ROUNDED, False: REDUCED}
 """By whether a contender is exact."""

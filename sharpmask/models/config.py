@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from ..errors import DataError
+from ..plain import from_plain
 from ..ranges import Length, Range, Settings
 
 Architecture = Literal["deepmask", "sharpmask", "deepmask-original"]
@@ -120,8 +121,6 @@ class SearchConfig(Settings):
     also repeats that code's mistake, by which a score belongs to the window beside it."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.stability, bool):  # as older checkpoints have it
-            object.__setattr__(self, "stability", float(self.stability))
         super().__post_init__()
         if len(self.ranking) not in (0, 1 + len(RANKED_BY)):
             raise DataError(f"ranking must be empty or {1 + len(RANKED_BY)} weights, got {len(self.ranking)}")
@@ -130,3 +129,10 @@ class SearchConfig(Settings):
     def for_window(cls, window: int) -> SearchConfig:
         """The paper's search for objects of the same sizes with windows of another side."""
         return cls(scales=tuple(scale * window / 160 for scale in cls.scales))
+
+    @classmethod
+    def stored(cls, plain: Any, place: str) -> SearchConfig:
+        """The settings that a checkpoint has. Raises ``DataError`` that names the ``place`` for what is none."""
+        if isinstance(plain, dict) and isinstance(plain.get("stability"), bool):  # in older ones it was a switch
+            plain = plain | {"stability": float(plain["stability"])}
+        return from_plain(cls, plain, place)

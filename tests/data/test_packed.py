@@ -79,7 +79,7 @@ def copied(records: Sequence[Photo]) -> int:
 
 
 def test_a_process_that_reads_all_photos_copies_none() -> None:
-    objects = [tuple(instance(9 * n + k, (polygon(k, 30),)) for k in range(9)) for n in range(3000)]
+    objects = [tuple(instance(9 * n + k, (polygon(k, 30),)) for k in range(9)) for n in range(6000)]
     photos = [Photo(n, Path(f"{n}.jpg"), 40, 30, each) for n, each in enumerate(objects)]
     # The least of some tries: what else the process holds may be written to as well.
     listed, packed = (min(copied(each) for _ in range(3)) for each in (photos, Packed(Photo, photos)))

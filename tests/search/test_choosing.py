@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sharpmask import ProposalGenerator, SearchConfig, SharpMask
+from sharpmask.errors import DataError
 from sharpmask.search.choosing import best_windows, better_neighbours
 from sharpmask_kernels import topk_windows
 
@@ -100,6 +101,8 @@ def test_the_best_of_more_candidates_are_returned(tiny_sharpmask: SharpMask, ref
     assert found(60, 10) == many, "candidates are at least so many"
 
 
-def test_stability_of_older_checkpoints_is_a_bool() -> None:
-    assert SearchConfig(stability=True) == SearchConfig(stability=1.0)
-    assert SearchConfig(stability=False) == SearchConfig()
+def test_stability_was_a_switch_in_older_checkpoints() -> None:
+    assert SearchConfig.stored({"stability": True}, "search") == SearchConfig(stability=1.0)
+    assert SearchConfig.stored({"stability": False}, "search") == SearchConfig()
+    with pytest.raises(DataError, match="search: stability must be a number from 0 to 4, got 'yes'"):
+        SearchConfig.stored({"stability": "yes"}, "search")

@@ -351,8 +351,9 @@ def test_several_data_sets_are_told_apart_by_annotations_and_weights(started: Tr
     train(replace(two, steps=3, resume=True), QUIET)
     mark = "[0-9a-f]{16}"
     other = replace(two, dataset=(synth, f"{synth}:2"), steps=4)  # type: ignore[arg-type]
-    refused(other, f"dataset '{mark} {mark}:0.5' -> '{mark} {mark}:2'; .*--change dataset$")
-    refused(replace(two, dataset=(synth,), steps=4), f"dataset '{mark} {mark}:0.5' -> '{mark}'")
+    told = r"dataset \(by a hash of the annotations\)"
+    refused(other, f"{told} '{mark} {mark}:0.5' -> '{mark} {mark}:2'; .*--change dataset$")
+    refused(replace(two, dataset=(synth,), steps=4), f"{told} '{mark} {mark}:0.5' -> '{mark}'")
     refused(replace(two, partial=True, steps=4), "partial False -> True")
 
 
