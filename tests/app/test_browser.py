@@ -233,6 +233,8 @@ def test_box_by_mouse(page: Page, predictor: MaskPredictor) -> None:
 
 def test_keyboard_alone(page: Page) -> None:
     """From the photo, which the file dialog gives, to the file without a pointer."""
+    # The first listener has the browser give dialogs to the test, which takes it a moment.
+    page.on("filechooser", lambda chooser: None)
     page.keyboard.press("Tab")
     expect(page.get_by_label("Choose a photo")).to_be_focused()
     with page.expect_file_chooser() as chooser:
