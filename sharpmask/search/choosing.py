@@ -1,7 +1,6 @@
 """Which windows are worth refining.
 
-The best score of an object has neighbours that score almost as well and give the same mask. Without further ado, a
-hundred windows thus are of some thirty places.
+The best window of an object has neighbours that score almost as well and give almost the same mask.
 """
 
 from __future__ import annotations

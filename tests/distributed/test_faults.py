@@ -60,8 +60,9 @@ def test_a_photo_that_kills_its_workers_has_a_row_with_the_error(photos: Photos,
     assert found["bad.jpg"]["error"].endswith("bad.jpg: cannot be read")
     assert found["once.jpg"]["error"] is None
     begun = Counter(fake.searched())
-    # A worker whose search failed may have begun its next photo before it is ended.
-    assert all(begun[found[f"{name}.jpg"]["id"]] >= least for name, least in (("die", 3), ("fail", 3), ("bad", 1)))
+    more = [begun[found[f"{name}.jpg"]["id"]] - tries for name, tries in (("die", 3), ("fail", 3), ("bad", 1))]
+    # Each of the three workers whose search failed may have begun its next photo before it was ended.
+    assert min(more) >= 0 and sum(more) <= 3
     assert sum(row["error"] is None for row in found.values()) == 31
 
 
