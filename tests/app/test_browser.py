@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator
 from importlib.resources import files
@@ -23,11 +22,11 @@ from pycocotools import mask as coco_mask
 from sharpmask import MaskPredictor, ProposalGenerator, Proposals, load_model
 from tests.app.serving import served
 from tests.app.test_server import bomb
+from tools.site.browser import chromium
 
 pytestmark = pytest.mark.slow
 
 COFFEE = Path(str(files("sharpmask") / "assets" / "coffee.jpg"))
-NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CUP, SPOON = (280, 110), (365, 285)
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 
@@ -60,11 +59,8 @@ def url(generator: ProposalGenerator, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.fail(f"Chromium must be installed, as one of {', '.join(NAMES)}, or be named by CHROMIUM")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path)
+        browser = playwright.chromium.launch(executable_path=chromium())
         yield browser
         browser.close()
 

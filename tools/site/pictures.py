@@ -1,15 +1,23 @@
-"""Makes the pictures of the tutorials from the photo that comes with the package: python -m tools.site.pictures"""
+"""Makes pictures of the documents: python -m tools.site.pictures
+
+They show the photo that comes with the package, or what `sharpmask synth` draws.
+"""
 
 from __future__ import annotations
 
+import io
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+from playwright.sync_api import sync_playwright
 
 from sharpmask import MaskPredictor, ProposalGenerator, load_model
+from sharpmask.cli import main as sharpmask
+from tools.site.browser import chromium
 
 FOLDER = Path(__file__).parents[2] / "docs/images"
 PHOTO = files("sharpmask") / "assets" / "coffee.jpg"
@@ -48,8 +56,22 @@ def clicks() -> Image.Image:
     return Image.fromarray(np.concatenate(parts, axis=1))
 
 
+def gallery() -> Image.Image:
+    """The top of the page that `sharpmask eval --gallery` makes of drawn pictures."""
+    with TemporaryDirectory() as folder, sync_playwright() as playwright:
+        data, out = f"{folder}/data", Path(folder, "out")
+        sharpmask(["synth", data, "--images", "16", "--seed", "3", "--textures", "generated"])
+        sharpmask(["eval", "--dataset", data, "--out", str(out), "--top-n", "100", "--gallery", "6"])
+        browser = playwright.chromium.launch(executable_path=chromium())
+        page = browser.new_page(viewport={"width": 860, "height": 1000}, color_scheme="light")
+        page.goto((out / "gallery.html").as_uri())
+        shot = page.screenshot()
+        browser.close()
+    return Image.open(io.BytesIO(shot)).convert("RGB")
+
+
 def main() -> None:
-    for draw in (cutouts, clicks):
+    for draw in (cutouts, clicks, gallery):
         path = FOLDER / f"{draw.__name__}.jpg"
         draw().save(path, quality=85)
         print(f"{path.name}: {path.stat().st_size // 1000} kB")
