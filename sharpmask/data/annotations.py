@@ -115,6 +115,8 @@ def read_shape(raw: object, height: int, width: int, left_out: list[str] | None 
     if isinstance(raw, dict):
         return _read_rle(raw, height, width)
     if isinstance(raw, tuple) and any(isinstance(polygon, array | list) for polygon in raw):
+        if len(raw) >= 3 and all(isinstance(point, array) and len(point) == 2 for point in raw):
+            raise BadEntry(f"polygons must be flat lists x, y, x, y, ..., got a list of {len(raw)} points")
         return _read_polygons(raw, height, width, left_out)
     raise BadEntry(f"segmentation must be a list of polygons or an RLE, got {show(raw)}")
 

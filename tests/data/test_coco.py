@@ -187,6 +187,10 @@ BROKEN: dict[str, tuple[Callable[[Document], None], str]] = {
     "no polygon": (annotation(segmentation=[], bbox=None), "annotation 12: segmentation must be .*got nothing"),
     "empty polygon": (annotation(segmentation=[[], square(2, 3, 10)]), "annotation 12: polygon 1 of 2 must be .*got 0"),
     "two points": (annotation(segmentation=[[1, 1, 9, 9]]), "annotation 12: polygon must be x, y"),
+    "a list of points": (
+        annotation(segmentation=[[1, 1], [9, 1], [9, 9]]),
+        "annotation 12: polygons must be flat lists x, y, x, y, ..., got a list of 3 points",
+    ),
     "odd count": (annotation(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), "annotation 12: polygon must be x, y"),
     "no area": (
         annotation(segmentation=[[1, 1, 9, 1, 5, 1]], bbox=None),
