@@ -67,9 +67,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
     run_slow = config.getoption("--run-slow") or "slow" in config.option.markexpr
     for item in items:
-        if "slow" in item.keywords and not run_slow:
+        # Not item.keywords, which also has the names of folders.
+        if item.get_closest_marker("slow") and not run_slow:
             item.add_marker(pytest.mark.skip(reason="slow: needs --run-slow"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: needs a CUDA device"))
 
 

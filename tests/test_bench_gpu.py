@@ -18,15 +18,19 @@ from safetensors.torch import load_file
 
 from bench import record
 from bench.gpu import __main__ as gpu
-from bench.gpu import clock, failures, measure, prove, ready, run, sanitize, tune
+from bench.gpu import clock, compiling, failures, measure, prove, ready, run, sanitize, tune
 from bench.gpu.report import Report
 from bench.gpu.stages import STAGES
-from bench.gpu.steps import Plan, Result, Stage, Step, judged, no_tables
+from bench.gpu.steps import NAMES, Plan, Result, Stage, Step, judged, no_tables
 from bench.process import Failed
+from bench.workloads import FULL
+from sharpmask_kernels import registry
 from sharpmask_kernels.backends.triton import tuning
 from sharpmask_kernels.backends.triton.tuning import Config, Shape
 
 ROOT = Path(__file__).parents[1]
+
+MARKED = re.compile(r"^(pytestmark = |@)pytest\.mark\.gpu", re.MULTILINE)
 
 
 def test_a_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +62,7 @@ def stage(*steps: Step, share: float = 1, name: str = "stage", at_once: int = 1)
     return Stage(name, "a stage", share, lambda plan: list(steps), judged, no_tables, at_once)
 
 
-def python(name: str, code: str, seconds: float = 20) -> Step:
+def python(name: str, code: str, seconds: float = 10) -> Step:
     return Step(name, seconds, ("-c", code))
 
 
@@ -75,30 +79,46 @@ def test_every_outcome_is_kept(tmp_path: Path) -> None:
         stage(
             python("right", "print('so it is')"),
             python("wrong", "print('a fault | here'); raise SystemExit(3)"),
-            python("endless", "import time; print('begun', flush=True); time.sleep(60)", 1.5),
-            python("late", "print()", 99),
+            python("endless", "import time; print('begun', flush=True); time.sleep(60)", 3),
             Step("impossible", 1, obstacle="there is no sanitizer"),
         ),
         tmp_path,
     )
     assert {name: result.status for name, result in found.items()} == {
-        "right": "ok", "wrong": "failed", "endless": "stopped", "late": "left out", "impossible": "left out"
+        "right": "ok", "wrong": "failed", "endless": "stopped", "impossible": "left out"
     }  # fmt: skip
     assert found["right"].said == "so it is" and found["wrong"].said == "a fault | here"
-    assert found["endless"].output == "begun\n" and found["endless"].said == "it took more than 2 s"
-    assert found["late"].said == "the time was up: it may take 99 s"
+    # It was interrupted first, as by Ctrl-C, so that it could tell how far it came.
+    assert found["endless"].output.startswith("begun\nTraceback")
+    assert found["endless"].said == "it took more than 3 s; KeyboardInterrupt"
     assert found["impossible"].said == "there is no sanitizer"
     assert time.monotonic() - start < 20
     text = (tmp_path / "report.md").read_text()
-    assert "1 ok, 1 failed, 1 stopped, 2 left out" in text
+    assert "1 ok, 1 failed, 1 stopped, 1 left out" in text
     assert "| wrong | failed |" in text and "a fault \\| here |" in text and "### endless: stopped" in text
+
+
+def test_what_was_started_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Ctrl-C ends it: here when the first step is done, while the second runs."""
+    monkeypatch.setattr(run, "say", lambda text: exec("raise KeyboardInterrupt"))
+    steps = python("quick", "import time; time.sleep(1)"), python("endless", "import time; time.sleep(60)", 60)
+    report, start = Report(tmp_path, {}, []), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        runner = run.Runner(stage(*steps, at_once=2), Plan(False, ""), run.Clock(start + 99), report)
+        runner.run()
+    assert time.monotonic() - start < 30 and not runner.running
+    assert report.results["stage"].keys() == {"quick"}  # the other was not at fault
 
 
 def test_a_later_run_does_what_is_left(tmp_path: Path) -> None:
     counting = f"open({str(tmp_path / 'ran')!r}, 'a').write('%s ')"
     steps = [python("a", counting % "a"), python("b", (counting % "b") + "; raise SystemExit(1)")]
-    late = python("c", counting % "c", 30)
-    results(stage(*steps, late), tmp_path, 25)
+    late = python("c", "import time; time.sleep(60)", 99), python("d", counting % "d", 99)
+    found = results(stage(*steps, *late), tmp_path, run.LEAST + 5)  # there is time to begin c, but not d
+    assert (found["c"].status, found["d"].status) == ("left out", "left out")
+    assert "the time was up: it took more than" in found["c"].said
+    assert found["d"].said == "the time was up: it may take 99 s"
+    late = python("c", counting % "c")
     assert (tmp_path / "ran").read_text() == "a b "
     assert results(stage(*steps, late), tmp_path)["c"].status == "ok"
     assert (tmp_path / "ran").read_text() == "a b c "
@@ -138,7 +158,7 @@ class Asked:
 
 
 def test_a_process_that_fails_gives_way_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run.Runner, "start", lambda self: Asked())
+    monkeypatch.setattr(run.Runner, "start", lambda self, patience: Asked())
     monkeypatch.setattr(Asked, "made", 0)
     found = results(stage(*(Step(f"{n}", 5, question={"n": n}) for n in range(4))), tmp_path)
     assert [(r.status, r.said) for r in found.values()] == [
@@ -160,16 +180,34 @@ def test_stages_share_the_time() -> None:
 
 def test_what_is_planned_for_a_gpu() -> None:
     """Nothing of this runs here: names are told apart, files and workloads are there."""
+    assert tuple(each.name for each in STAGES) == NAMES
     for each in STAGES:
         names = [step.name for step in each.steps(Plan(False, "out"))]
         assert names and len(names) == len(set(names)), each.name
     contract = {path.stem for path in (ROOT / prove.CONTRACT).glob("test_*.py")}
     assert contract <= {step.name.split()[0] for step in prove.steps(Plan(False, "out"))}
     assert set(prove.LONG) <= contract
-    assert all((ROOT / path).exists() for path in prove.OTHERS)
-    known = {w.name for plain in measure.every_workload() for w in (plain, plain._replace(training=True))}
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if MARKED.search(path.read_text())]
+    assert {str(path.relative_to(ROOT)) for path in marked if path.parent.name != "contract"} == prove.OTHERS.keys()
+    known = measure.by_name(rehearse=False)
     for module in (measure, tune):
-        assert {step.question["name"] for step in module.steps(Plan(False, "out"))} <= known
+        planned = module.steps(Plan(False, "out"))
+        assert {step.question["name"] for step in planned if step.question} <= known.keys()
+
+
+def test_what_is_measured_was_compiled_before() -> None:
+    """Of backend triton: by processes side by side, of all that one step asks for, before that step."""
+    compiled: set[tuple[str, str]] = set()
+    for step in measure.steps(Plan(False, "out")):
+        if not step.question:
+            _, module, dtype, *names = step.command
+            assert module == "bench.gpu.compiling"
+            compiled |= {(name, dtype) for name in names}
+            continue
+        work = measure.by_name(rehearse=False)[step.question["name"]]
+        if registry.backend("triton").has(work.op):
+            parts = [part.name for part in compiling.apart([work], FULL.batch)]
+            assert {(name, step.question["dtype"]) for name in parts} <= compiled, step.name
     assert {w.op for w in measure.every_workload() if measure.is_headline(w)} == {
         w.op for w in measure.every_workload()
     }
@@ -180,12 +218,32 @@ def test_what_is_needed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     lines = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines() if line}
     assert {lines[name] for name in ("torch", "pycocotools", "pillow", "pyyaml", "pybind11", "pytest")} == {"found"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("tyro", "hypothesis") else object())
+    monkeypatch.setitem(sys.modules, "rich", None)  # as if it were there without something that it needs
+    monkeypatch.setattr(ready, "version", lambda package: "0.24" if package == "torchvision" else "2000")
     assert gpu.main(["--needs"]) == 1
-    lines = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines() if line}
-    assert (lines["tyro"], lines["hypothesis"]) == ("missing", "not")
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines() if line}
+    assert lines["tyro"].startswith("missing: not there") and lines["hypothesis"].startswith("not there")
+    assert lines["torchvision"].startswith("found")
     with pytest.raises(SystemExit):
         gpu.main(["--rehearse"])
-    assert "packages must be installed, missing are tyro; --needs lists them all" in capsys.readouterr().err
+    lacking = "rich (import of rich halted; None in sys.modules), tyro (not there); --needs lists them all"
+    assert f"packages must be installed, missing are {lacking}" in capsys.readouterr().err
+    monkeypatch.setattr(ready, "version", lambda package: "0.23")
+    assert "torchvision (0.23, not 0.24)" in ready.missing()
+
+
+def test_what_is_needed_is_told_where_it_is_missing() -> None:
+    """Nothing but PyTorch and NumPy is there."""
+    hidden = ("pycocotools", "tyro", "rich", "PIL", "lazy_loader", "safetensors", "torchvision", "triton", "yaml")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({hidden}))
+from bench.gpu.__main__ import main
+main(["--needs"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"pycocotools +missing: not there", done.stdout), done.stdout
 
 
 def test_without_a_gpu_it_says_so(

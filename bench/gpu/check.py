@@ -1,4 +1,4 @@
-"""``python -m bench.gpu.check BACKEND DEVICE FOLDER [--rehearse]``: the self-check, op by op, with its duration.
+"""``python -m bench.gpu.check BACKEND OP DEVICE FOLDER [--rehearse]``: the self-check of an op, with its duration.
 
 The inputs of each case that fails are kept in FOLDER, in safetensors. The exit status is 1 if one does.
 """
@@ -11,28 +11,26 @@ from pathlib import Path
 
 import torch
 
-from sharpmask_kernels import registry, self_check
+from sharpmask_kernels import self_check
 
 from .failures import keep, tensors
 
-REHEARSED = ("gather_windows",)
+REHEARSED = "gather_windows"
 
 
 def main() -> int:
-    backend, name, folder, *rest = sys.argv[1:]
+    backend, op, name, folder, *rest = sys.argv[1:]
     device = torch.device(name)
     if rest:
         from .rehearsal import prepare
 
         prepare()
     failed, start = 0, time.monotonic()
-    ops = [op for op in REHEARSED if rest] or registry.OPS
-    for op in (op for op in ops if registry.backend(backend).has(op)):
-        for problem in self_check.problems(op, backend, device):
-            failed += 1
-            print(f"{op}: {problem.told}", flush=True)
-            path = Path(folder, f"self-check-{backend}-{op}-{failed}.safetensors")
-            keep(path, tensors(list(problem.inputs), "input"), problem.told)
+    for problem in self_check.problems(op, backend, device):
+        failed += 1
+        print(f"{op}: {problem.told}", flush=True)
+        path = Path(folder, f"self-check-{backend}-{op}-{failed}.safetensors")
+        keep(path, tensors(list(problem.inputs), "input"), problem.told)
     print(f"{failed} failed, {time.monotonic() - start:.1f} s with compiling")
     return bool(failed)
 

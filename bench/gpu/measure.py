@@ -24,7 +24,7 @@ from ..roofline import Peak
 from ..workloads import FULL, Workload, refinement, workloads
 from ..workloads.base import Function, Plain
 from ..workloads.tiny import tiny
-from . import clock
+from . import clock, compiling
 from .steps import Plan, Row, Step
 
 MATRIX = {torch.float32: 4096, torch.float16: 8192, torch.bfloat16: 8192}
@@ -39,8 +39,8 @@ AUTOTUNED = "compile-max-autotune"
 WITHOUT_GRAPHS = functools.partial(compiled, mode="max-autotune-no-cudagraphs")
 GPU_PEERS = PEERS | {AUTOTUNED: replace(PEERS[AUTOTUNED], transform=WITHOUT_GRAPHS)}
 
-SECONDS = {"": 12.0, "compile": 40.0, AUTOTUNED: 90.0, "tensorrt": 60.0}
-"""Of a step, by the peer that is measured beside eager PyTorch."""
+SECONDS = {"": 30.0, "compile": 60.0, AUTOTUNED: 90.0, "tensorrt": 60.0}
+"""Of a step at most, by the peer that is measured beside eager PyTorch. Most are done after a few."""
 
 BACKENDS = ("cuda", "triton")
 
@@ -52,20 +52,32 @@ REHEARSED = ("merge_upsample", "gather_windows")
 
 def steps(plan: Plan) -> list[Step]:
     if plan.rehearse:
-        return [_step(tiny()[op]._replace(training=op in REHEARSED[:1]), "fp32", "") for op in REHEARSED]
+        works = [tiny()[op]._replace(training=op in REHEARSED[:1]) for op in REHEARSED]
+        return [*compiling.steps(works[:1], ("fp32",), compiling.REHEARSE), *(_step(w, "fp32", "") for w in works)]
     every = list(every_workload())
     first = [w for w in every if is_headline(w)]
     rest = [w for w in every if not is_headline(w)]
+    parts = list(compiling.apart(first, FULL.batch))
+    others = ("bf16", "fp32")
     order = [
-        *((w, "fp16", "") for w in first),
-        *((w, "fp16", "compile") for w in first),
-        *((w, dtype, "") for dtype in ("bf16", "fp32") for w in first),
-        *((w, dtype, "") for dtype in ("fp16", "bf16", "fp32") for w in rest),
-        *((w, "fp16", AUTOTUNED) for w in first),
-        *((w, "fp16", "tensorrt") for w in first if not w.training),
-        *((w, dtype, "compile") for dtype in ("bf16", "fp32") for w in first),
+        *compiling.steps(parts, ("fp16",)),
+        *(_step(w, "fp16", "") for w in first),
+        *(_step(w, "fp16", "compile") for w in first),
+        *compiling.steps(parts, others),
+        *(_step(w, dtype, "") for dtype in others for w in first),
+        *compiling.steps(rest, ("fp16", *others)),
+        *(_step(w, dtype, "") for dtype in ("fp16", *others) for w in rest),
+        *(_step(w, "fp16", AUTOTUNED) for w in first),
+        *(_step(w, "fp16", "tensorrt") for w in first if not w.training),
+        *(_step(w, dtype, "compile") for dtype in others for w in first),
     ]
-    return [_step(*case) for case in order]
+    return list({step.name: step for step in order}.values())
+
+
+def by_name(rehearse: bool) -> dict[str, Workload]:
+    """The workloads that steps name."""
+    known = tiny().values() if rehearse else every_workload()
+    return {w.name: w for plain in known for w in (plain, plain._replace(training=True))}
 
 
 def every_workload() -> Iterator[Workload]:
@@ -94,8 +106,7 @@ class Answers:
 
     def __init__(self, folder: Path, rehearse: bool) -> None:
         self.device = torch.device("cpu" if rehearse else "cuda")
-        known = tiny().values() if rehearse else every_workload()
-        self.workloads = {w.name: w for plain in known for w in (plain, plain._replace(training=True))}
+        self.workloads = by_name(rehearse)
         self.rehearse, self.peaks = rehearse, dict[torch.dtype, Peak]()
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -134,6 +145,10 @@ class Answers:
             **times._asdict(),
             "arithmetic": cost.flops / peak.flops / times.cold,
             "memory": cost.bytes / peak.bytes / times.cold,
+            "flops": cost.flops,
+            "bytes": cost.bytes,
+            "peak flops": peak.flops,
+            "peak bytes": peak.bytes,
         }
 
     def peak(self, dtype: torch.dtype) -> Peak:

@@ -11,18 +11,28 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from sharpmask_kernels import registry
+
 from ..process import ROOT
+from . import check
+from .compiling import ONE_THREAD
 from .failures import VARIABLE
 from .steps import Plan, Result, Step, judged
 
-AT_ONCE = max(1, min(8, (os.cpu_count() or 1) // 2))
+AT_ONCE = max(1, min(14, (os.cpu_count() or 1) - 2))
 SECONDS = 150.0
-"""Of a file's tests on a backend: compiling is most of it."""
+"""Of a file's tests on a backend at most, and of an op's self-check: compiling is most of it."""
 
 BACKENDS = ("cuda", "triton")
 CONTRACT = "tests/contract"
-OTHERS = ("tests/kernels/test_gpu.py", "tests/search", "tests/cli/test_gpu.py")
-"""Files and folders with other tests marked gpu."""
+OTHERS = {
+    "tests/kernels/test_gpu.py": ("compiled", "not compiled"),
+    "tests/search/test_compiled.py": ("",),
+    "tests/search/test_precision.py": ("",),
+    "tests/training/test_steps.py": ("deepmask", "sharpmask", "joint", "copied"),
+    "tests/cli/test_gpu.py": ("propose or eval", "patches", "dense"),
+}
+"""Files with other tests marked gpu, and which of them a process takes: some take as long as a file of the contract."""
 
 LONG = ("test_gradients", "test_decoder", "test_refinement", "test_pytorch", "test_horizontal")
 """Files to be begun first."""
@@ -33,28 +43,33 @@ REHEARSED_TESTS = "(cuda and test_layouts) or (triton and test_out_of_the_map)"
 
 
 def steps(plan: Plan) -> list[Step]:
-    checks = [_check(backend, plan) for backend in BACKENDS]
+    works = [(b, op) for b in BACKENDS[::-1] for op in registry.OPS if registry.backend(b).has(op)]
     if plan.rehearse:
-        return [checks[0], _tests("contract", REHEARSED, REHEARSED_TESTS, plan)]
+        return [_check("cuda", check.REHEARSED, plan), _tests("contract", REHEARSED, REHEARSED_TESTS, plan)]
     names = sorted((path.stem for path in (ROOT / CONTRACT).glob("test_*.py")), key=lambda name: name not in LONG)
     contract = [
         _tests(f"{name} {b}", (name,), f"{b}-cuda and not onnx", plan) for name in names for b in BACKENDS[::-1]
     ]
-    others = [_tests(path.removeprefix("tests/"), (), "", plan, path) for path in OTHERS]
-    return [*checks, *contract, *others]
+    others = [
+        _tests(f"{path.removeprefix('tests/')} {chosen}".strip(), (), chosen, plan, path)
+        for path, each in OTHERS.items()
+        for chosen in each
+    ]
+    return [*(_check(*work, plan) for work in works), *contract, *others]
 
 
-def _check(backend: str, plan: Plan) -> Step:
+def _check(backend: str, op: str, plan: Plan) -> Step:
     device, extra = ("cpu", ["--rehearse"]) if plan.rehearse else ("cuda", [])
-    command = ("-m", "bench.gpu.check", backend, device, str(Path(plan.folder, "failures")), *extra)
-    return Step(f"self-check {backend}", 100.0, command)
+    command = ("-m", "bench.gpu.check", backend, op, device, str(Path(plan.folder, "failures")), *extra)
+    return Step(f"self-check {backend} {op}", SECONDS, command, environment=ONE_THREAD)
 
 
 def _tests(name: str, contract: Sequence[str], chosen: str, plan: Plan, *paths: str) -> Step:
     command = ["-m", "pytest", "-q", "--maxfail=40", "-p", "no:cacheprovider", "-p", "bench.gpu.failures"]
     command += [*([] if plan.rehearse else ["-m", "gpu"]), *(["-k", chosen] if chosen else [])]
     command += [*(f"{CONTRACT}/{file}.py" for file in contract), *paths]
-    return Step(name, SECONDS, tuple(command), environment={VARIABLE: str(Path(plan.folder, "failures"))})
+    folder = str(Path(plan.folder, "failures"))
+    return Step(name, SECONDS, tuple(command), environment={VARIABLE: folder, **ONE_THREAD})
 
 
 NONE_CHOSEN = 5

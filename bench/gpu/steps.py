@@ -9,6 +9,9 @@ from typing import Any, Literal, NamedTuple
 Status = Literal["ok", "failed", "stopped", "left out"]
 """``stopped``: it took too long. ``left out``: it was not begun. A later run takes these two up again."""
 
+NAMES = ("prove", "sanitize", "measure", "photo", "tune")
+"""Of the stages, in the order in which they run."""
+
 FINISHED: tuple[Status, ...] = ("ok", "failed")
 
 Row = dict[str, Any]
@@ -32,7 +35,7 @@ class Step:
 
     name: str
     seconds: float
-    """That it takes at most. It is begun if so much time is left, and stopped after that."""
+    """That it takes at most: after that it is stopped."""
     command: tuple[str, ...] = ()
     """What is run; Python's own arguments if ``program`` is empty."""
     program: tuple[str, ...] = ()

@@ -69,8 +69,7 @@ class Answers:
         self.found: dict[Key, Config] = dict(tuning.read(self.file)) if self.file.exists() else {}
         self.measured: set[Key] = set()
         self.candidates = REHEARSED if rehearse else CANDIDATES
-        known = tiny().values() if rehearse else measure.every_workload()
-        self.workloads = {w.name: w for plain in known for w in (plain, plain._replace(training=True))}
+        self.workloads = measure.by_name(rehearse)
         self.pool = None if rehearse else ProcessPoolExecutor(workers(), multiprocessing.get_context("spawn"))
 
     def search(self, name: str, dtype: str) -> dict[str, Any]:
@@ -82,11 +81,12 @@ class Answers:
             keys = [key for key in tuning.asked() if key not in self.measured]
         rows = []
         for i, key in enumerate(keys):
-            share = (end - time.monotonic()) / (len(keys) - i)
-            rows.append(self.best_of(key, workload, dtype, run, time.monotonic() + share))
-        with tuning.force(self.found):
-            runner(setting)  # which checks the result
-        self.write()
+            if (left := end - time.monotonic()) < 0:
+                break
+            rows.append(self.best_of(key, workload, dtype, run, time.monotonic() + left / (len(keys) - i)))
+            with tuning.force(self.found):
+                runner(setting)  # which checks the result
+            self.write()  # the process may be ended before it has them all
         return {"said": f"{len(rows)} kernels, {sum(row['tried'] for row in rows)} candidates", "rows": rows}
 
     def best_of(self, key: Key, workload: Workload, dtype: str, run: clock.Run, end: float) -> Row:
@@ -166,8 +166,7 @@ def compiled(work: tuple[str, str, list[tuple[Key, Config]]]) -> None:
 def once(name: str, dtype: str) -> clock.Run:
     if (name, dtype) not in _ready:
         _ready.clear()
-        known = (w for plain in measure.every_workload() for w in (plain, plain._replace(training=True)))
-        workload = next(w for w in known if w.name == name)
+        workload = measure.by_name(rehearse=False)[name]
         _ready[name, dtype] = runner(Setting(workload, DTYPES[dtype], torch.device("cuda", 0)))
     return _ready[name, dtype]
 
