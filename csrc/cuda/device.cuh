@@ -86,11 +86,12 @@ inline std::size_t shared_per_multiprocessor() {
 }
 
 // How many blocks of the kernel run on a multiprocessor at a time. Lets them use all of its shared memory:
-// without the second attribute, the driver might leave some of it to the cache.
+// without the second attribute, the driver might leave some of it to the cache. The first is always the most
+// that there is: the kernel has one limit for all threads of the host, which may need different sizes.
 template <class... Parameters>
 std::size_t resident_blocks(void (*kernel)(Parameters...), unsigned threads, std::size_t shared) {
-    check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_per_block())));
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                cudaSharedmemCarveoutMaxShared));
     int blocks = 0;

@@ -35,7 +35,9 @@ struct alignas(16) MatrixLayer {  // in shared memory weights follow it, which a
     unsigned by_columns, by_side, by_cells, by_words, by_outputs, by_groups;
     // Where things begin in shared memory, in words of 4 bytes; but the map in the workspace as well.
     int bias, offsets, weights, input;
+    int unused;  // a copy of a layer writes all 16-byte words that are read of it
 };
+static_assert(sizeof(MatrixLayer) == 24 * sizeof(int));
 
 // i / d = divide(i, reciprocal(d)), for i * d < 2^30.
 constexpr unsigned reciprocal(int d) { return (1u << 31) / static_cast<unsigned>(d); }

@@ -60,7 +60,8 @@ __global__ void prepare_matrix_kernel(MatrixTable table, int first_layer, std::u
     const int threads = static_cast<int>(gridDim.x * blockDim.x);
     if (thread == 0) reinterpret_cast<MatrixLayer*>(workspace)[first_layer + blockIdx.y] = layer;
     auto* bias = reinterpret_cast<float*>(workspace) + layer.bias;
-    for (int i = thread; i < (layer.head != 0 ? 1 : layer.outputs); i += threads) {
+    // As many as are read of it, 16 bytes at a time.
+    for (int i = thread; i < round_up(layer.head != 0 ? 1 : layer.outputs, 4); i += threads) {
         const bool real = given.bias != nullptr && i < layer.out_channels;
         bias[i] = real ? to_float(static_cast<const T*>(given.bias)[i * given.bias_stride]) : 0.0f;
     }
