@@ -6,6 +6,7 @@ it all that comes after, spoils no other file.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from .failures import VARIABLE
 from .steps import Plan, Result, Step, judged
 
 AT_ONCE = max(1, min(14, (os.cpu_count() or 1) - 2))
-SECONDS = 150.0
+SECONDS = 240.0
 """Of a file's tests on a backend at most, and of an op's self-check: compiling is most of it."""
 
 BACKENDS = ("cuda", "triton")
@@ -37,6 +38,9 @@ OTHERS = {
 LONG = ("test_gradients", "test_decoder", "test_refinement", "test_pytorch", "test_horizontal")
 """Files to be begun first."""
 
+DRAWN = "hypothesis"
+"""The mark of tests that draw their shapes. Triton compiles for each of these, so they come last."""
+
 REHEARSED = ("test_refine_windows", "test_gather_windows")
 REHEARSED_TESTS = "(cuda and test_layouts) or (triton and test_out_of_the_map)"
 """What a rehearsal runs, in one process."""
@@ -47,15 +51,23 @@ def steps(plan: Plan) -> list[Step]:
     if plan.rehearse:
         return [_check("cuda", check.REHEARSED, plan), _tests("contract", REHEARSED, REHEARSED_TESTS, plan)]
     names = sorted((path.stem for path in (ROOT / CONTRACT).glob("test_*.py")), key=lambda name: name not in LONG)
-    contract = [
-        _tests(f"{name} {b}", (name,), f"{b}-cuda and not onnx", plan) for name in names for b in BACKENDS[::-1]
-    ]
+    given = [name for name in names if f"from {DRAWN} import" in (ROOT / CONTRACT / f"{name}.py").read_text()]
+
+    def contract(files: list[str], mark: str, told: str = "") -> list[Step]:
+        works = itertools.product(files, BACKENDS[::-1])
+        return [_tests(f"{name} {b}{told}", (name,), f"{b}-cuda and not onnx", plan, mark=mark) for name, b in works]
+
     others = [
         _tests(f"{path.removeprefix('tests/')} {chosen}".strip(), (), chosen, plan, path)
         for path, each in OTHERS.items()
         for chosen in each
     ]
-    return [*(_check(*work, plan) for work in works), *contract, *others]
+    return [
+        *(_check(*work, plan) for work in works),
+        *contract(names, f"gpu and not {DRAWN}"),
+        *others,
+        *contract(given, f"gpu and {DRAWN}", " drawn"),
+    ]
 
 
 def _check(backend: str, op: str, plan: Plan) -> Step:
@@ -64,9 +76,9 @@ def _check(backend: str, op: str, plan: Plan) -> Step:
     return Step(f"self-check {backend} {op}", SECONDS, command, environment=ONE_THREAD)
 
 
-def _tests(name: str, contract: Sequence[str], chosen: str, plan: Plan, *paths: str) -> Step:
+def _tests(name: str, contract: Sequence[str], chosen: str, plan: Plan, *paths: str, mark: str = "gpu") -> Step:
     command = ["-m", "pytest", "-q", "--maxfail=40", "-p", "no:cacheprovider", "-p", "bench.gpu.failures"]
-    command += [*([] if plan.rehearse else ["-m", "gpu"]), *(["-k", chosen] if chosen else [])]
+    command += [*([] if plan.rehearse else ["-m", mark]), *(["-k", chosen] if chosen else [])]
     command += [*(f"{CONTRACT}/{file}.py" for file in contract), *paths]
     folder = str(Path(plan.folder, "failures"))
     return Step(name, SECONDS, tuple(command), environment={VARIABLE: folder, **ONE_THREAD})
