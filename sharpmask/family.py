@@ -14,11 +14,12 @@ FAMILY: Final = {"small": "sharpmask_lite0_112.safetensors", "base": "sharpmask_
 DEFAULT: Final = "small"
 
 
-def checkpoint_path(path: str | Path | None) -> Path:
+def checkpoint_path(path: str | Path | None, what: str = "checkpoint") -> Path:
     """The path of a checkpoint, given as a path, a name of the family, or None for the family's default.
 
-    A file that has such a name is meant by ``./small``, as text. Raises ``DataError`` for a model of the family that
-    did not come with the package, and for a `Path` that may mean it or what the working folder has of that name.
+    A file that has such a name is meant by ``./small``, as text. Raises ``DataError``, which calls the argument
+    ``what``, for a model of the family that did not come with the package, and for a `Path` that may mean it or what the
+    working folder has of that name.
     """
     name = DEFAULT if path is None else str(path)
     if name not in FAMILY:
@@ -26,12 +27,12 @@ def checkpoint_path(path: str | Path | None) -> Path:
     found = _asset(name)
     if isinstance(path, Path) and os.path.lexists(path):  # a Path does not keep the ./ of ./small
         raise DataError(
-            f"checkpoint: {name} is a model of this package, and the working folder has {name} too; "
+            f"{what}: {name} is a model of this package, and the working folder has {name} too; "
             f"give {path.absolute()} for the one, {found} for the other"
         )
     if not found.is_file():
         raise DataError(
-            f"checkpoint: the model {name!r} does not come with this version; there is {', '.join(shipped())}. "
+            f"{what}: the model {name!r} does not come with this version; there is {', '.join(shipped())}. "
             f"To train it: sharpmask train joint --config configs/{name}.yaml (docs/training.md), then give its path"
         )
     return found

@@ -12,14 +12,16 @@ from ..family import checkpoint_path
 
 FILES = {
     "checkpoint": "checkpoint",
-    "start_from": "checkpoint",
+    "start_from": "--from",
     "weights": "weights",
     "results": "results",
     "against": "against",
     "annotations": "annotations",
-    "validation_annotations": "annotations",
+    "validation_annotations": "validation_annotations",
 }
 """Options that name a file to read, and what errors call it."""
+CHECKPOINTS = ("checkpoint", "start_from")
+"""Those of a checkpoint, which may be a name."""
 FOLDERS = ("dataset", "validation", "rank_on")
 """Options that name a folder to read."""
 
@@ -31,6 +33,15 @@ def check_images(paths: Sequence[Path]) -> None:
             raise DataError(f"images: no file or folder {path}")
 
 
+def check_file(path: Path, what: str) -> None:
+    """Raise ``DataError`` that calls a file to read ``what``, if it is not there or a folder."""
+    if path.is_dir():
+        raise DataError(f"{what}: {path} must be a file, but it is a folder")
+    # A FIFO is let through: what reads it refuses it.
+    if not path.exists():
+        raise DataError(f"{what}: no file {path}")
+
+
 def check_paths(options: Any, *, out_is_file: bool, without: Sequence[str] = ()) -> None:
     """Raise ``DataError`` for a path among the options that is not there, and for an ``out`` that cannot be made.
 
@@ -39,15 +50,14 @@ def check_paths(options: Any, *, out_is_file: bool, without: Sequence[str] = ())
     given = {name: value for name, value in vars(options).items() if name not in without}
     for name, what in FILES.items():
         for given_path in _paths(options, name):
-            path = checkpoint_path(given_path) if what == "checkpoint" else given_path
-            # A FIFO is let through: what reads it refuses it.
-            if path.is_dir() or not path.exists():
-                raise DataError(f"{what}: no file {path}")
+            check_file(checkpoint_path(given_path, what) if name in CHECKPOINTS else given_path, what)
     weights = given.get("trunk_weights")
-    if weights not in (None, "imagenet") and not Path(weights).exists():
-        raise DataError(f"weights: no file {weights}")
+    if weights not in (None, "imagenet"):
+        check_file(Path(weights), "trunk_weights")
     for name in FOLDERS:
         for path in _paths(options, name):
+            if path.exists() and not path.is_dir():
+                raise DataError(f"{name}: {path} must be a folder, but it is a file")
             if not path.is_dir():
                 raise DataError(f"{name}: {path}: no such folder")
     out = given.get("out")

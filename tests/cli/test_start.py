@@ -129,11 +129,40 @@ def test_paths_are_checked_by_name(tmp_path: Path, capsys: Capture) -> None:
     assert f"out: {tmp_path}/file/x cannot be made" in said("demo", "--out", tmp_path / "file" / "x")
     assert f"out: {tmp_path}/file must be a folder" in said("demo", "--out", tmp_path / "file")
     assert f"out: {tmp_path} must be a file" in said("pack", tmp_path / "file", tmp_path)
-    assert f"annotations: no file {tmp_path}" in said("eval", "--dataset", tmp_path, "--annotations", tmp_path)
     (tmp_path / "x").symlink_to(tmp_path / "nowhere")
     assert "out: " in said("demo", "--out", tmp_path / "x")
     long = tmp_path / ("x" * 300)
     assert "File name too long" in said("demo", "--out", long)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ("eval --dataset . --annotations", "annotations"),
+        ("propose file --checkpoint", "checkpoint"),
+        ("train joint --dataset . --out x --from", "--from"),
+        ("train joint --dataset . --out x --trunk-weights", "trunk_weights"),
+        ("train joint --dataset . --out x --validation . --validation-annotations", "validation_annotations"),
+    ],
+)
+def test_a_file_to_read_is_called_as_it_was_asked_for(
+    arguments: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "base").mkdir()
+    said = {"nope": "no file nope", ".": ". must be a file, but it is a folder"}
+    if what in ("checkpoint", "--from"):
+        said["base"] = "base is a model of this package, and the working folder has base too"
+    for value, error in said.items():
+        assert main([*arguments.split(), value]) == 2
+        assert capsys.readouterr().err.startswith(f"sharpmask: {what}: {error}")
+
+
+def test_a_file_in_place_of_a_folder_is_told(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "file").touch()
+    assert main(["eval", "--dataset", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"sharpmask: dataset: {tmp_path}/file must be a folder, but it is a file\n"
 
 
 @pytest.mark.parametrize("module", ["sharpmask.cli.output", "sharpmask.cli.options", "torch", "sharpmask.search"])
