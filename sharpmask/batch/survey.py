@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..fingerprint import differences
+from ..ranges import shown
 from .ids import DIGITS, HASHED, number_of
 from .reading import RowsFile
 
@@ -33,7 +34,7 @@ class Survey:
     """
 
     def __init__(self, files: Sequence[RowsFile], pattern: str = "*") -> None:
-        self.files = files
+        self.files, self.pattern = files, pattern
         self.photos = self.failed = self.proposals = 0
         self.errors: Counter[str] = Counter()
         """How often each kind of error occurred."""
@@ -58,6 +59,16 @@ class Survey:
     def a_doubled_row(self) -> Name:
         """The id and path of one of them."""
         return self.name(int(np.flatnonzero(self._matched & ~self.kept)[0]))
+
+    def check_pattern(self) -> None:
+        """Raise ``DataError`` where there are rows and the pattern matches none; it shows what is matched."""
+        if len(self._matched) and not self._matched.any():
+            key, path = self.name(0)
+            what = "path" if path else "id"
+            raise DataError(
+                f"photos must match the whole {what} of a row, got {shown(self.pattern)}, which matches none of "
+                f"{len(self._matched)}; the first {what} is {shown(path or str(key))}"
+            )
 
     def check_mixed(self) -> None:
         """Raise ``DataError`` where rows were made with different settings; it says what differs."""

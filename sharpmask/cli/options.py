@@ -351,7 +351,7 @@ class Results(Settings):
     top: TopN | None = None
     """Of a photo's proposals that are left, take so many."""
     photos: str = "*"
-    """Take photos alone whose path is like this, such as '*/holiday/*'."""
+    """Take photos alone whose whole path, or id where there is no path, is like this, such as '*/holiday/*'."""
     mixed: bool = False
     """Take rows that were made with different settings."""
 

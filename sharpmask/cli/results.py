@@ -19,6 +19,7 @@ def results(options: Results) -> int:
     if options.to in ("labelme", "yolo"):
         needed("supervision", f"results to {options.to}")
     survey = Survey([RowsFile(path) for path in files_of(options.rows)], options.photos)
+    survey.check_pattern()
     if options.to is None or options.out is None:
         print_counts(survey)
         return 0

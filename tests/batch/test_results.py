@@ -120,6 +120,19 @@ def test_rows_of_one_id_count_once(rows: Path, table: Any, tmp_path: Path, capsy
     assert "2 rows are left out" in capsys.readouterr().err
 
 
+def test_a_pattern_that_no_row_matches_is_refused(rows: Path, table: Any, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "x.parquet"
+    first = table["path"][0].as_py()
+    for wanted in ((), ("--to", "parquet", "--out", out)):
+        line = refused(capsys, rows, *wanted, "--photos", "b.png")
+        assert f"got 'b.png', which matches none of 3; the first path is {first!r}" in line
+    assert not out.exists()
+    write_table(changed(table[:1], 0, id="k1", path=None), tmp_path / "ids.parquet")
+    line = refused(capsys, tmp_path / "ids.parquet", "--photos", "k2")
+    assert "photos must match the whole id of a row" in line and line.endswith("the first id is 'k1'\n")
+    assert results(tmp_path / "ids.parquet", "--photos", "k?") == 0
+
+
 def test_mixed_settings_are_refused(rows: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
     other = Propose("small", top_n=2)
     record = other.record | {"top_n": 5}
