@@ -45,6 +45,16 @@ def files_of(paths: Sequence[str | Path]) -> list[str | Path]:
     return list(found)
 
 
+def folder_with(file: Path, paths: Sequence[str | Path]) -> str | Path | None:
+    """The folder among the paths in which :func:`files_of` would find a file of that path; None if there is none."""
+    place = file.parent.resolve() / file.name
+    for path in paths:
+        folder = Path(place_of(path) if is_url(str(path)) else path)
+        if folder.is_dir() and place.is_relative_to(folder.resolve()) and _counts(place.relative_to(folder.resolve())):
+            return path
+    return None
+
+
 def _in_folder(path: Path) -> Sequence[str | Path]:
     """The file, or those in the folder."""
     if not path.exists():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..batch.reading import RowsFile, files_of
+from ..batch.reading import RowsFile, files_of, folder_with
 from ..batch.results import Wanted, write_coco, write_labelme, write_parquet, write_yolo
 from ..batch.survey import Survey
-from ..errors import one_line
+from ..errors import DataError, one_line
 from ..files import output_folder, remove_leftovers
 from ..packages import needed
 from .options import Results
@@ -18,6 +18,11 @@ def results(options: Results) -> int:
     """Count rows, and write what is asked for. Returns the exit status."""
     if options.to in ("labelme", "yolo"):
         needed("supervision", f"results to {options.to}")
+    if options.out is not None and (folder := folder_with(options.out, options.rows)):
+        raise DataError(
+            f"out: {options.out} would count as rows of {folder} the next time; give a file elsewhere, or one whose name "
+            "begins with _"
+        )
     survey = Survey([RowsFile(path) for path in files_of(options.rows)], options.photos)
     survey.check_pattern()
     if options.to is None or options.out is None:

@@ -133,6 +133,21 @@ def test_a_pattern_that_no_row_matches_is_refused(rows: Path, table: Any, tmp_pa
     assert results(tmp_path / "ids.parquet", "--photos", "k?") == 0
 
 
+def test_merged_rows_are_not_written_where_they_would_be_read(
+    rows: Path, table: Any, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "link").symlink_to(rows)
+    for folder in (rows, f"file://{rows}"):
+        for out in (rows / "all.parquet", tmp_path / "link" / "new" / "all.parquet", rows / "a.parquet"):
+            line = refused(capsys, folder, "--to", "parquet", "--out", out)
+            assert f"out: {out} would count as rows of " in line and "begins with _" in line
+    assert sorted(path.name for path in rows.rglob("[!._]*.parquet")) == ["a.parquet", "b.parquet", "d.parquet"]
+    for out in (rows / "_all.parquet", rows / "all.json", tmp_path / "all.parquet"):
+        assert results(rows, "--to", "coco" if out.suffix == ".json" else "parquet", "--out", out) == 0
+    assert results(rows) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f": {len(table)} rows")
+
+
 def test_mixed_settings_are_refused(rows: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
     other = Propose("small", top_n=2)
     record = other.record | {"top_n": 5}
