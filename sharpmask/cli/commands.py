@@ -92,8 +92,8 @@ def _ranking(model: DeepMask, dataset: Path) -> tuple[float, ...]:
 def convert_dataset(options: ConvertDataset) -> int:
     """Write annotations of another program as a COCO instances file."""
     out = options.out or options.dataset / "instances.json"
-    if options.out is None and out.exists():
-        raise DataError(f"out: {out} is there already; move it away, or give --out a file")
+    if options.out is None and out.exists() and not options.overwrite:
+        raise DataError(f"out: {out} is there already; give --out another file, or --overwrite")
     document, notes = datasets.convert(options.dataset, options.layout, options.exif)
     if options.partial:
         document = {"info": {"complete": False}} | document

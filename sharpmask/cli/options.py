@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from tyro.conf import Positional, arg
 
@@ -14,6 +14,7 @@ from ..engines import Engine, ExportFormat, Precision, check_precision
 from ..errors import DataError
 from ..models.config import INSIDE, Geometry, SearchConfig, SearchScale
 from ..ranges import Length, Range, Settings, field_types
+from .replacing import FileKind
 
 FORMATS = ("coco", "labelme", "yolo", "png", "parquet")
 """What ``propose`` can write."""
@@ -23,6 +24,7 @@ FEWEST_RESAMPLES = 100
 """The ends of a 95 % interval of fewer would be the two or three outermost."""
 TopN: TypeAlias = Annotated[int, Range(1, 100_000)]
 Side: TypeAlias = Annotated[int, Range(64, 8192)]
+Overwrite: TypeAlias = Annotated[bool, arg(help="Replace a file of another kind, too, which else is an error.")]
 
 
 def _names(given: str, option: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -268,12 +270,14 @@ class Eval(Settings):
 class Pack(Settings):
     """Write a checkpoint to share: with 16-bit weights, and the search settings given here."""
 
+    writes: ClassVar[FileKind] = "checkpoint"
     checkpoint: Positional[Path]
     """Checkpoint to read: a file, small or base."""
     out: Positional[Path]
     """Checkpoint to write."""
     rank_on: Path | None = None
     """COCO-format folder of photos to fit a learned ranking to, which takes the place of stability and scale prior."""
+    overwrite: Overwrite = False
     search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
 
 
@@ -293,10 +297,12 @@ class Export(Settings):
 class Convert(Settings):
     """Turn the authors' released model.t7, or weights of the PyTorch port of DeepMask, into a checkpoint."""
 
+    writes: ClassVar[FileKind] = "checkpoint"
     weights: Positional[Path]
     """File to read. No code in it is run."""
     out: Positional[Path]
     """Checkpoint to write."""
+    overwrite: Overwrite = False
 
 
 @dataclass(frozen=True)
@@ -319,6 +325,7 @@ class Synth(Settings):
 class ConvertDataset(Settings):
     """Turn annotations of labelme, Pascal VOC or YOLO (segmentation) into a COCO instances file for training."""
 
+    writes: ClassVar[FileKind] = "instances"
     dataset: Positional[Path]
     """Folder with photos and their annotations."""
     out: Path | None = None
@@ -329,6 +336,7 @@ class ConvertDataset(Settings):
     """Write into the file that the photos hold objects without an annotation: training then takes no negatives."""
     exif: Exif | None = None
     """Pixels that annotations refer to: as stored, or turned by EXIF. Needed for photos with an EXIF orientation."""
+    overwrite: Overwrite = False
 
 
 @dataclass(frozen=True)
@@ -354,6 +362,7 @@ class Results(Settings):
     """Take photos alone whose whole path, or id where there is no path, is like this, such as '*/holiday/*'."""
     mixed: bool = False
     """Take rows that were made with different settings."""
+    overwrite: Overwrite = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -361,9 +370,10 @@ class Results(Settings):
             raise DataError("to and out must be given together, got one of them; without both, the counts are printed")
 
     @property
-    def out_is_file(self) -> bool:
-        """Whether ``out`` is a file and no folder."""
-        return self.to in ("coco", "parquet")
+    def writes(self) -> FileKind | None:
+        """The kind of the file that ``out`` is; None for a folder."""
+        kinds: dict[str | None, FileKind] = {"coco": "results", "parquet": "rows"}
+        return kinds.get(self.to)
 
 
 OPTIONS: dict[str, Any] = {

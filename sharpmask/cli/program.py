@@ -18,6 +18,7 @@ from .checks import check_images, check_paths
 from .images import expanded
 from .options import OPTIONS, STAGES
 from .output import say, show
+from .replacing import check_replaced
 from .videos import check_videos
 
 Command = Callable[[], int]
@@ -43,8 +44,10 @@ def prepare(argv: Sequence[str]) -> Command:
         from . import cluster
 
         return cluster.prepared(options)
-    is_file = name in ("pack", "convert", "convert-dataset") or getattr(options, "out_is_file", False)
-    check_paths(options, out_is_file=is_file)
+    kind = getattr(options, "writes", None)
+    check_paths(options, out_is_file=kind is not None)
+    if kind is not None and options.out is not None:
+        check_replaced(options.out, kind, options.overwrite)
     if name == "propose":
         images = expanded(options.images)
         check_images(images)

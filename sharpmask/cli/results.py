@@ -31,7 +31,7 @@ def results(options: Results) -> int:
     if not options.mixed:
         survey.check_mixed()
     wanted, write = Wanted(options.min_score, options.min_area, options.top), WRITERS[options.to]
-    if options.out_is_file:
+    if options.writes:
         remove_leftovers(options.out.parent, options.out.name)
         count = write(survey, wanted, options.out)
     else:
