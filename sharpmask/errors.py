@@ -16,6 +16,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number and what is counted: "1 photo", "2 photos". ``many``: the plural, where it is not ``one`` with an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, or PyTorch in its own ways, says that the memory of the machine or the GPU does not suffice."""
     return (

@@ -18,8 +18,8 @@ def checkpoint_path(path: str | Path | None, what: str = "checkpoint") -> Path:
     """The path of a checkpoint, given as a path, a name of the family, or None for the family's default.
 
     A file that has such a name is meant by ``./small``, as text. Raises ``DataError``, which calls the argument
-    ``what``, for a model of the family that did not come with the package, and for a `Path` that may mean it or what the
-    working folder has of that name.
+    ``what``, for a model of the family that did not come with the package, and for a `Path` that may mean it or what
+    the working folder has of that name.
     """
     name = DEFAULT if path is None else str(path)
     if name not in FAMILY:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..packages import needed
 from ..places import copied, files_below, is_url, open_place, place_of, reaching, store_of
 from ..ranges import shown
@@ -145,7 +145,7 @@ class RowsFile:
                 text = sum(map(_text_bytes, batch.columns))
             if text > MOST_TEXT:
                 raise DataError(
-                    f"{self.path}: {len(batch)} rows must have at most {MOST_TEXT} bytes of text, got {text}"
+                    f"{self.path}: {counted(len(batch), 'row')} must have at most {MOST_TEXT} bytes of text, got {text}"
                 )
             yield batch
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..batch import Propose
 from ..distributed import Summary, propose
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..fingerprint import search_of
 from ..places import is_url, place_of
 from . import options as command
@@ -95,8 +95,9 @@ def told(summary: Summary, out: Path, quiet: bool) -> int:
             say(f"and {summary.failed - len(summary.shown)} more: the column error of the rows has them all", ERR)
     missing = sum(summary.left.values())
     if missing:
-        say(f"{missing} photos have no row, because their files are gone or damaged; --resume searches them again", ERR)
+        photos = counted(missing, "photo has no row", "photos have no row")
+        say(f"{photos}, because files are gone or damaged; --resume searches again", ERR)
     if not quiet:
         failed = f", {summary.failed} of them with an error" * bool(summary.failed)
-        say(f"{place_of(out) if is_url(str(out)) else out}: {summary.rows} rows{failed}")
+        say(f"{place_of(out) if is_url(str(out)) else out}: {counted(summary.rows, 'row')}{failed}")
     return 1 if summary.failed or missing else 0

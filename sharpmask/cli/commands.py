@@ -15,7 +15,7 @@ from ..checkpoint import load_model, read_training, save_model
 from ..convert import convert as convert_file
 from ..data.coco import CocoFolder
 from ..data.synthetic import synthesize
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..export import export as export_model
 from ..files import output_folder, remove_leftovers, write_text
 from ..formats import datasets
@@ -40,7 +40,8 @@ def demo(options: Demo) -> int:
         found.save_overlay(options.out / "overlay.png", limit=8)
         pixels, stages = generator.grow(photo)
         save_picture(film_strip(pixels, stages), options.out / "film_strip.png")
-    table = Table("", title=f"best of {len(found)} proposals on {photo.name}", title_justify="left")
+    title = f"best of {counted(len(found), 'proposal')} on {photo.name}"
+    table = Table("", title=title, title_justify="left")
     for column in ("score", "x", "y", "width", "height"):
         table.add_column(column, justify="right")
     for i, (score, box) in enumerate(zip(found.scores[:10], found.boxes[:10], strict=True), 1):
@@ -61,7 +62,7 @@ def synth(options: Synth) -> int:
     path = synthesize(
         options.out, images=options.images, seed=options.seed, size=options.size, textures=options.textures
     )
-    say(f"{path}: {options.images} pictures")
+    say(f"{path}: {counted(options.images, 'picture')}")
     return 0
 
 
@@ -85,7 +86,7 @@ def _ranking(model: DeepMask, dataset: Path) -> tuple[float, ...]:
     photos = rankable(folder)
     generator = ProposalGenerator(model, top_n=1000)
     weights = fit_ranking(generator, folder, track(photos, "Ranking", console=ERR))
-    say(f"{dataset}: the ranking is fitted to {len(photos)} of {len(folder.photos)} photos")
+    say(f"{dataset}: the ranking is fitted to {len(photos)} of {counted(len(folder.photos), 'photo')}")
     return weights
 
 
@@ -101,7 +102,8 @@ def convert_dataset(options: ConvertDataset) -> int:
     write_text(out, json.dumps(document, allow_nan=False))
     for note in notes:
         say(f"{options.dataset}: {note}", ERR)
-    say(f"{out}: {len(document['images'])} photos, {len(document['annotations'])} objects")
+    told = f"{counted(len(document['images']), 'photo')}, {counted(len(document['annotations']), 'object')}"
+    say(f"{out}: {told}")
     return 0
 
 

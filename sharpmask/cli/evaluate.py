@@ -10,7 +10,7 @@ from ..checkpoint import load_model
 from ..data.coco import CocoFolder, Photo
 from ..data.images import read_header
 from ..devices import usable_device
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..evaluation import Validator, group_names, load_results
 from ..files import output_folder
 from ..models import DeepMask, SharpMask
@@ -67,7 +67,8 @@ def evaluate(options: Eval) -> int:
     for name, value in patches.items():
         say(f"{name:24} {value:.3f}")
     if folder.skipped:
-        say(f"left out {len(folder.skipped)} broken entries, first: {folder.skipped[0]}", ERR)
+        entries = counted(len(folder.skipped), "broken entry", "broken entries")
+        say(f"left out {entries}, first: {folder.skipped[0]}", ERR)
     say(f"{options.out}: recall.json{f', {GALLERY}' if options.gallery else ''}")
     return 0
 
@@ -97,7 +98,7 @@ def _nothing(folder: CocoFolder) -> str:
     """What a folder without objects holds."""
     crowds = sum(len(photo.instances) for photo in folder.photos)
     left_out = f", {len(folder.skipped)} left out, first: {folder.skipped[0]}" if folder.skipped else ""
-    return f"{len(folder.photos)} photos and {crowds} crowds{left_out}"
+    return f"{counted(len(folder.photos), 'photo')} and {counted(crowds, 'crowd')}{left_out}"
 
 
 def check_pixels(path: Path, results: Results, folder: CocoFolder) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import counted
 from ..evaluation import (
     By,
     Figures,
@@ -130,10 +131,11 @@ def measure(
     for name, results in rows.items():
         missing = annotated - {entry["image_id"] for entry in results}
         if missing:
-            say(f"{name}: no results for {len(missing)} of {len(annotated)} photos: their objects count as missed", ERR)
+            photos = f"{len(missing)} of {counted(len(annotated), 'photo')}"
+            say(f"{name}: no results for {photos}: their objects count as missed", ERR)
         with_mask = [entry for entry in results if "segmentation" in entry]
         if len(with_mask) < len(results):
-            told = f"{len(results) - len(with_mask)} of {len(results)} results have no mask"
+            told = f"{len(results) - len(with_mask)} of {counted(len(results), 'result has', 'results have')} no mask"
             say(f"{name}: {told}, so masks are measured of the others" if with_mask else f"{name}: {told}", ERR)
         if with_mask or not results:
             masks[f"{name}, masks"] = measured(with_mask, "segm")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..files import write_text
 from ..fingerprint import differences, hash_of
 from .output import ERR, say
@@ -92,7 +92,8 @@ class Parts:
                 foreign[self.folder / photo.part] = differ
         if foreign:
             path, differ = next(iter(foreign.items()))
-            others = f" ({len(foreign) - 1} more files are not of this run)" * (len(foreign) > 1)
+            more = counted(len(foreign) - 1, "more file is", "more files are")
+            others = f" ({more} not of this run)" * (len(foreign) > 1)
             raise DataError(
                 f"{path}: --resume cannot go on from these results: {differ}{others}; give the same, or another --out, "
                 "or delete such files; without --resume all photos are searched"

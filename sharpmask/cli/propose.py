@@ -10,7 +10,7 @@ from pathlib import Path
 from ..checkpoint import load_model
 from ..data.photos import Found
 from ..devices import usable_device
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..files import output_folder
 from ..formats import parquet
 from ..search import ProposalGenerator, Proposals
@@ -61,9 +61,10 @@ def propose(options: Propose, given: Found, videos: Sequence[Path] = ()) -> int:
         mean = {stage: sum(timing[stage] for timing in timings) / len(timings) for stage in timings[0]}
         print_timing(mean, f"time per photo, mean of {len(timings)}")
     if not options.quiet:
-        say(f"{merged_file(options) or options.out}: {len(done)} of {len(photos)} photos")
+        say(f"{merged_file(options) or options.out}: {len(done)} of {counted(len(photos), 'photo')}")
     if failed:
-        say(f"{len(failed)} of {len(photos) + len(set(failed) & set(videos))} photos failed, first: {failed[0]}", ERR)
+        given = counted(len(photos) + len(set(failed) & set(videos)), "photo")
+        say(f"{len(failed)} of {given} failed, first: {failed[0]}", ERR)
     return 1 if failed else 0
 
 

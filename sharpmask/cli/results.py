@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..batch.reading import RowsFile, files_of, folder_with
 from ..batch.results import Wanted, write_coco, write_labelme, write_parquet, write_yolo
 from ..batch.survey import Survey
-from ..errors import DataError, one_line
+from ..errors import DataError, counted, one_line
 from ..files import output_folder, remove_leftovers
 from ..packages import needed
 from .options import Results
@@ -20,8 +20,8 @@ def results(options: Results) -> int:
         needed("supervision", f"results to {options.to}")
     if options.out is not None and (folder := folder_with(options.out, options.rows)):
         raise DataError(
-            f"out: {options.out} would count as rows of {folder} the next time; give a file elsewhere, or one whose name "
-            "begins with _"
+            f"out: {options.out} would count as rows of {folder} the next time; give a file elsewhere, or one "
+            "whose name begins with _"
         )
     survey = Survey([RowsFile(path) for path in files_of(options.rows)], options.photos)
     survey.check_pattern()
@@ -40,18 +40,19 @@ def results(options: Results) -> int:
             count = write(survey, wanted, options.out)
     print_doubled(survey)
     if survey.failed:
-        say(f"{survey.failed} of {survey.photos} photos had failed", ERR)
-    say(f"{options.out}: {int(survey.kept.sum())} photos, {count} proposals")
+        say(f"{survey.failed} of {counted(survey.photos, 'photo')} had failed", ERR)
+    say(f"{options.out}: {counted(int(survey.kept.sum()), 'photo')}, {counted(count, 'proposal')}")
     return 0
 
 
 def print_counts(survey: Survey) -> None:
     """Print what the rows say."""
-    say(f"{survey.photos} rows, {survey.failed} of them failed, {survey.proposals} proposals")
+    rows, proposals = counted(survey.photos, "row"), counted(survey.proposals, "proposal")
+    say(f"{rows}, {survey.failed} of them failed, {proposals}")
     for kind, count in survey.errors.most_common():
         say(f"failed: {count} {one_line(kind)}")
     for name, count in survey.fingerprints.most_common():
-        say(f"fingerprint {one_line(name)}: {count} rows")
+        say(f"fingerprint {one_line(name)}: {counted(count, 'row')}")
     if len(survey.fingerprints) > 1:
         say(f"the first two differ: {one_line(survey.told_differences())}")
     print_doubled(survey)
@@ -61,5 +62,5 @@ def print_doubled(survey: Survey) -> None:
     """Say how many rows do not count because another one has their id."""
     if survey.doubled:
         key, path = survey.a_doubled_row()
-        said = f"{survey.doubled} rows are left out, as their ids stand in others: first {key} ({path})"
-        say(one_line(said), ERR)
+        one, many = "row is left out, as its id stands in another", "rows are left out, as their ids stand in others"
+        say(one_line(f"{counted(survey.doubled, one, many)}: first {key} ({path})"), ERR)

@@ -10,7 +10,7 @@ from typing import TypeVar
 from rich.progress import Progress
 
 from ..data.images import PLAIN_PIXELS, read_header
-from ..errors import DataError, is_out_of_memory
+from ..errors import DataError, counted, is_out_of_memory
 from .output import ERR, say
 from .overlap import Steps, overlapped
 from .parts import Content, Entries, Parts, Searched, content_of
@@ -40,7 +40,7 @@ def search_all(
     """
     done = parts.finished(photos) if resume else [False] * len(photos)
     if resume and not quiet:
-        say(f"{sum(done)} of {len(photos)} photos have results in {parts.folder}", ERR)
+        say(f"{sum(done)} of {counted(len(photos), 'photo has', 'photos have')} results in {parts.folder}", ERR)
     left = [photo for photo, there in zip(photos, done, strict=True) if not there]
     good = list(photos)
     for _ in range(ATTEMPTS):
@@ -50,7 +50,8 @@ def search_all(
         left = [photo for photo, found in zip(good, there, strict=True) if not found]
         if not left:
             return good
-        say(f"{parts.folder}: the results of {len(left)} photos are gone, so these are searched again", ERR)
+        gone = counted(len(left), "photo are gone, so it is", "photos are gone, so these are")
+        say(f"{parts.folder}: the results of {gone} searched again", ERR)
     for photo in left:
         refuse(photo, DataError(f"{parts.folder / photo.part}: gone each time after it was written"))
     return [photo for photo in good if photo not in left]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data.photos import FoundPhoto
 from ..data.video import clip_name, extract
-from ..errors import DataError, one_line
+from ..errors import DataError, counted, one_line
 from ..packages import check
 from .options import Propose
 from .output import ERR, say
@@ -41,5 +41,5 @@ def frames_of(videos: Sequence[Path], options: Propose) -> tuple[list[FoundPhoto
             failed[path] = found.error
             say(f"sharpmask: {found.error}", ERR)
         if found.photos and not options.quiet:
-            say(f"{one_line(str(path))}: {len(found.photos)} frames", ERR)
+            say(f"{one_line(str(path))}: {counted(len(found.photos), 'frame')}", ERR)
     return photos, failed

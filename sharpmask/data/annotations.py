@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from ..errors import counted
+
 # pycocotools walks along polygon edges on a grid this many times finer than the pixels. It allocates memory for
 # every step without a check, so the steps are limited here.
 _POLYGON_GRID = 5
@@ -161,7 +163,7 @@ def _check_polygon(polygon: object, height: int, width: int) -> None:
     if not isinstance(polygon, array):
         raise BadEntry(f"must be a list of numbers, got {show(polygon)}")
     if len(polygon) < 6 or len(polygon) % 2:
-        raise BadEntry(f"must be x, y of at least 3 points, got {len(polygon)} coordinates")
+        raise BadEntry(f"must be x, y of at least 3 points, got {counted(len(polygon), 'coordinate')}")
     if not math.isfinite(sum(polygon)):
         raise BadEntry("must have finite coordinates, got others")
     x0, y0, x1, y1 = _extent([polygon])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import counted
 from .coco import CocoFolder, Photo
 
 
@@ -20,7 +21,9 @@ class Mixture:
         self.folders = tuple(folders)
         self.weights = (1.0,) * len(self.folders) if weights is None else tuple(weights)
         if not self.folders or len(self.folders) != len(self.weights) or min(self.weights) <= 0:
-            raise ValueError(f"weights must be one above 0 for each of {len(self.folders)} folders, got {weights}")
+            raise ValueError(
+                f"weights must be one above 0 for each of {counted(len(self.folders), 'folder')}, got {weights}"
+            )
         if len({folder.cache.exif for folder in self.folders}) > 1:
             raise ValueError("folders must have the same exif")
         # Of a single folder it is the folder's own list.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from .annotations import (
     BadEntry,
     Box,
@@ -152,7 +152,8 @@ class ObjectReader:
         if normalised > total / 2:
             raise DataError(
                 f"{self.file}: polygons must be in pixels, got coordinates from 0 to 1 (normalised) in {normalised} of "
-                f"{total} annotations; multiply x by the width and y by the height of the photo; first: {show(first)}"
+                f"{counted(total, 'annotation')}; multiply x by the width and y by the height of the photo; "
+                f"first: {show(first)}"
             )
 
     def _read(self, key: int, entry: dict[str, Any], problem: str | None) -> None:

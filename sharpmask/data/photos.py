@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ..errors import DataError, one_line
+from ..errors import DataError, counted, one_line
 from .containers import parts_of
 from .formats import missing_decoder, photo_suffixes
 
@@ -96,7 +96,7 @@ class Folder:
     def passed_over(self) -> str:
         """The counts as a text, with an example of each kind; empty if all were photos."""
         return ", ".join(
-            f"{len(names)} {many}, e.g. {names[0]}" if len(names) > 1 else f"1 {one}: {names[0]}"
+            f"{counted(len(names), one, many)}{', e.g.' if len(names) > 1 else ':'} {names[0]}"
             for (one, many), names in self.others.items()
         )
 

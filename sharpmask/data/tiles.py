@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from sharpmask_kernels import Windows
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..geometry import CANONICAL, GREY_BYTE
 from .augment import Array, Region, jitter_colours, resample, shrink_and_enlarge
 from .coco import CocoFolder, Instance, Photo
@@ -86,7 +86,7 @@ class TileBatches(Dataset[TileBatch]):
         if self.config.positives and not any(map(self._can_be_positive, objects)):
             side = CANONICAL * self.window * 2**-self.config.positive_octaves
             raise DataError(
-                f"{self.data.name}: none of the {len(objects)} objects can become a positive window: one "
+                f"{self.data.name}: of {counted(len(objects), 'object')}, none can become a positive window: one "
                 f"must reach {side:.0f} pixels on a side and {SMALLEST} in all when it is enlarged "
                 f"{self._enlargement:g} times (max_enlargement); the longest side is "
                 f"{max(max(i.box[2:]) for i in objects):.0f} pixels"

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, NamedTuple
 
-from ..errors import DataError, one_line
+from ..errors import DataError, counted, one_line
 from ..places import content_of
 from .results import Search, failed
 from .sources import Photo
@@ -226,8 +226,8 @@ class Pool:
         unreachable = type(error).__name__ == "ActorUnavailableError"
         self._deaths.append(UNREACHABLE if unreachable else worker.node)
         if self._too_many(self._deaths, MOST_DEATHS, MOST_LOST):
-            count = len(self._deaths)
-            raise DataError(f"workers died {count} times without any photo searched; the last: {reason(error)}")
+            deaths = counted(len(self._deaths), "time")
+            raise DataError(f"workers died {deaths} without any photo searched; the last: {reason(error)}")
         worker.alive = False
         self._free.pop(worker, None)
         del self._workers[worker]
@@ -249,7 +249,7 @@ class Pool:
             self._waiting.append(guilty)
             return
         del self._tries[photo.id]
-        yield Outcome(guilty, (), f"{photo.path}: given up after {len(tries)} workers: {reason(error)}")
+        yield Outcome(guilty, (), f"{photo.path}: given up after {counted(len(tries), 'worker')}: {reason(error)}")
 
     def _too_many(self, nodes: Sequence[str | None], most: int, most_lost: int) -> bool:
         """Whether so many workers died, or were lost with their nodes or in another way. ``nodes``: one of each."""

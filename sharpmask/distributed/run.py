@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..packages import check
 from ..places import place_of
 from .manifest import Part
@@ -79,7 +79,7 @@ def propose(
             if not summary.left:
                 break
             if summary.rows:
-                say(f"{summary.rows} photos have rows in {results.folder}")
+                say(f"{counted(summary.rows, 'photo has a row', 'photos have rows')} in {results.folder}")
             _search(results, Parts(results, summary, retry), crew, say, progress)
         else:
             summary = results.summary()

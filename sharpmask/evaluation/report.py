@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import counted
 from ..visualize import new_figure, save_figure, style_axes
 from .bootstrap import FEWEST_OBJECTS, FEWEST_PHOTOS, Figures, Interval
 from .matching import SIZES, Kind
@@ -55,7 +56,7 @@ def recall_table(
         if ends:
             table.add_row("  95 % interval", *ends, style="dim")
         if max(*counts, CURVE_COUNTS[-1]) > recall.most:
-            notes.append(f"~ {name}: no image has more than {recall.most} proposals")
+            notes.append(f"~ {name}: no image has more than {counted(recall.most, 'proposal')}")
     if figures:
         notes.append(_counted(next(iter(figures.values()))))
     if paper and len(kinds) == 1:
@@ -107,7 +108,7 @@ def breakdown_table(title: str, groups: Mapping[str, Figures], most: int) -> Tab
             if count == middle:
                 cells.append(_interval(found.ar_interval[count]) if found.ar_interval else "-")
         table.add_row(*cells, _percent(found.auc) + "~" * (CURVE_COUNTS[-1] > most))
-    notes = [f"~ no image has more than {most} proposals"] if counts and max(counts) > most else []
+    notes = [f"~ no image has more than {counted(most, 'proposal')}"] if counts and max(counts) > most else []
     if any(found.few for found in groups.values()):
         notes.append(f"? fewer than {FEWEST_OBJECTS} objects or {FEWEST_PHOTOS} photos: too few to rely on")
     table.caption = "\n".join(notes)
@@ -137,7 +138,7 @@ def difference_table(rows: Mapping[str, Figures]) -> Table:
 
 def _counted(figures: Figures) -> str:
     """How much is measured, and why there may be no intervals."""
-    what = f"{figures.objects} objects in {figures.photos} photos"
+    what = f"{counted(figures.objects, 'object')} in {counted(figures.photos, 'photo')}"
     few = figures.photos < FEWEST_PHOTOS
     return f"{what}: fewer than {FEWEST_PHOTOS} photos have no intervals" if few else what
 

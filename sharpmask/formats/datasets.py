@@ -81,10 +81,10 @@ def convert(root: Path, layout: Layout | None = None, exif: Exif | None = None) 
     categories = [{"id": i, "name": label} for label, i in known.items()]
     boxes = sum(not entry["segmentation"] for entry in annotations)
     if boxes:
-        notes["boxes without a mask, which count as crowds"] = boxes
+        notes["boxes without a mask, which count as crowds:"] = boxes
     return (
         {"images": images, "annotations": annotations, "categories": categories},
-        [f"{count} {what}" for what, count in notes.items()],
+        [f"{what} {count}" for what, count in notes.items()],
     )
 
 
@@ -226,7 +226,7 @@ def _labelme_objects(
     objects: dict[Any, list[dict[str, Any]]] = {}
     for i, shape in enumerate(shapes):
         if shape.get("shape_type", "polygon") not in ("polygon", "rectangle", "mask"):
-            notes[f"shapes of type {shown(shape['shape_type'])}, left out"] += 1
+            notes[f"shapes of type {shown(shape['shape_type'])}, left out:"] += 1
             continue
         # Shapes of one label and group are parts of one object.
         group = shape.get("group_id")

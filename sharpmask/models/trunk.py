@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..ranges import shown
 from ..tensor_files import StateDict, check_values, read_state_dict
 
@@ -65,7 +65,7 @@ class Trunk(nn.Module):
             hint = _prefix_hint(own, state) if len(missing) == len(own) else ""
             raise DataError(
                 f"{source}: expected {len(own)} tensors of {self.name}, "
-                f"{len(missing)} are missing, e.g. {missing[0]}{hint}"
+                f"{counted(len(missing), 'is missing:', 'are missing, e.g.')} {missing[0]}{hint}"
             )
         more = sorted(k for k in state.keys() - own.keys() if not self._is_ignored(k))
         if more:

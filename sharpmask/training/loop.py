@@ -21,7 +21,7 @@ from torch import Tensor
 from ..checkpoint import load_model, save_model, save_tensors
 from ..data.coco import CocoFolder
 from ..data.mixture import Mixture
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..evaluation import Validator
 from ..files import output_folder, write_text
 from ..models import DeepMask, from_config
@@ -339,7 +339,8 @@ class Run:
 
     def _say_skipped(self, lines: list[str]) -> None:
         if lines:
-            self._say(f"left out {len(lines)} broken images or annotations, first: {lines[0]}")
+            broken = counted(len(lines), "broken image or annotation", "broken images or annotations")
+            self._say(f"left out {broken}, first: {lines[0]}")
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ..data.coco import CocoFolder, Photo
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..search import ProposalGenerator
 from ..search.proposals import Rle
 
@@ -32,7 +32,7 @@ def rankable(folder: CocoFolder) -> list[Photo]:
     if len(found) < FEWEST_PHOTOS:
         raise DataError(
             f"{folder.annotation_file}: must hold {FEWEST_PHOTOS} completely annotated photos with objects to fit a "
-            f"ranking, got {len(found)} among {len(folder.photos)} photos"
+            f"ranking, got {len(found)} among {counted(len(folder.photos), 'photo')}"
         )
     return found
 

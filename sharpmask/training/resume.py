@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.data_set import DataSet
 from ..data.layouts import find_annotations
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..plain import nearest, to_plain
 from ..ranges import shown
 from ..tensor_files import StateDict, read_safetensors
@@ -76,8 +76,9 @@ def batches_in_step(record: Record, config: TrainConfig) -> int:
     whole = config.accumulate * int(record["processes"])
     if whole < 1 or whole % world_size():
         raise DataError(
-            f"out: a step of the run in {config.out} takes {whole} batches, which {world_size()} processes cannot "
-            "share evenly; give it a number of processes that can, or ask for another step: --change processes"
+            f"out: a step of the run in {config.out} takes {counted(whole, 'batch', 'batches')}, which "
+            f"{counted(world_size(), 'process', 'processes')} cannot share evenly; give it a number of "
+            "processes that can, or ask for another step: --change processes"
         )
     return whole
 

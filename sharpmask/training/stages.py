@@ -19,7 +19,7 @@ from ..data.data_set import DataSet, data_sets
 from ..data.links import Links
 from ..data.orientation import Exif
 from ..data.tile_config import TileConfig
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..models.config import ModelConfig
 from ..ranges import Length, Range, Settings
 
@@ -166,7 +166,9 @@ class TrainConfig(Settings):
         if self.stage != "deepmask" and self.model.architecture != "sharpmask":
             raise DataError(f"architecture must be 'sharpmask' in stage {self.stage!r}")
         if len(self.milestones) != len(self.factors):
-            raise DataError(f"factors must be {len(self.milestones)} numbers like milestones, got {self.factors}")
+            raise DataError(
+                f"factors must be {counted(len(self.milestones), 'number')} like milestones, got {self.factors}"
+            )
         if self.change and not self.resume:
             raise DataError(f"change is for a run that is resumed, got {', '.join(self.change)} without resume")
         if any(late <= early for early, late in pairwise(self.milestones)):

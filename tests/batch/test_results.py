@@ -57,6 +57,21 @@ def test_counts(rows: Path, table: Any, propose: Propose, capsys: Capture) -> No
     ]
 
 
+def test_one_is_told_in_the_singular(rows: Path, table: Any, tmp_path: Path, capsys: Capture) -> None:
+    one = changed(table[:1], 0, proposals=table["proposals"][0].as_py()[:1])
+    write_table(one, tmp_path / "one" / "a.parquet")
+    write_table(one, tmp_path / "one" / "b.parquet")
+    assert results(tmp_path / "one" / "a.parquet") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "1 row, 0 of them failed, 1 proposal" and said[1].endswith(": 1 row")
+    assert results(tmp_path / "one", "--to", "coco", "--out", tmp_path / "x.json") == 0
+    told = capsys.readouterr()
+    assert told.out == f"{tmp_path}/x.json: 1 photo, 1 proposal\n"
+    assert "1 row is left out, as its id stands in another: first " in told.err
+    assert results(rows, "--to", "coco", "--out", tmp_path / "x.json", "--photos", table["path"][2].as_py()) == 0
+    assert "1 of 1 photo had failed" in capsys.readouterr().err
+
+
 def test_coco_is_what_propose_writes(
     rows: Path, photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -113,6 +113,8 @@ def test_synth(tmp_path: Path, capsys: Capture) -> None:
     folder = CocoFolder(out)
     assert [(p.height, p.width) for p in folder.photos] == [(64, 80)] * 2
     assert "exists already" in fails(capsys, "synth", out)
+    assert run("synth", tmp_path / "one", "--images", 1, "--size", 64, 80, "--textures", "generated") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'one'}: 1 picture\n"
 
 
 @pytest.fixture(scope="module")
@@ -435,7 +437,7 @@ def test_eval_leaves_out_a_broken_photo_on_request(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sharpmask: ")]
     assert len(said) == 1 and "000002.png" in said[0]
     assert run(*base, "--skip-bad") == 0
-    assert "left out 1 broken entries, first: " in capsys.readouterr().err
+    assert "left out 1 broken entry, first: " in capsys.readouterr().err
     # Its objects are not counted as missed.
     document["images"] = [i for i in document["images"] if i["id"] != 2]
     document["annotations"] = [a for a in document["annotations"] if a["image_id"] != 2]

@@ -161,7 +161,7 @@ def test_a_photo_that_breaks_between_two_searches_is_left_out_of_both(
     monkeypatch.setattr(ProposalGenerator, "generate", generate)
     base = ("eval", "--dataset", copy, "--checkpoint", tiny_checkpoint, "--out", tmp_path / "out", "--top-n", 3)
     assert run(*base, "--coarse", "--skip-bad") == 0
-    assert calls == 11 and "left out 1 broken entries, first: " in capsys.readouterr().err
+    assert calls == 11 and "left out 1 broken entry, first: " in capsys.readouterr().err
     assert len(json.loads((tmp_path / "out" / "recall.json").read_text())) == 4
 
 

@@ -295,7 +295,7 @@ def test_results_lost_during_the_run_are_made_again(
 
     monkeypatch.setattr(Parts, "write", write)
     assert run(*base, out) == 0
-    assert len(written) == 5 and "1 photos are gone" in capsys.readouterr().err
+    assert len(written) == 5 and "the results of 1 photo are gone, so it is searched again" in capsys.readouterr().err
     assert contents(out) == contents(tmp_path / "whole")
 
 

@@ -348,11 +348,11 @@ def test_objects_that_can_never_be_positives_are_told(tmp_path: Path) -> None:
         return CocoFolder(write_folder(tmp_path / name, [photo], [entry]))
 
     tiny = folder("tiny", 4, 4)
-    message = r"instances\.json: none of the 1 objects can become a positive window: .* the longest side is 4 pixels"
+    message = r"instances\.json: of 1 object, none can become a positive window: .* the longest side is 4 pixels"
     with pytest.raises(DataError, match=message):
         TileBatches(tiny, CONFIG, window=WINDOW).check_objects()
     TileBatches(tiny, replace(CONFIG, positives=0), window=WINDOW).check_objects()  # the score alone
     TileBatches(tiny, replace(CONFIG, max_enlargement=6.0), window=WINDOW).check_objects()
-    with pytest.raises(DataError, match="none of the 1 objects"):
+    with pytest.raises(DataError, match="of 1 object, none can"):
         TileBatches(folder("sliver", 1, 40), CONFIG, window=WINDOW).check_objects()
     TileBatches(folder("fine", 20, 20), CONFIG, window=WINDOW).check_objects()

@@ -122,7 +122,7 @@ def test_groups_masks_and_rectangles_of_labelme(tmp_path: Path) -> None:
         {"label": "dot", "points": [[5, 5]], "shape_type": "point"},
     ]
     document, notes = convert(labelme(tmp_path / "data", shapes))
-    assert notes == ["1 shapes of type 'point', left out"]
+    assert notes == ["shapes of type 'point', left out: 1"]
     first, second = decoded(document)
     expected = np.zeros((2, HEIGHT, WIDTH), bool)
     expected[0, 10:21, 10:21] = expected[0, 25:31, 40:51] = True
@@ -159,7 +159,7 @@ def test_boxes_are_crowds(tmp_path: Path) -> None:
     (tmp_path / "labels" / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n\n0 0.1 0.1 0.5 0.1 0.5 0.5\n")
     (tmp_path / "data.yaml").write_text("names:\n  0: cup\n  1: fork\n")
     document, notes = convert(tmp_path)
-    assert notes == ["1 boxes without a mask, which count as crowds"]
+    assert notes == ["boxes without a mask, which count as crowds: 1"]
     assert document["annotations"][0]["bbox"] == [30, 15, 20, 30]
     (tmp_path / "instances.json").write_text(json.dumps(document))
     (photo,) = CocoFolder(tmp_path).photos

@@ -395,7 +395,7 @@ def test_missing_and_misshaped_tensors() -> None:
     trunk = build_trunk("resnet18")
     state = trunk.state_dict()
     less = {k: v for k, v in state.items() if k != "layer1.0.conv1.weight"}
-    with pytest.raises(DataError, match=r"expected 75 tensors of resnet18, 1 are missing, e.g. layer1.0.conv1.weight"):
+    with pytest.raises(DataError, match=r"expected 75 tensors of resnet18, 1 is missing: layer1.0.conv1.weight"):
         trunk.load_classifier(less)
     wrong = state | {"conv1.weight": torch.zeros(64, 3, 3, 3)}
     with pytest.raises(DataError, match=r"conv1.weight of shape \(64, 3, 7, 7\), got \(64, 3, 3, 3\)"):

@@ -70,7 +70,7 @@ function openPhoto(chosen) {
     forget();
     list();
     const { width, height } = photo.size;
-    $("status").textContent = `${photo.name}: ${width} × ${height} pixels, ${photo.masks.length} proposals.`;
+    $("status").textContent = `${photo.name}: ${width} × ${height} pixels, ${photo.masks.length} proposal${photo.masks.length === 1 ? "" : "s"}.`;
   });
 }
 
