@@ -35,6 +35,8 @@ def files_of(paths: Sequence[str | Path]) -> list[str | Path]:
     Names in a folder that begin with a point or _ are passed over, as other programs do: files that are being written,
     and what is no row. Raises ``DataError`` where there is none.
     """
+    if not paths:
+        raise DataError("rows must be Parquet files, folders of these, or URLs, got none")
     found: dict[str | Path, None] = {}
     for path in paths:
         place = place_of(path) if is_url(str(path)) else str(path)

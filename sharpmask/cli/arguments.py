@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stderr
-from typing import Any, TypeVar
+from dataclasses import replace
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ..errors import DataError
 
 T = TypeVar("T")
+WITHOUT_NONE = ConstructorRegistry()
+"""Takes no ``None`` for an optional value, and lists none in help and errors: the option is left out instead."""
+
+
+@WITHOUT_NONE.primitive_rule
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
+    if info.type_origin not in (Union, UnionType) or len(kinds) != 1 or NoneType not in get_args(info.type):
+        return None
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kinds[0], info.markers))
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return None
+    return replace(
+        spec,
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+    )
 
 
 def parse_arguments(cls: type[T], argv: list[str], **options: Any) -> T:

@@ -13,6 +13,7 @@ import tyro
 from ..errors import DataError
 from ..ranges import shown
 from ..training.stages import TrainConfig
+from .arguments import WITHOUT_NONE
 from .options import OPTIONS, STAGES
 
 SHELLS: Final = ("bash", "zsh", "fish")
@@ -44,7 +45,7 @@ def completion_script(shell: str) -> str:
         raise DataError(f"--print-completion must be {', '.join(SHELLS[:-1])} or {SHELLS[-1]}, got {shown(shell)}")
     text = io.StringIO()
     with redirect_stdout(text), suppress(SystemExit):
-        tyro.cli(all_commands(), prog="sharpmask", args=["--tyro-print-completion", shell])
+        tyro.cli(all_commands(), prog="sharpmask", args=["--tyro-print-completion", shell], registry=WITHOUT_NONE)
     script = text.getvalue().replace(*EDITS[shell])
     return script + BASH if shell == "bash" else script
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -13,7 +14,7 @@ from ..app.address import listen
 from ..data.photos import Found, find_photos
 from ..data.video import is_video
 from ..errors import DataError
-from .arguments import parse_arguments
+from .arguments import WITHOUT_NONE, parse_arguments
 from .checks import check_images, check_paths
 from .images import expanded
 from .options import OPTIONS, STAGES
@@ -123,4 +124,5 @@ def print_commands() -> None:
 
 def parse(name: str, argv: list[str]) -> Any:
     """The options of a command other than training."""
-    return parse_arguments(OPTIONS[name], argv, prog=f"sharpmask {name}", description=OPTIONS[name].__doc__)
+    told = inspect.getdoc(OPTIONS[name])
+    return parse_arguments(OPTIONS[name], argv, prog=f"sharpmask {name}", description=told, registry=WITHOUT_NONE)

@@ -250,6 +250,7 @@ def test_bad_rows_are_named(said: str, table: Any, tmp_path: Path, capsys: Captu
 def test_other_files_are_refused(table: Any, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.parquet"
     assert "rows: no file or folder" in refused(capsys, path)
+    assert refused(capsys) == "sharpmask: rows must be Parquet files, folders of these, or URLs, got none\n"
     assert "must hold Parquet files of rows, got none" in refused(capsys, tmp_path)
     path.write_bytes(b"PAR1 and no more")
     assert "cannot be read as rows: " in refused(capsys, path)

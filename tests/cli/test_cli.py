@@ -70,6 +70,8 @@ def test_every_command_tells_its_options(name: str, capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert f"usage: sharpmask {name}" in out
     assert "MISSING" not in out and "--search." not in out and "--model." not in out
+    assert ("{None" in out) == name.startswith("train")  # there it takes back what a file sets
+    assert "\n    " not in out.partition("╭")[0]
 
 
 def test_as_a_module_and_without_the_training_loop() -> None:

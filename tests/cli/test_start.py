@@ -108,6 +108,23 @@ def test_the_version(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("results x --out y --to csv", "--to'. Expected one of ('coco', 'labelme', 'yolo', 'parquet')."),
+        ("results x --out y --to None", "--to'. Expected one of ('coco', 'labelme', 'yolo', 'parquet')."),
+        ("propose x --soft-nms x", "--soft-nms'. Expected one of ('True', 'False')."),
+        ("propose x --scales x", "Error parsing --scales: Could not find valid parse for arguments: ['x'] "),
+        ("results x --top x", "Error parsing --top: invalid literal for int() with base 10: 'x' "),
+    ],
+)
+def test_none_is_no_value_of_an_option(words: str, said: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split()) + " "
+
+
+@pytest.mark.parametrize(
     ("words", "meant"),
     [("propse x.jpg", "propose"), ("evaluate", "eval"), ("train jiont", "train joint"), ("trian joint", "train joint")],
 )
