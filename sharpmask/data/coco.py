@@ -118,6 +118,11 @@ class CocoFolder:
                 f"{len(self.photos)}; first: image {incomplete[0].id}"
             )
 
+    @property
+    def is_background(self) -> bool:
+        """Whether no photo has an object, and one at least is completely annotated: it is known to show background."""
+        return not any(photo.instances for photo in self.photos) and any(photo.complete for photo in self.photos)
+
     def load(self, photo: Photo) -> NDArray[np.uint8]:
         """The pixels of `photo` from a cache of decoded photos: read-only uint8 (h, w, 3), RGB.
 

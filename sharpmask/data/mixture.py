@@ -37,6 +37,12 @@ class Mixture:
         return data if isinstance(data, Mixture) else cls([data])
 
     @property
+    def backgrounds(self) -> tuple[bool, ...]:
+        """Of each folder whether it is background alone, which gives negatives beside others with objects."""
+        found = tuple(folder.is_background for folder in self.folders)
+        return (False,) * len(found) if all(found) else found
+
+    @property
     def skip_bad(self) -> bool:
         """Whether damaged photos are left out."""
         return any(folder.skip_bad for folder in self.folders)

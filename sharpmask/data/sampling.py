@@ -101,9 +101,9 @@ class PatchSampler:
     their objects.
 
     A damaged photo raises DataError. With the folder's `skip_bad` another photo is drawn instead, and the line is
-    appended to `data.skipped` (a data loader's worker appends to its own copy). The constructor raises DataError
-    if a folder holds no object to learn from, or none of them a photo for negatives, and ValueError for arguments
-    out of range.
+    appended to `data.skipped` (a data loader's worker appends to its own copy). A folder of background alone, beside
+    others, gives negatives, though none by the rule "released". The constructor raises DataError if another folder
+    holds no object to learn from, or none of them a photo for negatives, and ValueError for arguments out of range.
     """
 
     def __init__(
@@ -148,8 +148,16 @@ class PatchSampler:
             self.object_side = -(-window * 128 // 224)  # rounded up
             self.jitter = window * 16 / 160
             self.far = window * 48 / 160
-        self._objects = [_objects_by_category(folder) for folder in self.data.folders]
-        self._share = np.array(self.data.weights) / sum(self.data.weights)
+        empty = self.data.backgrounds
+        if any(empty) and rule == "released" and head == "score":
+            raise DataError(
+                f"{self.data.folders[empty.index(True)].annotation_file}: must hold an object, since rule 'released' "
+                "takes negatives from photos with objects, got none; leave the folder out, or take rule 'paper'"
+            )
+        pairs = list(zip(self.data.folders, empty, strict=True))
+        self._objects = [[] if is_empty else _objects_by_category(folder) for folder, is_empty in pairs]
+        share = np.array(self.data.weights) * ~np.array(empty)
+        self._share = share / sum(share)
         self._populated = self._pool(complete=False, empty=False)  # photos of score positives by the released rule
         self._negative = self._pool(complete=True, empty=rule == "paper")
         if head == "score" and not self._negative.photos:

@@ -49,9 +49,10 @@ class TileBatches(Dataset[TileBatch]):
     holds those from k B to k B + B - 1. Processes that take different batches thus never draw the same tile.
 
     Partially annotated photos give no negatives but parts of their objects. If there are completely annotated ones
-    too, ``complete_tiles`` of a batch show these, so that no batch raises all scores.
+    too, ``complete_tiles`` of a batch show these, so that no batch raises all scores. A folder of background alone,
+    beside others with objects, has its share of the tiles, which show any part of a photo at any scale.
 
-    Raises ``DataError`` for settings that do not fit, if no photo of a folder has an object, or if a photo is
+    Raises ``DataError`` for settings that do not fit, if no photo of another folder has an object, or if a photo is
     damaged and the folder's ``skip_bad`` is not set.
     """
 
@@ -68,13 +69,19 @@ class TileBatches(Dataset[TileBatch]):
             raise DataError(f"side must be at least the window, {window}, got {config.side}")
         self.data, self.config, self.window, self.length = Mixture.of(data), config, window, length
         self.seed = seed
-        sets = [(_with_objects(f), weight) for f, weight in zip(self.data.folders, self.data.weights, strict=True)]
+        parts = list(zip(self.data.folders, self.data.weights, self.data.backgrounds, strict=True))
+        sets = [(_with_objects(folder), weight) for folder, weight, is_empty in parts if not is_empty]
+        empty = [(folder.photos.where(_is_complete), weight) for folder, weight, is_empty in parts if is_empty]
         self.pool = Pool.of(sets, config.balance_sources)
+        self._empty = Pool.of(empty, config.balance_sources) if empty else Pool([])
         self.photos = self.pool.photos
         self.paster = Paster(self.data, self.pool, config, window)
-        self._complete = self.pool.only(lambda photo: photo.complete)
+        self._complete = self.pool.only(_is_complete)
         self._partial = self.pool.only(lambda photo: not photo.complete)
-        self._complete_share = self.pool.share(lambda photo: photo.complete)
+        background = sum(weight for _, weight in empty) / sum(self.data.weights)
+        complete = (1 - background) * self.pool.share(_is_complete)
+        # A number below the first means a complete photo with objects, below the second background, else a partial one.
+        self._bounds = complete, complete + background if self._partial.photos else 1.0
 
     def check_objects(self) -> None:
         """Raise ``DataError`` if the photos cannot teach all that the settings ask for.
@@ -92,7 +99,7 @@ class TileBatches(Dataset[TileBatch]):
                 f"{max(max(i.box[2:]) for i in objects):.0f} pixels"
             )
         learns = self.config.negatives and not self.config.part_negatives
-        if learns and not any(photo.complete for photo in self.photos):
+        if learns and not self._empty.photos and not any(photo.complete for photo in self.photos):
             raise DataError(
                 f"{self.data.name}: must hold a completely annotated photo, since others give no negatives, got none; "
                 "add such a data set (--dataset A B), or take parts of objects (--tiles.part-negatives 0.5), or train "
@@ -121,13 +128,14 @@ class TileBatches(Dataset[TileBatch]):
 
     def _pools(self, streams: Sequence[np.random.Generator]) -> list[Pool]:
         """The photos to draw from for each tile of a batch."""
-        count = len(streams)
-        if not self._complete.photos or not self._partial.photos:
-            return [self.pool] * count
-        complete = np.array([rng.random() for rng in streams]) < self._complete_share
-        missing = min(self.config.complete_tiles, count - 1) - int(complete.sum())
-        complete[np.flatnonzero(~complete)[: max(0, missing)]] = True
-        return [self._complete if whole else self._partial for whole in complete]
+        pools = self._complete, self._empty, self._partial
+        if sum(bool(pool.photos) for pool in pools) < 2:
+            return [self.pool] * len(streams)
+        kinds = np.searchsorted(self._bounds, [rng.random() for rng in streams], side="right")
+        partial = np.flatnonzero(kinds == 2)
+        missing = min(self.config.complete_tiles, len(streams) - 1) - (len(streams) - len(partial))
+        kinds[partial[: max(0, missing)]] = 0 if self._complete.photos else 1
+        return [pools[kind] for kind in kinds]
 
     def _usable_tile(self, rng: np.random.Generator, pool: Pool) -> Tile:
         """A tile of readable photos. With the folder's ``skip_bad`` a damaged photo is noted and another one drawn."""
@@ -144,7 +152,7 @@ class TileBatches(Dataset[TileBatch]):
     def tile(self, rng: np.random.Generator, pool: Pool) -> Tile:
         """One labelled tile of a photo in ``pool``."""
         config = self.config
-        photo, instance = pool.an_object(rng, by_size=config.balance_sizes > 0 and rng.random() < config.balance_sizes)
+        photo, instance = self._drawn(rng, pool)
         image, inside, placed = self._background(rng, photo, instance)
         for _ in range(int(rng.integers(min(1, config.pasted), config.pasted + 1))):
             self.paster.paste(rng, image, inside, placed)
@@ -152,11 +160,18 @@ class TileBatches(Dataset[TileBatch]):
             image = shrink_and_enlarge(image, 2 ** rng.uniform(0.3, 1.6))
         return self._label(rng, image, [visible(p, config.most_hidden) for p in placed], photo.complete)
 
+    def _drawn(self, rng: np.random.Generator, pool: Pool) -> tuple[Photo, Instance | None]:
+        """A photo, and the object that its tile is about, if the photo has one."""
+        if pool is self._empty:
+            return pool.photo(rng), None
+        sizes = self.config.balance_sizes
+        return pool.an_object(rng, by_size=sizes > 0 and rng.random() < sizes)
+
     def _label(self, rng: np.random.Generator, image: Array, placed: list[Placed], complete: bool) -> Tile:
         return label(rng, image, placed, self.config, self.window, complete=complete)
 
     def _background(
-        self, rng: np.random.Generator, photo: Photo, instance: Instance
+        self, rng: np.random.Generator, photo: Photo, instance: Instance | None
     ) -> tuple[Array, Region, list[Placed]]:
         """A piece of a photo, the region of the tile that shows the photo, and the objects on it."""
         side = self.config.side
@@ -177,9 +192,11 @@ class TileBatches(Dataset[TileBatch]):
             placed = [p._replace(mask=p.mask[:, ::-1].copy(), x=side - p.x) for p in placed]
         return image, inside, placed
 
-    def _view(self, rng: np.random.Generator, photo: Photo, instance: Instance) -> tuple[float, Instance | None]:
+    def _view(self, rng: np.random.Generator, photo: Photo, instance: Instance | None) -> tuple[float, Instance | None]:
         """The photo's scale on a tile, and the object that must be on it, if any: ``instance`` or the largest."""
         config, complete = self.config, photo.complete
+        if instance is None:
+            return rng.uniform(*config.free_scales), None
         scale = object_scale(rng, max(instance.box[2:]), config.positive_octaves, config, self.window)
         kind = rng.random()
         # Beside its objects a partially annotated photo teaches nothing, so its tiles show an object, or its parts.
@@ -232,6 +249,10 @@ def collate(tiles: list[Tile]) -> TileBatch:
     windows = Windows(torch.zeros(len(cells)), torch.from_numpy(owner), torch.zeros_like(row), row, col)
     image = torch.from_numpy(np.stack([t.image for t in tiles])).permute(0, 3, 1, 2)
     return TileBatch(image, windows, torch.from_numpy(np.concatenate([t.masks for t in tiles])))
+
+
+def _is_complete(photo: Photo) -> bool:
+    return photo.complete
 
 
 def _with_objects(folder: CocoFolder) -> Packed[Photo]:

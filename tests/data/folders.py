@@ -42,6 +42,16 @@ def write(root: Path, *entries: Any) -> Path:
     return root
 
 
+def background(root: Path, photos: int, colour: int, info: Any = None) -> Path:
+    """A folder of photos in a shade of green, as those of `squares`, without any object."""
+    squares(root, *[{}] * photos, colour=colour, info=info)
+    for path in (root / "images").iterdir():
+        Image.fromarray(np.full((120, 160, 3), (0, colour, 0), np.uint8)).save(path)
+    document = json.loads((root / "instances.json").read_text())
+    (root / "instances.json").write_text(json.dumps(document | {"annotations": []}))
+    return root
+
+
 def squares(root: Path, *photos: dict[str, Any], colour: int = 0, side: int = 30, info: Any = None) -> Path:
     """A folder of photos of 120 x 160 pixels in a shade of green, each with a red square; ``photos`` are their keys."""
     (root / "images").mkdir(parents=True)

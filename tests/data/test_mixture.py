@@ -14,11 +14,11 @@ from sharpmask.data.data_set import data_sets
 from sharpmask.data.mixture import Mixture
 from sharpmask.data.objects import Instance
 from sharpmask.data.pool import Pool
-from sharpmask.data.sampling import MaskSample, PatchSampler
+from sharpmask.data.sampling import MaskSample, PatchSampler, ScoreSample
 from sharpmask.data.tiles import TileBatches, TileConfig
 from sharpmask.errors import DataError
 
-from .folders import squares
+from .folders import background, squares
 
 CONFIG = TileConfig(side=64, tiles=1, pasted=0, blurred=0.0)
 
@@ -103,6 +103,59 @@ def test_tiles_and_patches_come_from_data_sets_by_weight(tmp_path: Path) -> None
         assert isinstance(sample, MaskSample)
         shades[round(float(sample.image[1].min()) * 255)] += 1
     assert set(shades) == {40, 90} and 130 < shades[90] < 170
+
+
+def test_background_beside_objects_gives_negatives(tmp_path: Path) -> None:
+    """The background is of a brighter green, by which its tiles and patches are known."""
+    a = CocoFolder(squares(tmp_path / "a", *[{}] * 4, colour=40))
+    b = CocoFolder(background(tmp_path / "b", 3, 200))
+    assert Mixture([a, b]).backgrounds == (False, True) and Mixture([b, b]).backgrounds == (False, False)
+    data = Mixture([a, b], [3, 1])
+    batches = TileBatches(data, replace(CONFIG, tiles=100), window=48)
+    batches.check_objects()
+    streams = [np.random.default_rng(i) for i in range(2000)]
+    assert batches._pools(streams).count(batches._empty) / 2000 == pytest.approx(0.25, abs=0.03)
+    tile = batches.tile(np.random.default_rng(0), batches._empty)
+    assert len(tile.cells) > 0 and len(tile.masks) == 0, "all windows are negatives"
+    pasted = TileBatches(data, replace(CONFIG, pasted=2, side=96), window=48)
+    tiles = [pasted.tile(np.random.default_rng(i), pasted._empty) for i in range(20)]
+    assert any(len(tile.masks) for tile in tiles), "objects of the other data set are pasted"
+    scores = PatchSampler(data, head="score", window=48, context=0)
+    greens: dict[int, list[bool]] = {1: [], -1: []}
+    for index in range(300):
+        sample = scores.sample(index)
+        assert isinstance(sample, ScoreSample)
+        greens[sample.label].append(abs(float(sample.image[1].max()) * 255 - 200) < 2)
+    assert not any(greens[1]) and np.mean(greens[-1]) == pytest.approx(0.25, abs=0.1)
+    masks = PatchSampler(data, head="mask", window=48, context=0, rule="released")
+    assert all(masks.sample(index).mask.any() for index in range(20))
+
+
+def test_background_keeps_the_score_of_partial_photos_down(tmp_path: Path) -> None:
+    """Of the tiles in a step one shows background, however small its weight, and none needs a complete photo."""
+    partial = CocoFolder(squares(tmp_path / "a", {}, {}), partial=True)
+    empty = CocoFolder(background(tmp_path / "b", 1, 90))
+    batches = TileBatches(Mixture([partial, empty], [1e6, 1]), replace(CONFIG, tiles=4), window=48)
+    batches.check_objects()
+    for step in range(5):
+        streams = [np.random.default_rng([step, i]) for i in range(4)]
+        assert [pool is batches._empty for pool in batches._pools(streams)] == [True, False, False, False]
+
+
+def test_background_that_cannot_teach_is_refused(tmp_path: Path) -> None:
+    folder, empty = CocoFolder(squares(tmp_path / "a", {})), CocoFolder(background(tmp_path / "b", 2, 90))
+    partial = CocoFolder(tmp_path / "b", partial=True)
+    for make in (
+        lambda: TileBatches(Mixture([empty, empty]), CONFIG, window=48),
+        lambda: TileBatches(Mixture([folder, partial]), CONFIG, window=48),
+        lambda: PatchSampler(Mixture([empty]), head="score"),
+    ):
+        with pytest.raises(DataError, match=r"b/instances\.json: .* object to"):
+            make()
+    with pytest.raises(
+        DataError, match=r"b/instances\.json: .* since rule 'released' takes negatives from photos with"
+    ):
+        PatchSampler(Mixture([folder, empty]), head="score", rule="released")
 
 
 def test_one_data_set_is_drawn_as_without_a_mixture(tmp_path: Path) -> None:
