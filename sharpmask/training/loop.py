@@ -139,6 +139,7 @@ class Run:
                     f"held_out must be file names of photos of the data sets, without folders, got {name!r}"
                 )
         pairs = [folder.split(set(config.held_out)) for folder in folders]
+        check_left(pairs)
         held_out = [held for _, held in pairs if held.photos]
         return Mixture([rest for rest, _ in pairs], [d.weight for d in sets]), Mixture(held_out) if held_out else None
 
@@ -344,6 +345,23 @@ class Run:
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def check_left(pairs: Sequence[tuple[CocoFolder, CocoFolder]]) -> None:
+    """Raise ``DataError`` where the photos held out leave a data set no photo, or all together no object.
+
+    ``pairs``: each data set without the photos held out, and these.
+    """
+    objects_left = any(photo.instances for rest, _ in pairs for photo in rest.photos)
+    for rest, held in pairs:
+        with_objects = sum(bool(photo.instances) for photo in held.photos)
+        if (held.photos and not rest.photos) or (with_objects and not objects_left):
+            count, which = (with_objects, "photos with objects") if rest.photos else (len(held.photos), "photos")
+            raise DataError(
+                f"held_out: all {which} of {held.annotation_file} are held out ({count} of "
+                f"{len(held.photos) + len(rest.photos)}), so none is left to train on; hold out fewer, or validate on "
+                "a folder of its own (--validation)"
+            )
 
 
 def initial_model(config: TrainConfig) -> DeepMask:

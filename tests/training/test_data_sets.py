@@ -12,15 +12,18 @@ from rich.console import Console
 
 from sharpmask.cli.checks import check_paths
 from sharpmask.cli.train import parse
-from sharpmask.data.coco import CocoFolder
+from sharpmask.data.coco import CocoFolder, Photo
 from sharpmask.data.mixture import Mixture
+from sharpmask.data.packed import Packed
 from sharpmask.data.tile_config import TileConfig
 from sharpmask.errors import DataError
 from sharpmask.evaluation import Validator
 from sharpmask.models import DeepMask
 from sharpmask.training import TrainConfig, stage_defaults
 from sharpmask.training.log import LOG
-from sharpmask.training.loop import Run
+from sharpmask.training.loop import Run, check_left
+
+from ..data.folders import background
 
 QUIET = Console(quiet=True)
 
@@ -57,6 +60,31 @@ def test_held_out_photos_are_validated_on_and_not_trained_on(
     assert float(row["score_accuracy"]) >= 0
     with pytest.raises(DataError, match=r"held_out must be file names of photos .*, without folders, got 'x\.png'"):
         Run(replace(config, out=tmp_path / "other", held_out=("x.png",)), 0, QUIET)
+
+
+def test_holding_all_photos_out_is_told(tiny_sharpmask: DeepMask, synth: Path, tmp_path: Path) -> None:
+    names = tuple(photo.path.name for photo in CocoFolder(synth).photos)
+    config = settings(tiny_sharpmask, tmp_path / "run", synth, held_out=names)
+    told = r"held_out: all photos of .*instances\.json are held out \(6 of 6\), so none is left .* \(--validation\)"
+    with pytest.raises(DataError, match=told):
+        Run(config, 0, QUIET)
+    whole, empty = CocoFolder(synth), CocoFolder(background(tmp_path / "b", 2, 90))
+    with pytest.raises(DataError, match=r"held_out: all photos of .*/b/instances\.json are held out \(2 of 2\)"):
+        check_left([whole.split(()), empty.split(["b1.png", "b2.png"])])
+    with pytest.raises(DataError, match=r"all photos with objects of .* are held out \(6 of 7\)"):
+        mixed = CocoFolder(synth)
+        mixed.photos = Packed.joined(Photo, [whole.photos, empty.photos[:1]])
+        check_left([mixed.split(names)])
+    check_left([whole.split(names[:1]), empty.split(["b1.png"])])
+
+
+def test_a_run_on_objects_and_background(tiny_sharpmask: DeepMask, synth: Path, tmp_path: Path) -> None:
+    plain = background(tmp_path / "b", 2, 90)
+    for stage in ({}, {"sampling": "patches", "batch_size": 4, "score_share": 1.0}):
+        out = tmp_path / str(len(stage))
+        config = settings(tiny_sharpmask, out, synth, f"{plain}:2", held_out=("b1.png", "000001.png"), **stage)
+        Run(config, 0, QUIET).loop()
+        assert (out / LOG).is_file()
 
 
 def test_on_partial_photos_alone_no_score_is_measured(tiny_sharpmask: DeepMask, synth: Path, tmp_path: Path) -> None:
