@@ -137,10 +137,14 @@ def wrong_file(path: Path, role: Role, got: str) -> DataError:
     return DataError(f"{role}: {path} must be {EXPECTED[role]}, got {got}")
 
 
+def is_safetensors(data: bytes) -> bool:
+    """Whether a file begins as a safetensors file does."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= LARGEST_HEADER
+
+
 def _is_pytorch(data: bytes) -> bool:
     """Whether it is a file of PyTorch, and no safetensors file whose header's length begins with the same bytes."""
-    header = data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= LARGEST_HEADER
-    return data.startswith((PICKLE, ZIP)) and not header
+    return data.startswith((PICKLE, ZIP)) and not is_safetensors(data)
 
 
 def _safetensors(data: bytes, path: Path, role: Role) -> TensorFile:

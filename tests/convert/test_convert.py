@@ -207,6 +207,11 @@ def test_the_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "e" / "recall.json").is_file()
 
 
+def test_a_checkpoint_needs_no_conversion(tiny_checkpoint: Path) -> None:
+    with pytest.raises(DataError, match="got a safetensors file; a checkpoint of this package needs no conversion"):
+        convert(tiny_checkpoint)
+
+
 def test_the_command_fails_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.t7").write_text("4\n1\n3\nV 1\n")
     assert main(["convert", str(tmp_path / "x.t7"), str(tmp_path / "out")]) == 2
