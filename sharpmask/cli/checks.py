@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..family import checkpoint_path
+from ..family import checkpoint_path, shipped
 
 FILES = {
     "checkpoint": "checkpoint",
@@ -33,13 +33,13 @@ def check_images(paths: Sequence[Path]) -> None:
             raise DataError(f"images: no file or folder {path}")
 
 
-def check_file(path: Path, what: str) -> None:
-    """Raise ``DataError`` that calls a file to read ``what``, if it is not there or a folder."""
+def check_file(path: Path, what: str, hint: str = "") -> None:
+    """Raise ``DataError`` that calls a file to read ``what``, if it is not there, with the ``hint``, or a folder."""
     if path.is_dir():
         raise DataError(f"{what}: {path} must be a file, but it is a folder")
     # A FIFO is let through: what reads it refuses it.
     if not path.exists():
-        raise DataError(f"{what}: no file {path}")
+        raise DataError(f"{what}: no file {path}{hint}")
 
 
 def check_paths(options: Any, *, out_is_file: bool, without: Sequence[str] = ()) -> None:
@@ -50,7 +50,10 @@ def check_paths(options: Any, *, out_is_file: bool, without: Sequence[str] = ())
     given = {name: value for name, value in vars(options).items() if name not in without}
     for name, what in FILES.items():
         for given_path in _paths(options, name):
-            check_file(checkpoint_path(given_path, what) if name in CHECKPOINTS else given_path, what)
+            if name in CHECKPOINTS:
+                check_file(checkpoint_path(given_path, what), what, hint=f"; models by name are {', '.join(shipped())}")
+            else:
+                check_file(given_path, what)
     weights = given.get("trunk_weights")
     if weights not in (None, "imagenet"):
         check_file(Path(weights), "trunk_weights")

@@ -137,7 +137,7 @@ class Propose(Settings):
     Writes proposals.json (COCO results), and a JSON file and an overlay picture of each photo.
     """
 
-    images: Positional[tuple[Path, ...]]
+    images: Positional[Annotated[tuple[Path, ...], arg(metavar="PHOTO...", help_behavior_hint="(required)")]]
     """Photos, folders of photos, videos, patterns such as 'a/*.jpg', or - to read paths from stdin, one a line."""
     every: Annotated[int, Range(1, 1_000_000)] = 10
     """Of a video, search one frame in this many."""
@@ -271,9 +271,9 @@ class Pack(Settings):
     """Write a checkpoint to share: with 16-bit weights, and the search settings given here."""
 
     writes: ClassVar[FileKind] = "checkpoint"
-    checkpoint: Positional[Path]
+    checkpoint: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]]
     """Checkpoint to read: a file, small or base."""
-    out: Positional[Path]
+    out: Positional[Annotated[Path, arg(metavar="OUT")]]
     """Checkpoint to write."""
     rank_on: Path | None = None
     """COCO-format folder of photos to fit a learned ranking to, which takes the place of stability and scale prior."""
@@ -285,9 +285,9 @@ class Pack(Settings):
 class Export(Settings):
     """Write a model as graphs for ONNX Runtime, OpenVINO or PyTorch without this package."""
 
-    checkpoint: Positional[Path]
+    checkpoint: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]]
     """Checkpoint to read: a file, small or base."""
-    out: Positional[Path]
+    out: Positional[Annotated[Path, arg(metavar="OUT")]]
     """Folder to write into."""
     to: tuple[ExportFormat, ...] = ("onnx",)
     """Formats: onnx, openvino, torch (torch.export), aoti (compiled for this machine)."""
@@ -298,9 +298,9 @@ class Convert(Settings):
     """Turn the authors' released model.t7, or weights of the PyTorch port of DeepMask, into a checkpoint."""
 
     writes: ClassVar[FileKind] = "checkpoint"
-    weights: Positional[Path]
+    weights: Positional[Annotated[Path, arg(metavar="WEIGHTS")]]
     """File to read. No code in it is run."""
-    out: Positional[Path]
+    out: Positional[Annotated[Path, arg(metavar="OUT")]]
     """Checkpoint to write."""
     overwrite: Overwrite = False
 
@@ -309,7 +309,7 @@ class Convert(Settings):
 class Synth(Settings):
     """Write a COCO-format folder of generated pictures with occluding textured objects."""
 
-    out: Positional[Path]
+    out: Positional[Annotated[Path, arg(metavar="FOLDER")]]
     """Folder to write into. It must be new or empty."""
     images: Annotated[int, Range(1, 1_000_000)] = 100
     """Number of pictures."""
@@ -326,7 +326,7 @@ class ConvertDataset(Settings):
     """Turn annotations of labelme, Pascal VOC or YOLO (segmentation) into a COCO instances file for training."""
 
     writes: ClassVar[FileKind] = "instances"
-    dataset: Positional[Path]
+    dataset: Positional[Annotated[Path, arg(metavar="FOLDER")]]
     """Folder with photos and their annotations."""
     out: Path | None = None
     """File to write. Without one: instances.json in the folder, where training finds it."""
@@ -346,7 +346,7 @@ class Results(Settings):
     Without --to, the counts alone are printed.
     """
 
-    rows: Positional[tuple[Path, ...]]
+    rows: Positional[Annotated[tuple[Path, ...], arg(metavar="ROWS...", help_behavior_hint="(required)")]]
     """Parquet files of rows, and folders of such files; or URLs of these, such as s3://bucket/rows."""
     to: Literal["coco", "labelme", "yolo", "parquet"] | None = None
     """What to write: COCO results, labelme's JSON or YOLO's labels a photo, or all rows in one Parquet file."""

@@ -63,8 +63,8 @@ def propose(options: Propose, given: Found, videos: Sequence[Path] = ()) -> int:
     if not options.quiet:
         say(f"{merged_file(options) or options.out}: {len(done)} of {counted(len(photos), 'photo')}")
     if failed:
-        given = counted(len(photos) + len(set(failed) & set(videos)), "photo")
-        say(f"{len(failed)} of {given} failed, first: {failed[0]}", ERR)
+        tried = counted(len(photos) + len(set(failed) & set(videos)), "photo")
+        say(f"{len(failed)} of {tried} failed, first: {failed[0]}", ERR)
     return 1 if failed else 0
 
 

@@ -101,10 +101,12 @@ def shape_of(mask: Mask | None, box: tuple[float, ...]) -> dict[str, Any]:
 def layout_of(root: Path) -> Layout:
     """The layout that a folder is in. Raises ``DataError`` where that is not clear."""
     found = [name for name in get_args(Layout) if next(_files(root, name), None)]
-    if len(found) != 1:
+    if not found:
+        raise DataError(f"{root}: must hold annotations in one of the layouts {', '.join(get_args(Layout))}, got none")
+    if len(found) > 1:
         raise DataError(
-            f"{root}: must be in one of the layouts {', '.join(get_args(Layout))}, got files of {len(found)}"
-            f"{': ' * bool(found)}{', '.join(found)}; say which with --layout"
+            f"{root}: must be in one of the layouts {', '.join(get_args(Layout))}, got files of {len(found)}: "
+            f"{', '.join(found)}; say which with --layout"
         )
     return found[0]
 

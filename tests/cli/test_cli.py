@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from sharpmask.checkpoint import load_model
 from sharpmask.cli import main
+from sharpmask.cli.options import OPTIONS
 from sharpmask.data.coco import CocoFolder
 from sharpmask.data.images import load_image
 from sharpmask.models import SharpMask
@@ -62,6 +63,25 @@ def test_help_lists_all_commands(arguments: list[str], capsys: Capture) -> None:
         assert f"sharpmask {name} " in out
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("propose", "PHOTO..."),
+        ("results", "ROWS..."),
+        ("pack", "CHECKPOINT OUT"),
+        ("export", "CHECKPOINT OUT"),
+        ("convert", "WEIGHTS OUT"),
+        ("synth", "FOLDER"),
+        ("convert-dataset", "FOLDER"),
+    ],
+)
+def test_help_names_what_a_command_is_given(name: str, arguments: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    usage = capsys.readouterr().out.partition("\n\n")[0]
+    assert arguments in usage and "PATH" not in usage
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_tells_its_options(name: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as raised:
@@ -70,8 +90,10 @@ def test_every_command_tells_its_options(name: str, capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert f"usage: sharpmask {name}" in out
     assert "MISSING" not in out and "--search." not in out and "--model." not in out
+    assert "(default: )" not in out or name.startswith(("train", "eval"))  # of lists that may be empty
     assert ("{None" in out) == name.startswith("train")  # there it takes back what a file sets
-    assert "\n    " not in out.partition("╭")[0]
+    for line in (getattr(OPTIONS.get(name), "__doc__", None) or "").split("\n"):
+        assert f"\n{line.strip()}\n" in out, "a description is not indented"
 
 
 def test_as_a_module_and_without_the_training_loop() -> None:

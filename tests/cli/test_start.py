@@ -170,6 +170,7 @@ def test_a_file_to_read_is_called_as_it_was_asked_for(
     (tmp_path / "base").mkdir()
     said = {"nope": "no file nope", ".": ". must be a file, but it is a folder"}
     if what in ("checkpoint", "--from"):
+        said["nope"] += "; models by name are small, base"
         said["base"] = "base is a model of this package, and the working folder has base too"
     for value, error in said.items():
         assert main([*arguments.split(), value]) == 2

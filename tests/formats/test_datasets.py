@@ -236,7 +236,7 @@ def test_an_encoding_that_the_text_is_not_in(tmp_path: Path, encoding: str) -> N
 
 
 def test_other_bad_folders(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="must be in one of the layouts labelme, voc, yolo, got files of 0;"):
+    with pytest.raises(DataError, match="must hold annotations in one of the layouts labelme, voc, yolo, got none"):
         convert(tmp_path)
     root = labelme(tmp_path / "data", [{"label": "x", "points": SQUARE}])
     (root / "a.xml").write_text("<annotation><filename>a.jpg</filename>")
