@@ -4,7 +4,7 @@ The environment variables SHARPMASK_NATIVE (the C++ kernels) and SHARPMASK_CUDA 
 where a module cannot be built: auto (the default): the install goes on without it, and
 `sharpmask_kernels.available_backends()` tells why; 1: the install fails; 0: the module is left out.
 SHARPMASK_CUDA_ARCHS says which GPUs to compile for: compute capabilities as in "80;90", native (the GPUs of this
-machine) or all. By default those of this machine, or without any, DEFAULT_CODES. PTX is added for later GPUs. CXX,
+machine) or all. By default those of this machine, or without any, DEFAULT_FLAGS. PTX is added for later GPUs. CXX,
 CXXFLAGS and LDFLAGS mean what they always mean; CUDACXX is nvcc.
 """
 

@@ -24,8 +24,9 @@ ISAS = {
 ARM_ISAS: dict[str, list[str]] = {"neon": []}
 # The compute capabilities of GPUs from Turing (2018) on.
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
-# Without a GPU, what most servers have; the driver translates PTX for all others. More would take minutes.
-DEFAULT_CODES = ("sm_80", "sm_90", "compute_75")
+# Without a GPU, what most servers have; the driver translates PTX for all others. More would take minutes. By way of
+# compute_75, the code for 8.0 and 9.0 would have no instructions for matrices of 16-bit numbers.
+DEFAULT_FLAGS = ("-gencode=arch=compute_80,code=[sm_80,sm_90]", "-gencode=arch=compute_75,code=compute_75")
 
 
 class BuildError(Exception):
@@ -224,5 +225,4 @@ def find_targets(nvcc: list[str]) -> Targets:
         return Targets.of(
             [arch for arch in ARCHS if arch in known][:1] or known[-1:], "no GPU was there to compile for"
         )
-    flags = [f"-gencode=arch=compute_75,code=[{','.join(DEFAULT_CODES)}]"]
-    return Targets(flags, "compute capability 8.x and 9.0, others by PTX (no GPU was there to compile for)")
+    return Targets([*DEFAULT_FLAGS], "compute capability 8.x and 9.0, others by PTX (no GPU was there to compile for)")
