@@ -230,6 +230,7 @@ def test_what_is_needed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert f"packages must be installed, missing are {lacking}" in capsys.readouterr().err
     monkeypatch.setattr(ready, "version", lambda package: "0.23")
     assert "torchvision (0.23, not 0.24)" in ready.missing()
+    assert re.search(r"setuptools +0\.23, not 77 ", ready.needs_table())  # Triton's kernels need no compiler
 
 
 def test_what_is_needed_is_told_where_it_is_missing() -> None:

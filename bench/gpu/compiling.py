@@ -37,8 +37,8 @@ def steps(works: Iterable[Workload], dtypes: Iterable[str], *extra: str) -> Iter
         yield Step(f"compile {op} {shape} {dtype}", SECONDS, command, environment={} if extra else ONE_THREAD)
 
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-"""Many processes share the cores."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+"""Many processes share the cores. Else each that calls torch.compile would start a process for each core."""
 
 
 def apart(works: Iterable[Workload], batch: int) -> Iterator[Workload]:
