@@ -14,7 +14,7 @@ from ..engines import Engine, ExportFormat, Precision, check_precision
 from ..errors import DataError
 from ..models.config import INSIDE, Geometry, SearchConfig, SearchScale
 from ..ranges import Length, Range, Settings, field_types
-from .replacing import FileKind
+from .replacing import FileKind, Overwrite
 
 FORMATS = ("coco", "labelme", "yolo", "png", "parquet")
 """What ``propose`` can write."""
@@ -24,7 +24,6 @@ FEWEST_RESAMPLES = 100
 """The ends of a 95 % interval of fewer would be the two or three outermost."""
 TopN: TypeAlias = Annotated[int, Range(1, 100_000)]
 Side: TypeAlias = Annotated[int, Range(64, 8192)]
-Overwrite: TypeAlias = Annotated[bool, arg(help="Replace a file of another kind, too, which else is an error.")]
 
 
 def _names(given: str, option: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -38,8 +37,8 @@ def _names(given: str, option: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class SearchOptions(Settings):
-    """How full images are searched. Settings that are not given come from the checkpoint."""
+class StoredSearch(Settings):
+    """How full images are searched, as checkpoints may say. Settings that are not given come from the checkpoint."""
 
     scales: Annotated[tuple[SearchScale, ...], Length(1, 64)] | None = None
     """Scales at which an image is searched, e.g. 0.25 0.5 1."""
@@ -61,10 +60,6 @@ class SearchOptions(Settings):
     """Refine at least so many windows, of which the best masks are kept; 0 for as many as are asked for."""
     geometry: Geometry | None = None
     """How windows lie on the image: by pixel centres, or (released, released-exact) as in the authors' code."""
-    max_side: Annotated[int, Range(0, 100_000)] = 800
-    """A photo with a longer side is searched as if that side had this many pixels; 0 for no limit."""
-    device: str = "cpu"
-    """Device to compute on: cpu, cuda, cuda:1, ..., or auto: cuda where there is a GPU, else cpu."""
 
     def over(self, search: SearchConfig) -> SearchConfig:
         """A checkpoint's settings, replaced by those that are given."""
@@ -72,6 +67,16 @@ class SearchOptions(Settings):
         # No IoU exceeds 1, so 1 switches suppression off.
         off = {k: None for k in ("mask_nms", "box_nms") if given[k] == 1}
         return replace(search, **{k: v for k, v in given.items() if v is not None} | off)
+
+
+@dataclass(frozen=True)
+class SearchOptions(StoredSearch):
+    """A search, and what no checkpoint says of it."""
+
+    max_side: Annotated[int, Range(0, 100_000)] = 800
+    """A photo with a longer side is searched as if that side had this many pixels; 0 for no limit."""
+    device: str = "cpu"
+    """Device to compute on: cpu, cuda, cuda:1, ..., or auto: cuda where there is a GPU, else cpu."""
 
 
 @dataclass(frozen=True)
@@ -278,7 +283,7 @@ class Pack(Settings):
     rank_on: Path | None = None
     """COCO-format folder of photos to fit a learned ranking to, which takes the place of stability and scale prior."""
     overwrite: Overwrite = False
-    search: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
+    search: Annotated[StoredSearch, arg(name="")] = field(default_factory=StoredSearch)
 
 
 @dataclass(frozen=True)

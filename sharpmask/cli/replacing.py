@@ -6,13 +6,16 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
+
+from tyro.conf import arg
 
 from ..batch.rows import VERSION_KEY
 from ..errors import DataError
 from ..fingerprint import search_of
 
 FileKind: TypeAlias = Literal["checkpoint", "instances", "results", "rows"]
+Overwrite: TypeAlias = Annotated[bool, arg(help="Replace a file of another kind, too, which else is an error.")]
 MOST_FOOTER: Final = 1 << 24
 """Most bytes of a Parquet file's footer that are looked through."""
 INSTANCES: Final = re.compile(rb'\{("info": \{"complete": false\}, )?"images": \[')

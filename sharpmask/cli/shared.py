@@ -17,14 +17,14 @@ from ..models import DeepMask
 from ..models.config import SearchConfig
 from ..search import ProposalGenerator, Proposals
 from ..search.pictures import Picture
-from .options import EngineOptions, SearchOptions
+from .options import EngineOptions, SearchOptions, StoredSearch
 from .output import show
 
 MOST_AT_ONCE = 2
 """Most photos that are searched at once, because each takes memory."""
 
 
-def search_settings(model: DeepMask, options: SearchOptions) -> SearchConfig:
+def search_settings(model: DeepMask, options: StoredSearch) -> SearchConfig:
     """The checkpoint's search settings, replaced by those given on the command line."""
     return options.over(model.search)
 

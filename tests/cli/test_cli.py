@@ -82,6 +82,13 @@ def test_help_names_what_a_command_is_given(name: str, arguments: str, capsys: C
     assert arguments in usage and "PATH" not in usage
 
 
+def test_pack_takes_no_option_that_a_checkpoint_does_not_keep(capsys: Capture) -> None:
+    for option in ("--max-side", "--device"):
+        with pytest.raises(SystemExit) as ended:
+            main(["pack", "small", "out", option, "1"])
+        assert ended.value.code == 2 and option in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_tells_its_options(name: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as raised:
