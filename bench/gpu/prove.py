@@ -35,8 +35,14 @@ OTHERS = {
 }
 """Files with other tests marked gpu, and which of them a process takes: some take as long as a file of the contract."""
 
-LONG = ("test_gradients", "test_decoder", "test_refinement", "test_pytorch", "test_horizontal")
+LONG = (
+    "test_gradients", "test_decoder", "test_decoder_pytorch", "test_refinement", "test_pytorch", "test_horizontal",
+    "test_transforms",
+)  # fmt: skip
 """Files to be begun first."""
+
+NO_BACKEND = "test_topk_windows"
+"""A file of the contract for PyTorch's own operations."""
 
 DRAWN = "hypothesis"
 """The mark of tests that draw their shapes. Triton compiles for each of these, so they come last."""
@@ -50,7 +56,8 @@ def steps(plan: Plan) -> list[Step]:
     works = [(b, op) for b in BACKENDS[::-1] for op in registry.OPS if registry.backend(b).has(op)]
     if plan.rehearse:
         return [_check("cuda", check.REHEARSED, plan), _tests("contract", REHEARSED, REHEARSED_TESTS, plan)]
-    names = sorted((path.stem for path in (ROOT / CONTRACT).glob("test_*.py")), key=lambda name: name not in LONG)
+    files = {path.stem for path in (ROOT / CONTRACT).glob("test_*.py")} - {NO_BACKEND}
+    names = sorted(files, key=lambda name: (name not in LONG, name))
     given = [name for name in names if f"from {DRAWN} import" in (ROOT / CONTRACT / f"{name}.py").read_text()]
 
     def contract(files: list[str], mark: str, told: str = "") -> list[Step]:
@@ -66,6 +73,7 @@ def steps(plan: Plan) -> list[Step]:
         *(_check(*work, plan) for work in works),
         *contract(names, f"gpu and not {DRAWN}"),
         *others,
+        _tests(NO_BACKEND, (NO_BACKEND,), "cuda", plan),
         *contract(given, f"gpu and {DRAWN}", " drawn"),
     ]
 
