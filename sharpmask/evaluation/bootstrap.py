@@ -82,7 +82,7 @@ class Sums:
 
 def figures(
     matches: Matches,
-    groups: Iterable[tuple[str, NDArray[np.bool_]]] = (("all", ALL),),
+    groups: Iterable[tuple[str, NDArray[np.bool_] | NDArray[np.int64]]] = (("all", ALL),),
     *,
     counts: Sequence[int] = COUNTS,
     resamples: int = RESAMPLES,
@@ -90,14 +90,23 @@ def figures(
 ) -> list[Figures]:
     """The figures of groups of objects, with their intervals.
 
-    groups: for each, one of `SIZES` whose matching counts, and which of the M objects are in it, bool (M,) or (). Those
-    without that size are left out. resamples: how many; 0 for no intervals. The same photos, `resamples` and `seed`
-    give the same resamples, whatever the results. Raises ValueError for `counts` below 1.
+    groups: for each, one of `SIZES` whose matching counts, and which of the M objects are in it: bool (M,) or (), or
+    their numbers. Those without that size are left out. resamples: how many; 0 for no intervals. The same photos,
+    `resamples` and `seed` give the same resamples, whatever the results. Raises ValueError for `counts` below 1.
     """
-    scores = {size: object_scores(matches, size, counts) for size in SIZES}
-    sums = [_sums(matches, scores[size], size, chosen) for size, chosen in groups]
-    spread = resampled(sums, len(np.unique(matches.photos)), resamples, seed)
-    return [_figures(own, _figure(own), values, counts) for own, values in zip(sums, spread, strict=True)]
+    photos, place = np.unique(matches.photos, return_inverse=True)
+    scores: dict[str, NDArray[np.float64]] = {}
+    sums = []
+    for size, chosen in groups:
+        if size not in scores:
+            scores[size] = object_scores(matches, size, counts)
+        own = _numbers(chosen, len(place))
+        sums.append(_sums(place, own[matches.counted[SIZES.index(size), own]], scores[size]))
+    # There may be as many groups as photos, and the resamples of each take memory.
+    wide = [number for number, own in enumerate(sums) if len(own.photos) >= FEWEST_PHOTOS]
+    drawn = resampled([sums[number] for number in wide], len(photos), resamples, seed)
+    spread = dict(zip(wide, drawn, strict=True))
+    return [_figures(own, _figure(own), spread.get(number), counts) for number, own in enumerate(sums)]
 
 
 def difference(
@@ -115,8 +124,10 @@ def difference(
     """
     if not np.array_equal(matches.objects, other.objects):
         raise DataError("results to compare must be matched with the same ground truth, got other objects")
-    sums = [_sums(each, object_scores(each, "all", counts), "all", ALL) for each in (matches, other)]
-    first, second = resampled(sums, len(np.unique(matches.photos)), resamples, seed)
+    photos, place = np.unique(matches.photos, return_inverse=True)
+    own = np.arange(len(place))
+    sums = [_sums(place, own, object_scores(each, "all", counts)) for each in (matches, other)]
+    first, second = resampled(sums, len(photos), resamples, seed)
     return _figures(sums[0], _figure(sums[0]) - _figure(sums[1]), first - second, counts)
 
 
@@ -141,13 +152,19 @@ def resampled(groups: Sequence[Sums], photos: int, resamples: int, seed: int) ->
     return [np.concatenate(part) for part in parts]
 
 
-def _sums(matches: Matches, scores: NDArray[np.float64], size: str, chosen: NDArray[np.bool_]) -> Sums:
-    kept = matches.counted[SIZES.index(size)] & chosen
-    everywhere = np.unique(matches.photos)
-    photos, place = np.unique(matches.photos[kept], return_inverse=True)
+def _numbers(chosen: NDArray[np.bool_] | NDArray[np.int64], objects: int) -> NDArray[np.int64]:
+    """The numbers of the objects of a group, of so many."""
+    if chosen.dtype != bool:
+        return chosen.astype(np.int64)
+    return np.flatnonzero(np.broadcast_to(chosen, objects))
+
+
+def _sums(place: NDArray[np.int64], own: NDArray[np.int64], scores: NDArray[np.float64]) -> Sums:
+    """The objects with the numbers `own`. place: (M,) of each object's photo among those that have any."""
+    photos, row = np.unique(place[own], return_inverse=True)
     totals = np.zeros((len(photos), scores.shape[1]))
-    np.add.at(totals, place, scores[kept])
-    return Sums(np.searchsorted(everywhere, photos), np.bincount(place, minlength=len(photos)), totals)
+    np.add.at(totals, row, scores[own])
+    return Sums(photos, np.bincount(row, minlength=len(photos)), totals)
 
 
 def _figure(sums: Sums) -> NDArray[np.float64]:
@@ -156,10 +173,12 @@ def _figure(sums: Sums) -> NDArray[np.float64]:
     return sums.scores.sum(axis=0) / total if total else np.full(sums.scores.shape[1], np.nan)
 
 
-def _figures(sums: Sums, values: NDArray[np.float64], spread: NDArray[np.float64], counts: Sequence[int]) -> Figures:
+def _figures(
+    sums: Sums, values: NDArray[np.float64], spread: NDArray[np.float64] | None, counts: Sequence[int]
+) -> Figures:
     *ar, auc = values.tolist()
     found = Figures(int(sums.objects.sum()), len(sums.photos), dict(zip(counts, ar, strict=True)), auc, None, None)
-    if not len(spread) or len(sums.photos) < FEWEST_PHOTOS:
+    if spread is None or not len(spread) or len(sums.photos) < FEWEST_PHOTOS:
         return found
     outside = (1 - LEVEL) / 2
     low, high = np.nanquantile(spread, (outside, 1 - outside), axis=0).tolist()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError
 from .bootstrap import ALL, RESAMPLES, Figures, figures
@@ -41,10 +41,18 @@ def break_down(
     if by == "size":
         found = figures(matches, [(size, ALL) for size in SIZES[1:]], counts=counts, resamples=resamples, seed=seed)
         return dict(zip(SIZES[1:], found, strict=True))
-    names = np.array(group_names(ground_truth, by))[matches.objects]
-    order = [name for name, _ in sorted(Counter(names.tolist()).items(), key=lambda item: (-item[1], item[0]))]
-    groups = (("all", names == name) for name in order)
-    return dict(zip(order, figures(matches, groups, counts=counts, resamples=resamples, seed=seed), strict=True))
+    groups = _members(group_names(ground_truth, by), matches)
+    chosen = (("all", own) for own in groups.values())
+    return dict(zip(groups, figures(matches, chosen, counts=counts, resamples=resamples, seed=seed), strict=True))
+
+
+def _members(names: Sequence[str], matches: Matches) -> dict[str, NDArray[np.int64]]:
+    """The numbers of the objects of each group, the largest first, by the names of the annotations' groups."""
+    numbers: dict[str, int] = {}
+    group = np.array([numbers.setdefault(names[place], len(numbers)) for place in matches.objects.tolist()], np.int64)
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    # Without an object there is no name, but one empty part.
+    return dict(sorted(zip(numbers, members, strict=False), key=lambda item: (-len(item[1]), item[0])))
 
 
 def group_names(ground_truth: GroundTruth, by: By) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ PAPER_ROWS: Mapping[Kind, Mapping[str, tuple[float, float, float, float]]] = {
 """AR at 10, 100 and 1000 and AUC on the first 5000 photos of COCO val2014: SharpMask, Table 3, and DeepMask (2015)."""
 LONGEST_NAME = 60
 """Characters of a name in a table."""
+MOST_GROUPS = 50
+"""Rows of a table of groups: photos may be of thousands of sources."""
 KIND_NAMES: Mapping[Kind, str] = {"segm": "masks", "bbox": "boxes"}
 
 
@@ -51,7 +54,7 @@ def recall_table(
     for name, recall in rows.items():
         cells = [(recall.ar[count]["all"] if count in recall.ar else math.nan, count) for count in counts]
         cells += [(recall.auc[size], CURVE_COUNTS[-1]) for size in SIZES]
-        table.add_row(_text(name), *(_percent(value) + "~" * (needed > recall.most) for value, needed in cells))
+        table.add_row(_text(name), *(_marked(value, needed, recall.most) for value, needed in cells))
         ends = _ends(figures.get(name), counts)
         if ends:
             table.add_row("  95 % interval", *ends, style="dim")
@@ -88,7 +91,8 @@ def plot_recall(curves: Mapping[str, Recall], path: Path | str) -> None:
 def breakdown_table(title: str, groups: Mapping[str, Figures], most: int) -> Table:
     """A table of `groups` (name -> figures) in per cent, as of `break_down`. most: as of `Recall`.
 
-    The interval is that of the number of proposals in the middle. Groups of too few objects or photos are marked.
+    The interval is that of the number of proposals in the middle. Groups of too few objects or photos are marked. Of
+    many groups the table has the first `MOST_GROUPS`, and a line says how many are left out.
     """
     counts = sorted(next(iter(groups.values())).ar) if groups else []
     middle = counts[len(counts) // 2] if counts else None
@@ -101,15 +105,18 @@ def breakdown_table(title: str, groups: Mapping[str, Figures], most: int) -> Tab
         if count == middle:
             table.add_column("95 %", justify="right", no_wrap=True, style="dim")
     table.add_column("AUC", justify="right", no_wrap=True)
-    for name, found in groups.items():
+    shown = dict(islice(groups.items(), MOST_GROUPS))
+    for name, found in shown.items():
         cells: list[Text | str] = [_text(name).append(" ?" * found.few), str(found.objects), str(found.photos)]
         for count in counts:
-            cells.append(_percent(found.ar[count]) + "~" * (count > most))
+            cells.append(_marked(found.ar[count], count, most))
             if count == middle:
                 cells.append(_interval(found.ar_interval[count]) if found.ar_interval else "-")
-        table.add_row(*cells, _percent(found.auc) + "~" * (CURVE_COUNTS[-1] > most))
+        table.add_row(*cells, _marked(found.auc, CURVE_COUNTS[-1], most))
     notes = [f"~ no image has more than {counted(most, 'proposal')}"] if counts and max(counts) > most else []
-    if any(found.few for found in groups.values()):
+    if len(shown) < len(groups):
+        notes.append(f"the first {len(shown)} of {len(groups)} groups")
+    if any(found.few for found in shown.values()):
         notes.append(f"? fewer than {FEWEST_OBJECTS} objects or {FEWEST_PHOTOS} photos: too few to rely on")
     table.caption = "\n".join(notes)
     return table
@@ -122,15 +129,17 @@ def difference_table(rows: Mapping[str, Figures]) -> Table:
     table.add_column("", no_wrap=True)
     for heading in (*(f"AR@{count}" for count in counts), "AUC"):
         table.add_column(heading, justify="right", no_wrap=True)
+    sure = False
     for name, found in rows.items():
         values, ends = [*(found.ar[count] for count in counts), found.auc], _intervals(found, counts)
         clear = [end is not None and not end[0] <= 0 <= end[1] for end in ends]
-        cells = [_percent(value, "+") + "*" * sure for value, sure in zip(values, clear, strict=True)]
+        sure |= any(clear)
+        cells = [_percent(value, "+") + "*" * marked for value, marked in zip(values, clear, strict=True)]
         table.add_row(_text(name), *cells)
         if any(ends):
             table.add_row("  95 % interval", *(_interval(end, "+") for end in ends if end), style="dim")
     notes = [_counted(found) for found in list(rows.values())[:1]]
-    if any(found.ar_interval for found in rows.values()):
+    if sure:
         notes.append("* the interval excludes 0, so chance in the choice of photos is unlikely to explain it")
     table.caption = "\n".join(notes)
     return table
@@ -160,6 +169,11 @@ def _interval(ends: Interval, sign: str = "") -> str:
 
 def _percent(value: float, sign: str = "") -> str:
     return "-" if math.isnan(value) else f"{100 * value:{sign}.1f}"
+
+
+def _marked(value: float, needed: int, most: int) -> str:
+    """A figure as a cell, with "~" if it needs more proposals than any image has."""
+    return _percent(value) + "~" * (needed > most and not math.isnan(value))
 
 
 def _text(name: str) -> Text:
