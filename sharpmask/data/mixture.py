@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,16 +21,17 @@ class Mixture:
     def __init__(self, folders: Sequence[CocoFolder], weights: Sequence[float] | None = None) -> None:
         self.folders = tuple(folders)
         self.weights = (1.0,) * len(self.folders) if weights is None else tuple(weights)
-        if not self.folders or len(self.folders) != len(self.weights) or min(self.weights) <= 0:
-            raise ValueError(
-                f"weights must be one above 0 for each of {counted(len(self.folders), 'folder')}, got {weights}"
-            )
+        positive = all(0 < weight < math.inf for weight in self.weights)
+        if not self.folders or len(self.folders) != len(self.weights) or not positive:
+            count = counted(len(self.folders), "folder")
+            raise ValueError(f"weights must be a finite one above 0 for each of {count}, got {weights}")
         if len({folder.cache.exif for folder in self.folders}) > 1:
             raise ValueError("folders must have the same exif")
         # Of a single folder it is the folder's own list.
         self.skipped: list[str] = self.folders[0].skipped
         if len(self.folders) > 1:
             self.skipped = [line for folder in self.folders for line in folder.skipped]
+        self._known = set(self.skipped)
 
     @classmethod
     def of(cls, data: CocoFolder | Mixture) -> Mixture:
@@ -46,6 +48,12 @@ class Mixture:
     def skip_bad(self) -> bool:
         """Whether damaged photos are left out."""
         return any(folder.skip_bad for folder in self.folders)
+
+    def leave_out(self, line: str) -> None:
+        """Note what is left out, if that is not known yet."""
+        if line not in self._known:
+            self._known.add(line)
+            self.skipped.append(line)
 
     @property
     def name(self) -> str:

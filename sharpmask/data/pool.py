@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,8 @@ from .objects import Instance
 from .packed import Packed
 
 Floats = npt.NDArray[np.float64]
+Chosen = npt.NDArray[np.bool_]
+"""Which photos of a pool, bool (N,)."""
 
 _SIZES = (32**2, 96**2)
 """Areas, in square pixels, from which on COCO calls objects medium and large."""
@@ -39,21 +40,21 @@ class Pool:
             return cls(together)
         shares = []
         for photos, weight in sets:
-            counts = Counter(photo.source for photo in photos)
-            each = np.array([counts[photo.source] ** -balance for photo in photos])
+            sources = Packed.joined(Photo, [photos]).values("source")
+            counts = Counter(sources)
+            each = np.array([counts[source] ** -balance for source in sources])
             shares.append(weight * each / each.sum())
         return cls(together, np.concatenate(shares))
 
-    def share(self, chosen: Callable[[Photo], bool]) -> float:
+    def share(self, chosen: Chosen) -> float:
         """How often a photo is one of those ``chosen``, in [0, 1]."""
         chances = self._all_chances()
-        return float(chances[[chosen(photo) for photo in self.photos]].sum() / chances.sum())
+        return float(chances[chosen].sum() / chances.sum())
 
-    def only(self, chosen: Callable[[Photo], bool]) -> Pool:
+    def only(self, chosen: Chosen) -> Pool:
         """The photos ``chosen``, with chances in the same proportion."""
-        places = [i for i, photo in enumerate(self.photos) if chosen(photo)]
-        chances = None if self._chances is None else self._chances[places]
-        return Pool(self.photos.take(places), chances)
+        chances = None if self._chances is None else self._chances[chosen]
+        return Pool(self.photos.take(np.flatnonzero(chosen).tolist()), chances)
 
     def _all_chances(self) -> Floats:
         return np.ones(len(self.photos)) if self._chances is None else self._chances
@@ -82,13 +83,10 @@ class Pool:
     def _sizes(self) -> list[tuple[int, Pool]]:
         """The classes of size that there are, and the photos that have an object of each."""
         if self._by_size is None:
-            pools = [(size, self.only(partial(_has, size))) for size in range(len(_SIZES) + 1)]
-            self._by_size = [(size, pool) for size, pool in pools if pool.photos]
+            there = [{_size(instance) for instance in photo.instances} for photo in self.photos]
+            chosen = [np.array([size in sizes for sizes in there], bool) for size in range(len(_SIZES) + 1)]
+            self._by_size = [(size, self.only(photos)) for size, photos in enumerate(chosen) if photos.any()]
         return self._by_size
-
-
-def _has(size: int, photo: Photo) -> bool:
-    return any(_size(instance) == size for instance in photo.instances)
 
 
 def _size(instance: Instance) -> int:

@@ -176,8 +176,7 @@ class PatchSampler:
             except DataError as error:
                 if not self.data.skip_bad:
                     raise
-                if str(error) not in self.data.skipped:
-                    self.data.skipped.append(str(error))
+                self.data.leave_out(str(error))
             except _NoWindow:
                 pass
         raise DataError(

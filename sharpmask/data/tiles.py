@@ -8,7 +8,7 @@ full-image inference does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,10 +76,10 @@ class TileBatches(Dataset[TileBatch]):
         self._empty = Pool.of(empty, config.balance_sources) if empty else Pool([])
         self.photos = self.pool.photos
         self.paster = Paster(self.data, self.pool, config, window)
-        self._complete = self.pool.only(_is_complete)
-        self._partial = self.pool.only(lambda photo: not photo.complete)
+        whole = np.array(self.photos.values("complete"), bool)
+        self._complete, self._partial = self.pool.only(whole), self.pool.only(~whole)
         background = sum(weight for _, weight in empty) / sum(self.data.weights)
-        complete = (1 - background) * self.pool.share(_is_complete)
+        complete = (1 - background) * self.pool.share(whole)
         # A number below the first means a complete photo with objects, below the second background, else a partial one.
         self._bounds = complete, complete + background if self._partial.photos else 1.0
 
@@ -89,22 +89,25 @@ class TileBatches(Dataset[TileBatch]):
         If none of their objects can become a positive, pasted shapes alone would teach; if no photo is completely
         annotated, nothing would be negative.
         """
-        objects = [i for photo in self.photos for i in photo.instances if not i.crowd]
-        if self.config.positives and not any(map(self._can_be_positive, objects)):
+        if self.config.positives and not any(map(self._can_be_positive, self._objects())):
             side = CANONICAL * self.window * 2**-self.config.positive_octaves
+            longest = [max(i.box[2:]) for i in self._objects()]
             raise DataError(
-                f"{self.data.name}: of {counted(len(objects), 'object')}, none can become a positive window: one "
+                f"{self.data.name}: of {counted(len(longest), 'object')}, none can become a positive window: one "
                 f"must reach {side:.0f} pixels on a side and {SMALLEST} in all when it is enlarged "
-                f"{self._enlargement:g} times (max_enlargement); the longest side is "
-                f"{max(max(i.box[2:]) for i in objects):.0f} pixels"
+                f"{self._enlargement:g} times (max_enlargement); the longest side is {max(longest):.0f} pixels"
             )
         learns = self.config.negatives and not self.config.part_negatives
-        if learns and not self._empty.photos and not any(photo.complete for photo in self.photos):
+        if learns and not self._empty.photos and not self._complete.photos:
             raise DataError(
                 f"{self.data.name}: must hold a completely annotated photo, since others give no negatives, got none; "
                 "add such a data set (--dataset A B), or take parts of objects (--tiles.part-negatives 0.5), or train "
                 "without (--tiles.negatives 0)"
             )
+
+    def _objects(self) -> Iterator[Instance]:
+        """All objects but crowds, one at a time: those of a large data set take a gigabyte together."""
+        return (i for photo in self.photos for i in photo.instances if not i.crowd)
 
     @property
     def _enlargement(self) -> float:
@@ -145,8 +148,7 @@ class TileBatches(Dataset[TileBatch]):
             except DataError as error:
                 if not self.data.skip_bad:
                     raise
-                if str(error) not in self.data.skipped:
-                    self.data.skipped.append(str(error))
+                self.data.leave_out(str(error))
         raise DataError(f"{self.data.name}: no tile in {TRIES} tries, because too many photos are damaged")
 
     def tile(self, rng: np.random.Generator, pool: Pool) -> Tile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
@@ -89,20 +90,25 @@ def load_batches(
     What the workers leave out of ``data`` is added to its ``skipped``. Raises the ``DataError`` that stopped a
     batch.
     """
-    # Workers only decode and sample: they call no kernel and need no threads of their own.
-    loader = DataLoader(
-        _Reporting(data, batches),
-        batch_size=None,
-        sampler=part.of(steps),
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_begin_worker,
-    )
-    skipped = data.skipped
+    with warnings.catch_warnings():
+        # PyTorch's remark, of five lines, on more workers than cores. The progress bar says whether there are enough.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        # Workers only decode and sample: they call no kernel and need no threads of their own.
+        loaded = iter(
+            DataLoader(
+                _Reporting(data, batches),
+                batch_size=None,
+                sampler=part.of(steps),
+                num_workers=workers,
+                pin_memory=device.type == "cuda",
+                worker_init_fn=_begin_worker,
+            )
+        )
 
     def moved() -> Iterator[Any]:
-        for batch, lines in loader:
-            skipped.extend(line for line in lines if line not in skipped)
+        for batch, lines in loaded:
+            for line in lines:
+                data.leave_out(line)
             if isinstance(batch, DataError):
                 raise batch
             yield to_device(batch, device)
@@ -141,7 +147,7 @@ class _Reported(NamedTuple):
     batch: Any
     """A batch, or the ``DataError`` that stopped it."""
     skipped: list[str]
-    """All that the process has left out so far."""
+    """What the process has left out since its last batch."""
 
 
 class _Reporting(Dataset[_Reported]):
@@ -149,12 +155,17 @@ class _Reporting(Dataset[_Reported]):
 
     def __init__(self, data: Mixture, batches: Dataset[Any]) -> None:
         self.data, self.batches = data, batches
+        self._told = len(data.skipped)
 
     def __getitem__(self, number: int) -> _Reported:
+        batch: Any
         try:
-            return _Reported(self.batches[number], self.data.skipped)
+            batch = self.batches[number]
         except DataError as error:
-            return _Reported(error, self.data.skipped)
+            batch = error
+        new = self.data.skipped[self._told :]
+        self._told += len(new)
+        return _Reported(batch, new)
 
 
 def _begin_worker(number: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -68,8 +71,8 @@ def test_weights_are_shares_of_data_sets_whatever_their_sizes() -> None:
     assert found[8] + found[9] == pytest.approx(0.75, abs=0.03)
     assert all(found[i] == pytest.approx(0.25 / 8, abs=0.01) for i in range(8))
     pool = Pool.of([(many, 1.0), (few, 3.0)])
-    assert pool.share(lambda p: p.id > 7) == pytest.approx(0.75)
-    assert shares(pool.only(lambda p: p.id in (0, 8))) == pytest.approx({0: 0.0769, 8: 0.9231}, abs=0.02)
+    assert pool.share(np.arange(10) > 7) == pytest.approx(0.75)
+    assert shares(pool.only(np.isin(np.arange(10), (0, 8)))) == pytest.approx({0: 0.0769, 8: 0.9231}, abs=0.02)
 
 
 @pytest.mark.parametrize(("balance", "expected"), [(0, 0.8), (1, 0.5), (0.5, 2 / 3)])
@@ -95,7 +98,7 @@ def test_tiles_and_patches_come_from_data_sets_by_weight(tmp_path: Path) -> None
     a, b = (CocoFolder(squares(tmp_path / name, *[{}] * n, colour=c)) for name, n, c in (("a", 5, 40), ("b", 1, 90)))
     data = Mixture([a, b], [1, 3])
     pool = TileBatches(data, CONFIG, window=48).pool
-    assert pool.share(lambda p: p.path.name == "b1.png") == pytest.approx(0.75)
+    assert pool.share(np.array([path.name == "b1.png" for path in pool.photos.values("path")])) == pytest.approx(0.75)
     sampler = PatchSampler(data, head="mask", window=48, context=0)
     shades = Counter()
     for index in range(200):
@@ -173,8 +176,8 @@ def test_data_sets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     turned = CocoFolder(tmp_path / "a", exif="turned")
     with pytest.raises(ValueError, match="folders must have the same exif"):
         Mixture([folder, turned])
-    for weights in ([1.0], [1.0, 0.0]):
-        with pytest.raises(ValueError, match="weights must be one above 0 for each of 2 folders"):
+    for weights in ([1.0], [1.0, 0.0], [1.0, math.nan], [1.0, math.inf]):
+        with pytest.raises(ValueError, match="weights must be a finite one above 0 for each of 2 folders"):
             Mixture([folder, folder], weights)
     empty = folder.split(["a1.png"])[0]
     for make in (
@@ -183,6 +186,14 @@ def test_data_sets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=r"a/instances\.json: "):
             make()
+
+
+def test_what_is_left_out_is_told_once() -> None:
+    folder = SimpleNamespace(skipped=["one"], cache=SimpleNamespace(exif="stored"))
+    data = Mixture([cast(CocoFolder, folder)])
+    for line in ("two", "one", "two"):
+        data.leave_out(line)
+    assert data.skipped == folder.skipped == ["one", "two"]
 
 
 def test_a_folder_is_split_by_file_names(tmp_path: Path) -> None:

@@ -44,9 +44,12 @@ def test_records_are_as_they_were() -> None:
         with pytest.raises(IndexError):
             packed[place]
     chosen = packed.where(lambda photo: bool(photo.instances))
+    for name in ("id", "path", "complete", "exif", "source"):
+        assert packed.values(name) == [getattr(record, name) for record in PHOTOS]
     assert list(chosen) == PHOTOS[1:] and list(chosen[1:]) == PHOTOS[2:]
     assert list(Packed(Photo, [])) == []
     both = Packed.joined(Photo, [chosen, PHOTOS[:1], packed[:0]])
+    assert both.values("id") == [record.id for record in both]
     assert list(both) == [*PHOTOS[1:], PHOTOS[0]] and list(both.take([2, 0])) == [PHOTOS[0], PHOTOS[1]]
 
 

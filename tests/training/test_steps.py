@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from sharpmask.data.coco import CocoFolder
+from sharpmask.data.mixture import Mixture
 from sharpmask.data.sampling import PatchBatches, PatchSampler
 from sharpmask.data.tiles import TileConfig
 from sharpmask.devices import to_device
+from sharpmask.errors import DataError
 from sharpmask.evaluation import PatchMetrics, Validator
 from sharpmask.models import ModelConfig, SharpMask
 from sharpmask.training import TrainConfig, stage_defaults, train
@@ -146,6 +150,33 @@ def test_batches_go_to_a_gpu_from_pinned_memory(synth: Path, monkeypatch: pytest
         assert not list(batches)
     assert [options["pin_memory"] for options in given] == [False, True]
     assert all(options["num_workers"] == 2 for options in given)
+
+
+def test_more_workers_than_cores_are_no_warning(
+    synth: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    data = Mixture.of(CocoFolder(synth))
+    patches = PatchBatches(PatchSampler(data, head="mask", window=48), None, batch_size=1, score_share=0)
+    loaded = batches_module.load_batches(data, patches, range(1), workers=2, device=torch.device("cpu"))
+    assert len(list(loaded)) == 1
+    assert not [warning for warning in recwarn if "worker" in str(warning.message)]
+
+
+def test_what_a_process_leaves_out_is_reported_once() -> None:
+    data = Mixture([cast(CocoFolder, SimpleNamespace(skipped=["read"], cache=SimpleNamespace(exif="stored")))])
+
+    class Damaged(Dataset[int]):
+        def __getitem__(self, number: int) -> int:
+            data.leave_out(f"photo {number // 2}")
+            if number == 3:
+                raise DataError("no more")
+            return number
+
+    reporting = batches_module._Reporting(data, Damaged())
+    assert [reporting[number].skipped for number in range(4)] == [["photo 0"], [], ["photo 1"], []]
+    assert isinstance(reporting[3].batch, DataError)
 
 
 def test_the_time_that_batches_are_waited_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
