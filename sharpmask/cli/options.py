@@ -53,7 +53,7 @@ class StoredSearch(Settings):
     stability: Annotated[float, Range(0, 4)] | None = None
     """Multiply each score by how sharp its mask is, to this power; 0 to leave it."""
     scale_prior: Annotated[float, Range(0, 4)] | None = None
-    """Multiply scores by (scale / smallest scale) ** -scale_prior; 0 to leave them."""
+    """Multiply scores by (scale / smallest scale) to the power of minus this; 0 to leave them."""
     spread: Annotated[float, Range(0, 4)] | None = None
     """How much windows whose neighbours score higher are put off when windows are chosen; 0 for not at all."""
     candidates: Annotated[int, Range(0, 100_000)] | None = None
@@ -396,5 +396,5 @@ OPTIONS: dict[str, Any] = {
 STAGES: dict[str, str] = {
     "deepmask": "Train the coarse mask and the score (the paper's first stage).",
     "sharpmask": "Train the refinement while all else is frozen (the second stage).",
-    "joint": "Train all heads at once on dense tiles, as the model that comes with the package was trained.",
+    "joint": "Train all heads at once on dense tiles, as the models that come with the package were trained.",
 }

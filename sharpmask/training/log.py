@@ -49,11 +49,13 @@ class Log:
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """End the events and, where matplotlib is installed, draw the curves."""
+        """End the events and, where matplotlib is installed, draw the curves, if there are any."""
         if self.board is not None:
             self.board.close()
-        with suppress(ImportError):  # matplotlib comes with the same extra.
-            plot_training(self.folder / LOG, self.folder / CURVES)
+        # No step may have had an example to learn from, and the log of a finished run may be gone.
+        if any(set(row) - {"step", "lr"} for row in self.rows):
+            with suppress(ImportError):  # matplotlib comes with the same extra.
+                plot_training(self.folder / LOG, self.folder / CURVES)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

@@ -18,13 +18,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ..checkpoint import load_model, save_model, save_tensors
+from ..checkpoint import save_model, save_tensors
 from ..data.coco import CocoFolder
 from ..data.mixture import Mixture
 from ..errors import DataError, counted
 from ..evaluation import Validator
 from ..files import output_folder, write_text
-from ..models import DeepMask, from_config
 from ..models.weights import load_tensors
 from ..packages import check
 from ..plain import as_yaml, to_plain
@@ -55,6 +54,7 @@ from .resume import (
     state_metadata,
 )
 from .stages import TrainConfig
+from .start import initial_model, overruled
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 SETTINGS = "config.yaml"
@@ -101,6 +101,8 @@ class Run:
         start = replace(config, trunk_weights=None) if resumed else config
         self.model = initial_model(start).to(self.device).to(memory_format=torch.channels_last).train()
         # The checkpoint to start from decides the model's sizes, and batches must fit them.
+        for line in overruled(config, self.model.config):
+            self._say(line)
         self.config = config = replace(config, model=self.model.config)
         freeze(self.model, config)
         self.learning = [p for p in self.model.parameters() if p.requires_grad]
@@ -241,7 +243,7 @@ class Run:
         """Measure the averaged model and keep it if it is the best so far."""
         with self._averaged():
             row = validator(self.model)
-        self.console.print(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
+        self._say(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
         found = row.get("refined_share_70", row.get("coarse_share_70", -1.0))
         if found > self.best:
             self.best = found
@@ -362,30 +364,3 @@ def check_left(pairs: Sequence[tuple[CocoFolder, CocoFolder]]) -> None:
                 f"{len(held.photos) + len(rest.photos)}), so none is left to train on; hold out fewer, or validate on "
                 "a folder of its own (--validation)"
             )
-
-
-def initial_model(config: TrainConfig) -> DeepMask:
-    """The model that training starts with: a fresh one, or one with the tensors of the ``start_from`` checkpoint."""
-    if config.start_from is None:
-        if config.stage == "sharpmask" and config.trained == "stage":
-            raise DataError(
-                "from must name a checkpoint of stage 'deepmask' (or --trained all learns everything), got none"
-            )
-        model = from_config(config.model)
-        if config.trunk_weights is not None:
-            model.trunk.load_weights(config.trunk_weights)
-        return model
-    source = load_model(config.start_from)
-    refinement = ("architecture", "refinement", "mask_channels", "skip_channels", "skip_hidden", "crop_first")
-    if source.config.architecture == config.model.architecture:
-        chosen = source.config
-    else:
-        chosen = replace(source.config, **{name: getattr(config.model, name) for name in refinement})
-    model = from_config(chosen)
-    model.search = source.search
-    missing, unexpected = model.load_state_dict(source.state_dict(), strict=False)
-    if unexpected:
-        raise DataError(f"{config.start_from}: tensor {unexpected[0]} is not part of a {chosen.architecture}")
-    if any(name.startswith(("trunk.", "encode.", "score.")) for name in missing):
-        raise DataError(f"{config.start_from}: tensor {missing[0]} is missing")
-    return model

@@ -55,11 +55,11 @@ class TrainConfig(Settings):
     out: Path
     """Folder of the run: checkpoints, log and settings."""
     annotations: tuple[Path, ...] = ()
-    """COCO instances file of each ``dataset``, if they are not in a standard place."""
+    """COCO instances file of each data set, if they are not in a standard place."""
     partial: bool = False
     """The photos hold objects without an annotation, so they give no negatives. Files can say this, too."""
     held_out: tuple[str, ...] = ()
-    """Photos, by file name, not to train on. Without ``validation`` they are those to validate on."""
+    """Photos, by file name, not to train on. Without a validation folder they are those to validate on."""
     stage: tyro.conf.Suppress[StageName] = "deepmask"
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     trunk_weights: str | None = None
@@ -67,9 +67,9 @@ class TrainConfig(Settings):
     start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Checkpoint to start from: a file, small or base. The model takes the sizes of its trunk and heads."""
     validation: Path | None = None
-    """Folder like ``dataset`` to validate on. Without one, and without ``held_out``, there is no validation."""
+    """Folder like the data sets to validate on. Without one, and without photos held out, there is no validation."""
     validation_annotations: Path | None = None
-    """COCO instances file of ``validation``, if it is not in a standard place."""
+    """COCO instances file of that folder, if it is not in a standard place."""
     categories: tuple[str, ...] = ()
     """Categories of objects to train on; empty for all."""
     skip_bad: bool = False
@@ -92,7 +92,7 @@ class TrainConfig(Settings):
     """Batches that each process takes in a step. Their gradient is that of one batch so many times as large."""
 
     steps: Annotated[int, STEPS] = 300 * EPOCH
-    """Number of training steps, one batch each, or ``accumulate``."""
+    """Number of training steps, one batch each, or as many as are accumulated."""
     trained: Literal["stage", "all"] = "stage"
     """Parameters to train: those of the stage, or all of the model (fine-tuning)."""
     frozen_stages: Annotated[int, Range(0, 100)] = 0
@@ -102,7 +102,7 @@ class TrainConfig(Settings):
     lr: Annotated[float, Range(0, 1000, above=True)] = 1e-3
     """Learning rate before the schedule."""
     trunk_lr: Annotated[float, Range(0, 1000)] = 1.0
-    """The trunk's learning rate as a factor on ``lr``."""
+    """The trunk's learning rate as a factor on that of the rest."""
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
     """Momentum of SGD."""
     weight_decay: Annotated[float, Range(0, 100)] = 5e-5
@@ -110,9 +110,9 @@ class TrainConfig(Settings):
     schedule: Literal["steps", "cosine"] = "steps"
     """Learning rate: in steps at the milestones, or along half a cosine down to 0."""
     milestones: Annotated[tuple[Annotated[int, STEPS], ...], Length(0, 1000)] = (50 * EPOCH, 120 * EPOCH)
-    """Steps at which the schedule "steps" moves to the next of ``factors``."""
+    """Steps at which the schedule "steps" moves to the next of the factors."""
     factors: Annotated[tuple[Annotated[float, Range(0, 1000)], ...], Length(0, 1000)] = (0.5, 0.1)
-    """Learning rate after each milestone, as a factor on ``lr``."""
+    """Learning rate after each milestone, as a factor on the first one."""
     warmup: Annotated[int, Range(0, MANY)] = 0
     """Steps during which the learning rate rises linearly from zero."""
     clip: Annotated[float, Range(0, MANY)] = 0.0
@@ -127,8 +127,7 @@ class TrainConfig(Settings):
     dice: Annotated[float, Range(0, 1e6)] = 0.0
     """Weight of a dice loss of masks, which is added to their logistic loss."""
     score_target: ScoreTarget = "hard"
-    """Score target of a positive window: 1, or from the IoU of its predicted mask: clamp(1.1 IoU, .3, 1) if "soft", the
-    IoU itself if "quality"."""
+    """Score target of positive windows: hard: 1; soft, quality: clamp(1.1 IoU, .3, 1), IoU, of the predicted mask."""
 
     validate_every: Annotated[int, STEPS] = 2 * EPOCH
     """Steps from one validation to the next."""
@@ -151,7 +150,7 @@ class TrainConfig(Settings):
     seed: Annotated[int, Range(0, 2**63 - 1)] = 1
     """Seed of all randomness: weights, batches and dropout."""
     resume: Literal[True, False, "auto"] = False
-    """Continue the run in ``out`` from its last saved step; "auto": start it if there is none."""
+    """Continue the run in the output folder from its last saved step; "auto": start it if there is none."""
     change: tuple[str, ...] = ()
     """Settings that may differ from those of the run that is continued, which are otherwise refused."""
 
@@ -189,7 +188,7 @@ SMALL = ModelConfig(
     skip_channels=(32, 16, 8, 8),
     skip_hidden=32,
 )
-"""A model for CPUs, the one that comes with the package.
+"""A model for CPUs: "small", which comes with the package.
 
 Its last two mask encodings have 8 channels, because of the paper's 2 at the end both can die in training.
 """

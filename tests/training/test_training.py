@@ -32,11 +32,12 @@ from sharpmask.models import DeepMask, ModelConfig, SharpMask, from_config
 from sharpmask.plain import to_plain
 from sharpmask.training import TrainConfig, stage_defaults, train
 from sharpmask.training.batches import make_batches
-from sharpmask.training.log import LOG
+from sharpmask.training.log import LOG, Log
 from sharpmask.training.loop import BEST, CHECKPOINT, SETTINGS, STATE, Run
 from sharpmask.training.losses import mask_loss, patch_losses, quality, tile_losses, total_loss
 from sharpmask.training.optimizer import freeze, learning_rate
 from sharpmask.training.stages import StageName
+from sharpmask.training.start import overruled
 
 QUIET = Console(quiet=True)
 TILES = TileConfig(side=80, tiles=2, pasted=2)
@@ -241,12 +242,35 @@ def test_batches_fit_the_model_of_the_checkpoint(settings: Factory, tiny_checkpo
 
 
 def test_a_checkpoint_of_another_kind_is_refused(settings: Factory, tiny_checkpoint: Path) -> None:
-    with pytest.raises(DataError, match=r"tiny\.safetensors: tensor .* is not part of a deepmask"):
+    with pytest.raises(
+        DataError, match=r"from: .*tiny\.safetensors is a sharpmask, and stage 'deepmask' trains a deepm"
+    ):
         train(settings("bad", "deepmask", start_from=tiny_checkpoint), QUIET)
     with pytest.raises(DataError, match="from must name a checkpoint of stage 'deepmask'"):
         train(settings("bad", "sharpmask", start_from=None), QUIET)
     with pytest.raises(ValueError, match="architecture must be 'sharpmask' in stage 'joint'"):
         settings("bad", "joint", model=ModelConfig(architecture="deepmask"))
+
+
+def test_settings_that_a_checkpoint_overrules_are_told(settings: Factory, tiny_checkpoint: Path) -> None:
+    asked = ModelConfig(trunk="vgg11", mask_side=56, skip_hidden=16)
+    config, text = settings("overruled", "sharpmask", start_from=tiny_checkpoint, model=asked), io.StringIO()
+    own = Run(config, 0, Console(file=text, width=40)).model.config
+    (line,) = [line for line in text.getvalue().splitlines() if line.startswith("from: ")]
+    assert f"{tiny_checkpoint} decides the model's sizes: trunk is '{own.trunk}' and not 'vgg11'" in line
+    assert f"skip_hidden is {own.skip_hidden} and not 16" in line and "window" not in line
+    assert not overruled(replace(config, model=own), own) and not overruled(replace(config, model=ModelConfig()), own)
+
+
+def test_a_run_ends_well_without_a_loss_to_draw(tmp_path: Path) -> None:
+    log = Log(tmp_path, 0)
+    log.close()
+    log.write(2, {"lr": 0.1})
+    log.close()
+    assert not (tmp_path / "curves.png").exists()
+    log.write(4, {"lr": 0.1, "loss_score": 2.0})
+    log.close()
+    assert (tmp_path / "curves.png").exists()
 
 
 def test_frozen_stages_never_learn(settings: Factory) -> None:
@@ -490,7 +514,10 @@ def test_a_run_logs_validates_and_keeps_the_best(
         return measure(self, model)
 
     monkeypatch.setattr(Validator, "__call__", watched)
-    train(config, QUIET)
+    text = io.StringIO()
+    train(config, Console(file=text, width=40))
+    (line,) = [line for line in text.getvalue().splitlines() if line.startswith("step 4: ")]
+    assert line.endswith(tuple(f"score_accuracy {n / 4:.3f}" for n in range(5))), "a line is whole in a file"
     assert training == [False, False], "dropout belongs to training"
     with open(config.out / LOG, newline="") as file:
         rows = list(csv.DictReader(file))
