@@ -82,10 +82,10 @@ def test_help_names_what_a_command_is_given(name: str, arguments: str, capsys: C
     assert arguments in usage and "PATH" not in usage
 
 
-def test_pack_takes_no_option_that_a_checkpoint_does_not_keep(capsys: Capture) -> None:
+def test_pack_takes_no_option_that_a_checkpoint_does_not_keep(tmp_path: Path, capsys: Capture) -> None:
     for option in ("--max-side", "--device"):
         with pytest.raises(SystemExit) as ended:
-            main(["pack", "small", "out", option, "1"])
+            main(["pack", "small", str(tmp_path / "out"), option, "1"])
         assert ended.value.code == 2 and option in capsys.readouterr().err
 
 
