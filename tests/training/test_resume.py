@@ -120,7 +120,7 @@ def test_another_model_is_never_gone_on_with(started: TrainConfig) -> None:
 
 def test_processes_that_cannot_share_a_step_are_refused(started: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sharpmask.training.resume.world_size", lambda: 2)
-    refused(started, "takes 1 batches, which 2 processes cannot share evenly; .*--change processes$")
+    refused(started, "takes 1 batch, which 2 processes cannot share evenly; .*--change processes$")
 
 
 def test_larger_steps_are_another_run(started: TrainConfig) -> None:
