@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -84,8 +84,10 @@ def load_batches(
     workers: int,
     device: torch.device,
     part: Part = ALONE,
-) -> Iterator[list[Any]]:
+) -> Generator[list[Any], None, None]:
     """The batches of ``steps`` in order, on ``device``: of each step those of ``part``.
+
+    Closing the generator ends the workers. Nothing else does, as they pass over SIGTERM.
 
     What the workers leave out of ``data`` is added to its ``skipped``. Raises the ``DataError`` that stopped a
     batch.

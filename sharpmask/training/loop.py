@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,8 @@ class Run:
         loaded = load_batches(
             self.data, self.batches, steps, workers=config.workers, device=self.device, part=self.part
         )
-        waits = Waits(loaded)
-        with make_progress(self.console) as progress:
+        with closing(loaded), make_progress(self.console) as progress:
+            waits = Waits(loaded)
             task = progress.add_task(config.stage, total=config.steps, completed=self.step, loss="")
             for batches in waits:
                 if sum_counts([self.ending()])[0]:
