@@ -18,6 +18,7 @@ from sharpmask.batch.results import Wanted, selected
 from sharpmask.batch.survey import Survey
 from sharpmask.batch.writing import write_table
 from sharpmask.cli import main
+from sharpmask.ranges import shown
 
 from .conftest import changed
 
@@ -137,10 +138,10 @@ def test_rows_of_one_id_count_once(rows: Path, table: Any, tmp_path: Path, capsy
 
 def test_a_pattern_that_no_row_matches_is_refused(rows: Path, table: Any, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "x.parquet"
-    first = table["path"][0].as_py()
+    first = shown(table["path"][0].as_py())
     for wanted in ((), ("--to", "parquet", "--out", out)):
         line = refused(capsys, rows, *wanted, "--photos", "b.png")
-        assert f"got 'b.png', which matches none of 3; the first path is {first!r}" in line
+        assert f"got 'b.png', which matches none of 3; the first path is {first}\n" in line
     assert not out.exists()
     write_table(changed(table[:1], 0, id="k1", path=None), tmp_path / "ids.parquet")
     line = refused(capsys, tmp_path / "ids.parquet", "--photos", "k2")
