@@ -42,19 +42,15 @@ def check_file(path: Path, what: str, hint: str = "") -> None:
         raise DataError(f"{what}: no file {path}{hint}")
 
 
-def check_paths(options: Any, *, out_is_file: bool, without: Sequence[str] = ()) -> None:
-    """Raise ``DataError`` for a path among the options that is not there, and for an ``out`` that cannot be made.
-
-    Options ``without`` are not checked.
-    """
-    given = {name: value for name, value in vars(options).items() if name not in without}
+def check_inputs(options: Any) -> None:
+    """Raise ``DataError`` for a file or folder to read, among the options, that is not there."""
     for name, what in FILES.items():
         for given_path in _paths(options, name):
             if name in CHECKPOINTS:
                 check_file(checkpoint_path(given_path, what), what, hint=f"; models by name are {', '.join(shipped())}")
             else:
                 check_file(given_path, what)
-    weights = given.get("trunk_weights")
+    weights = getattr(options, "trunk_weights", None)
     if weights not in (None, "imagenet"):
         check_file(Path(weights), "trunk_weights")
     for name in FOLDERS:
@@ -63,9 +59,6 @@ def check_paths(options: Any, *, out_is_file: bool, without: Sequence[str] = ())
                 raise DataError(f"{name}: {path} must be a folder, but it is a file")
             if not path.is_dir():
                 raise DataError(f"{name}: {path}: no such folder")
-    out = given.get("out")
-    if out is not None:
-        check_out(out, is_file=out_is_file)
 
 
 def _paths(options: Any, name: str) -> tuple[Path, ...]:

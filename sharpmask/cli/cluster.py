@@ -15,7 +15,7 @@ from ..errors import DataError, counted
 from ..fingerprint import search_of
 from ..places import is_url, place_of
 from . import options as command
-from .checks import check_images, check_out, check_paths
+from .checks import check_images, check_inputs, check_out
 from .images import expanded
 from .output import ERR, say, show
 
@@ -29,7 +29,7 @@ def prepared(options: command.Propose) -> Callable[[], int]:
         for one in ([place_of(path)] if url else expanded([path]))
     ]
     check_images([image for image in images if isinstance(image, Path)])
-    check_paths(options, out_is_file=False, without=("out",))
+    check_inputs(options)
     if not is_url(str(options.out)):
         check_out(options.out, is_file=False)
     if options.search.device not in ("cpu", "cuda"):

@@ -24,7 +24,7 @@ from ..search import ProposalGenerator
 from ..visualize import film_strip, save_picture
 from .options import Convert, ConvertDataset, Demo, Export, Pack, Synth
 from .output import ERR, say, show
-from .shared import print_timing, search_settings
+from .shared import print_timing
 
 DEMO_PHOTO = "coffee.jpg"
 
@@ -69,7 +69,7 @@ def synth(options: Synth) -> int:
 def pack(options: Pack) -> int:
     """Write a checkpoint again with 16-bit weights and new search settings."""
     model = load_model(options.checkpoint)
-    model.search = search_settings(model, options.search)
+    model.search = options.search.over(model.search)
     if options.rank_on is not None:
         model.search = replace(model.search, ranking=_ranking(model, options.rank_on))
     remove_leftovers(options.out.parent, options.out.name)

@@ -15,9 +15,9 @@ from ..data.photos import Found, find_photos
 from ..data.video import is_video
 from ..errors import DataError
 from .arguments import WITHOUT_NONE, parse_arguments
-from .checks import check_images, check_paths
+from .checks import check_images, check_inputs, check_out
 from .images import expanded
-from .options import OPTIONS, STAGES
+from .options import OPTIONS, STAGES, Propose
 from .output import say, show
 from .replacing import check_replaced
 from .videos import check_videos
@@ -38,28 +38,18 @@ def prepare(argv: Sequence[str]) -> Command:
         from . import train
 
         config = train.parse(name.removeprefix("train "), rest)
-        check_paths(config, out_is_file=False)
+        check_inputs(config)
+        check_out(config.out, is_file=False)
         return train.prepared(config)
     options = parse(name, rest)
     if name == "propose" and options.scale.cluster:
         from . import cluster
 
         return cluster.prepared(options)
-    kind = getattr(options, "writes", None)
-    check_paths(options, out_is_file=kind is not None)
-    if kind is not None and options.out is not None:
-        check_replaced(options.out, kind, options.overwrite)
+    check_inputs(options)
+    _check_output(options)
     if name == "propose":
-        images = expanded(options.images)
-        check_images(images)
-        videos = [path for path in images if is_video(path)]
-        if videos:
-            check_videos(videos, options)
-        photos = [path for path in images if path not in videos]
-        found = find_photos(photos, recursive=options.recursive) if photos or not videos else Found([], [])
-        from .propose import propose
-
-        return partial(propose, options, found, videos)
+        return _prepare_propose(options)
     if name == "results":
         from .results import results
 
@@ -76,6 +66,30 @@ def prepare(argv: Sequence[str]) -> Command:
     from . import commands
 
     return partial(getattr(commands, name.replace("-", "_")), options)
+
+
+def _check_output(options: Any) -> None:
+    """Raise ``DataError`` where a command's output cannot be written, or would replace a file of another kind."""
+    out, kind = getattr(options, "out", None), getattr(options, "writes", None)
+    if out is None:
+        return
+    check_out(out, is_file=kind is not None)
+    if kind is not None:
+        check_replaced(out, kind, options.overwrite)
+
+
+def _prepare_propose(options: Propose) -> Command:
+    """The search of photos and videos, which are found and checked first."""
+    images = expanded(options.images)
+    check_images(images)
+    videos = [path for path in images if is_video(path)]
+    if videos:
+        check_videos(videos, options)
+    photos = [path for path in images if path not in videos]
+    found = find_photos(photos, recursive=options.recursive) if photos or not videos else Found([], [])
+    from .propose import propose
+
+    return partial(propose, options, found, videos)
 
 
 def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:

@@ -14,19 +14,13 @@ from rich.table import Table
 from ..data.orientation import Exif
 from ..fingerprint import record_of
 from ..models import DeepMask
-from ..models.config import SearchConfig
 from ..search import ProposalGenerator, Proposals
 from ..search.pictures import Picture
-from .options import EngineOptions, SearchOptions, StoredSearch
 from .output import show
+from .search_options import EngineOptions, SearchOptions
 
 MOST_AT_ONCE = 2
 """Most photos that are searched at once, because each takes memory."""
-
-
-def search_settings(model: DeepMask, options: StoredSearch) -> SearchConfig:
-    """The checkpoint's search settings, replaced by those given on the command line."""
-    return options.over(model.search)
 
 
 def make_generator(
@@ -36,14 +30,12 @@ def make_generator(
 
     Raises ``DataError`` where its engine cannot be had, here and not at every photo.
     """
-    settings = search_settings(model, options)
-    side = options.max_side or None
     generator = ProposalGenerator(
         model,
         top_n,
         refine=refine,
-        search=settings,
-        max_side=side,
+        search=options.over(model.search),
+        max_side=options.max_side or None,
         exif=exif,
         engine=compute.engine,
         precision=compute.precision,

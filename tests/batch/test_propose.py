@@ -18,7 +18,7 @@ import torch
 from sharpmask import DataError, ProposalGenerator, load_model, packages
 from sharpmask.batch import Propose, photo_id, schema, write_rows
 from sharpmask.batch import propose as module
-from sharpmask.cli.options import EngineOptions, SearchOptions
+from sharpmask.cli.search_options import EngineOptions, SearchOptions
 from sharpmask.cli.shared import make_generator, settings_of
 from sharpmask.fingerprint import differences, fingerprint
 from sharpmask.models.config import SearchConfig

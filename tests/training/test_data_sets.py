@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sharpmask.cli.checks import check_paths
+from sharpmask.cli.checks import check_inputs
 from sharpmask.cli.train import parse
 from sharpmask.data.coco import CocoFolder, Photo
 from sharpmask.data.mixture import Mixture
@@ -107,10 +107,10 @@ def test_the_command_line_and_yaml_name_data_sets_alike(tmp_path: Path) -> None:
     ]
     assert config.partial
     with pytest.raises(DataError, match=r"annotations: no file a\.json"):
-        check_paths(config, out_is_file=False)
+        check_inputs(config)
     nowhere = TrainConfig(dataset=(tmp_path, tmp_path / "b:2"), out=tmp_path)
     with pytest.raises(DataError, match=r"dataset: .*/b: no such folder"):
-        check_paths(nowhere, out_is_file=False)
+        check_inputs(nowhere)
     (tmp_path / "b:2").mkdir()
     with pytest.raises(DataError, match=r"dataset: .*/b: no such folder; for the folder .*/b:2, give .*/b:2:1"):
         nowhere.data_sets()
