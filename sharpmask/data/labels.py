@@ -13,6 +13,7 @@ from ..geometry import CANONICAL
 from .tile_config import TileConfig
 
 Cells = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 SMALLEST: Final = 64
 """Visible pixels on a tile that an object needs to be a positive."""
@@ -81,34 +82,45 @@ def label(
     """
     cells = (config.side - window) // STRIDE + 1
     row, col = (grid.ravel() for grid in np.indices((cells, cells)))
-    centre = window / 2
-    objects = np.array([(p.y, p.x, p.longest) for p in placed]).reshape(-1, 3)
+    distance, octaves = _off(placed, row, col, window)
     usable = np.array([p.usable for p in placed], dtype=bool)
-    distance = np.hypot(row[:, None] * STRIDE + centre - objects[:, 0], col[:, None] * STRIDE + centre - objects[:, 1])
-    octaves = np.abs(np.log2(np.maximum(objects[:, 2], 1) / (CANONICAL * window)))[None]
     good = (distance <= config.positive_distance) & (octaves <= config.positive_octaves) & usable
     far = ((distance > config.negative_distance) | (octaves > config.negative_octaves)).all(1)
     near = far & ((distance < 3 * config.negative_distance) & (octaves < 2)).any(1)
+    parts = np.zeros_like(far)
+    if config.part_negatives:
+        parts = far & _shows_part(placed, row, col, window, _MET if complete else _FILLED)
+    positives = _choose(rng, np.flatnonzero(good.any(1)), config.positives)
+    negatives = _choose(rng, np.flatnonzero(parts), round(config.part_negatives * config.negatives))
+    if complete:
+        negatives = _filled_up(rng, negatives, np.flatnonzero(near), np.flatnonzero(far), config.negatives)
     # A window that fits several objects belongs to the one that it fits best.
     misfit = distance / config.positive_distance + octaves / config.positive_octaves
     owner = np.where(good, misfit, np.inf).argmin(1) if len(placed) else np.zeros(len(row), dtype=int)
-    positives = _choose(rng, np.flatnonzero(good.any(1)), config.positives)
-    negatives = np.zeros(0, dtype=np.int64)
-    if config.part_negatives:
-        parts = far & _shows_part(placed, row, col, window, _MET if complete else _FILLED)
-        negatives = _choose(rng, np.flatnonzero(parts), round(config.part_negatives * config.negatives))
-    if complete:
-        left = config.negatives - len(negatives)
-        hard = _choose(rng, np.setdiff1d(np.flatnonzero(near), negatives), left // 2)
-        negatives = np.concatenate([negatives, hard])
-        rest = np.setdiff1d(np.flatnonzero(far), negatives)
-        negatives = np.concatenate([negatives, _choose(rng, rest, left - len(hard))])
     masks = np.zeros((len(positives), window, window), dtype=np.uint8)
     for mask, i in zip(masks, positives, strict=True):
         y, x = row[i] * STRIDE, col[i] * STRIDE
         mask[:] = placed[owner[i]].mask[y : y + window, x : x + window]
     chosen = np.concatenate([positives, negatives])
     return Tile(image, np.stack([row[chosen], col[chosen]], axis=1), masks)
+
+
+def _off(placed: list[Placed], row: Cells, col: Cells, window: int) -> tuple[Floats, Floats]:
+    """How far N windows are from fitting P objects: their centres in pixels (N, P), their sizes in octaves (1, P)."""
+    objects = np.array([(p.y, p.x, p.longest) for p in placed]).reshape(-1, 3)
+    centre = window / 2
+    distance = np.hypot(row[:, None] * STRIDE + centre - objects[:, 0], col[:, None] * STRIDE + centre - objects[:, 1])
+    octaves = np.abs(np.log2(np.maximum(objects[:, 2], 1) / (CANONICAL * window)))[None]
+    return distance, octaves
+
+
+def _filled_up(rng: np.random.Generator, chosen: Cells, near: Cells, far: Cells, count: int) -> Cells:
+    """``count`` negatives: those ``chosen``, and of what is left a half near objects, the rest of all that are far."""
+    left = count - len(chosen)
+    hard = _choose(rng, np.setdiff1d(near, chosen), left // 2)
+    chosen = np.concatenate([chosen, hard])
+    rest = np.setdiff1d(far, chosen)
+    return np.concatenate([chosen, _choose(rng, rest, left - len(hard))])
 
 
 def _shows_part(placed: list[Placed], row: Cells, col: Cells, window: int, share: float) -> npt.NDArray[np.bool_]:

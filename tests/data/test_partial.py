@@ -10,8 +10,9 @@ import pytest
 
 from sharpmask.data import pasting, tiles
 from sharpmask.data.coco import CocoFolder
+from sharpmask.data.crops import Rule
 from sharpmask.data.mixture import Mixture
-from sharpmask.data.sampling import PatchSampler, Rule, ScoreSample
+from sharpmask.data.sampling import PatchSampler, ScoreSample
 from sharpmask.data.tiles import TileBatches, TileConfig
 from sharpmask.errors import DataError
 

@@ -14,16 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from sharpmask.data import sampling
+from sharpmask.data import crops
 from sharpmask.data.augment import cut_mask, cut_square
 from sharpmask.data.coco import CocoFolder
-from sharpmask.data.sampling import (
-    MaskSample,
-    PatchBatches,
-    PatchSampler,
-    Rule,
-    ScoreSample,
-)
+from sharpmask.data.crops import PaperWindows, ReleasedWindows, Rule
+from sharpmask.data.sampling import MaskSample, PatchBatches, PatchSampler, ScoreSample
 from sharpmask.errors import DataError
 
 RULES: tuple[Rule, ...] = ("paper", "released")
@@ -191,12 +186,11 @@ def crowded(make: Make) -> CocoFolder:
 
 @pytest.mark.parametrize("window", [80, 160])
 def test_paper_negatives_keep_32_pixels_or_an_octave(make: Make, window: int) -> None:
-    folder = crowded(make)
-    sampler = PatchSampler(folder, head="score", window=window)
+    windows, photo = PaperWindows(window), crowded(make).photos[0]
     rng = np.random.default_rng(0)
     near = 0
     for _ in range(200):
-        photo, crop = sampler._paper_negative(rng)
+        crop = windows.negative(rng, photo)
         assert 0 <= crop.x <= 400
         assert 0 <= crop.y <= 300
         assert 40 <= crop.scale * window <= 1280
@@ -211,14 +205,13 @@ def test_paper_negatives_keep_32_pixels_or_an_octave(make: Make, window: int) ->
 
 
 def test_released_negatives_keep_48_pixels_within_two_and_a_half_octaves(make: Make) -> None:
-    folder = crowded(make)
-    sampler = PatchSampler(folder, head="score", rule="released")
+    windows, photo = ReleasedWindows(160, 192), crowded(make).photos[0]
     rng = np.random.default_rng(0)
     sides = set()
     for _ in range(100):
-        crop = sampler._released_negative(rng, folder.photos[0])
+        crop = windows.negative(rng, photo)
         sides.add(round(crop.scale * 192))
-        for instance in folder.photos[0].instances:
+        for instance in photo.instances:
             x, y, w, h = instance.box
             if abs(np.log2(max(w, h) / 92 / crop.scale)) < 2.25:
                 assert np.hypot(x + w / 2 - crop.x, y + h / 2 - crop.y) / crop.scale >= 47.99
@@ -228,9 +221,8 @@ def test_released_negatives_keep_48_pixels_within_two_and_a_half_octaves(make: M
 
 def test_negatives_come_from_photos_without_objects_too(make: Make) -> None:
     folder = make([rectangle(100, 100, 60, 40)], [])
-    rng = np.random.default_rng(0)
     paper = PatchSampler(folder, head="score")
-    assert {paper._paper_negative(rng)[0].id for _ in range(20)} == {0, 1}
+    assert [photo.id for photo in paper._negative.photos] == [0, 1]
     released = PatchSampler(folder, head="score", rule="released")
     assert [photo.id for photo in released._negative.photos] == [0]
 
@@ -325,8 +317,8 @@ def test_only_damaged_photos(make: Make) -> None:
 
 def test_no_room_for_negatives(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = PatchSampler(make([rectangle(10, 10, 100, 100)]), head="score")
-    monkeypatch.setattr(sampler, "far", 1e9)
-    monkeypatch.setattr(sampling, "_NEGATIVE_OCTAVES", (0.1, 0.2))
+    monkeypatch.setattr(sampler.windows, "far", 1e9)
+    monkeypatch.setattr(crops, "_NEGATIVE_OCTAVES", (0.1, 0.2))
     labels = []
     for index in range(8):
         try:
