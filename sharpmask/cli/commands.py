@@ -60,7 +60,12 @@ def demo(options: Demo) -> int:
 def synth(options: Synth) -> int:
     """Write a generated data set."""
     path = synthesize(
-        options.out, images=options.images, seed=options.seed, size=options.size, textures=options.textures
+        options.out,
+        images=options.images,
+        seed=options.seed,
+        size=options.size,
+        textures=options.textures,
+        progress=True,
     )
     say(f"{path}: {counted(options.images, 'picture')}")
     return 0

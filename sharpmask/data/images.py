@@ -89,9 +89,9 @@ def load_photo(
     return header, turned(pixels, header.orientation) if exif == "turned" else pixels
 
 
-def read_header(source: Source, *, max_pixels: int = MAX_PIXELS) -> Header:
+def read_header(source: Source) -> Header:
     """Size and EXIF orientation, without decoding pixels. Raises DataError as `load_image` does."""
-    with _opened(source, max_pixels) as (_, header):
+    with _opened(source, MAX_PIXELS) as (_, header):
         return header
 
 

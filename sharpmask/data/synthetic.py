@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
+from rich.console import Console
 from rich.progress import track
 
 from ..errors import DataError
@@ -70,7 +71,9 @@ def synthesize(
     The same arguments give the same bytes with the same versions of numpy, Pillow and scikit-image on the same kind
     of CPU. Other versions may round or compress differently.
 
-    The folder appears only when it is complete. Returns `out`. Raises DataError for arguments out of range, and if
+    The folder appears only when it is complete. `progress` shows a bar on stderr.
+
+    Returns `out`. Raises DataError for arguments out of range, and if
     `out` is not a new or empty folder or cannot be written.
     """
     out = Path(out)
@@ -124,14 +127,13 @@ def _write(
         "categories": [{"id": number, "name": name} for number, name in enumerate(FAMILIES, 1)],
         "annotations": [],
     }
-    for index in track(range(images), "Drawing", disable=not progress):
+    for index in track(range(images), "Drawing", console=Console(stderr=True), disable=not progress):
         rng = np.random.default_rng([seed, index])
         scene, labels = _compose(rng, height, width, objects)
         name = f"{index + 1:06d}.png"
         picture = _render(rng, scene, height, width, photos)
-        picture.save(
-            folder / "images" / name, compress_level=1
-        )  # The pictures are noisy: more effort hardly saves space.
+        # The pictures are noisy: more effort hardly saves space.
+        picture.save(folder / "images" / name, compress_level=1)
         document["images"].append({"id": index + 1, "file_name": name, "height": height, "width": width})
         for item, visible in _visible(scene, labels):
             document["annotations"].append(

@@ -63,11 +63,10 @@ class TileBatches(Dataset[TileBatch]):
         *,
         window: int,
         seed: int = 0,
-        length: int = 2**31,
     ) -> None:
         if config.side < window:
             raise DataError(f"side must be at least the window, {window}, got {config.side}")
-        self.data, self.config, self.window, self.length = Mixture.of(data), config, window, length
+        self.data, self.config, self.window = Mixture.of(data), config, window
         self.seed = seed
         parts = list(zip(self.data.folders, self.data.weights, self.data.backgrounds, strict=True))
         sets = [(_with_objects(folder), weight) for folder, weight, is_empty in parts if not is_empty]
@@ -120,9 +119,6 @@ class TileBatches(Dataset[TileBatch]):
         low, high = (CANONICAL * self.window * 2 ** (sign * self.config.positive_octaves) for sign in (-1, 1))
         scale = min(self._enlargement, high / max(longest, 1))
         return longest * scale >= low and instance.area * scale**2 >= SMALLEST
-
-    def __len__(self) -> int:
-        return self.length
 
     def __getitem__(self, number: int) -> TileBatch:
         first = number * self.config.tiles

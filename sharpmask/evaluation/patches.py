@@ -73,14 +73,13 @@ class PatchMetrics:
     Only the results are read from the batches' device, which must be the same for all.
     """
 
-    def __init__(self, threshold: float = 0.0) -> None:
-        self.threshold = threshold
+    def __init__(self) -> None:
         self._ious: list[Tensor] = []
         self._agreed: list[Tensor] = []
 
     def add_masks(self, logits: Tensor, targets: Tensor) -> None:
         """Adds a batch of masks; arguments as for `mask_iou`."""
-        self._ious.append(mask_iou(logits, targets, self.threshold))
+        self._ious.append(mask_iou(logits, targets))
 
     def add_scores(self, scores: Tensor, labels: Tensor) -> None:
         """Adds a batch of score logits; arguments as for `score_accuracy`."""

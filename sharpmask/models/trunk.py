@@ -22,6 +22,9 @@ from ..errors import DataError, counted
 from ..ranges import shown
 from ..tensor_files import StateDict, check_values, read_state_dict
 
+NORM_EPSILON = 1e-3
+"""What the published EfficientNets add to the variance that they divide by."""
+
 
 class Trunk(nn.Module):
     """Base of all trunks: ``channels[j]`` is the width of the map of stride 16 / 2^j."""
@@ -290,7 +293,7 @@ def _scaled_blocks(blocks: int, depth: float) -> int:
     return blocks if blocks == 1 else math.ceil(blocks * depth)
 
 
-def _fold_pair(state: StateDict, source: str, conv: str, norm: str, own: str, eps: float = 1e-3) -> StateDict:
+def _fold_pair(state: StateDict, source: str, conv: str, norm: str, own: str) -> StateDict:
     """A convolution and the normalisation after it, taken out of ``state``, as one convolution with a bias."""
     names = [f"{conv}.weight", *(f"{norm}.{key}" for key in ("weight", "bias", "running_mean", "running_var"))]
     try:
@@ -299,7 +302,7 @@ def _fold_pair(state: StateDict, source: str, conv: str, norm: str, own: str, ep
         raise DataError(f"{source}: expected a tensor named {error} beside {names[0]}") from error
     check_values(taken, source)
     weight, scale, shift, mean, variance = (tensor.float() for tensor in taken.values())
-    gain = scale / torch.sqrt(variance + eps)
+    gain = scale / torch.sqrt(variance + NORM_EPSILON)
     try:
         return {f"{own}.weight": weight * gain[:, None, None, None], f"{own}.bias": shift - mean * gain}
     except (RuntimeError, IndexError) as error:
