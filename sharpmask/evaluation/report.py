@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import counted
-from ..visualize import new_figure, save_figure, style_axes
+from ..plots import new_figure, save_figure, style_axes
 from .bootstrap import FEWEST_OBJECTS, FEWEST_PHOTOS, Figures, Interval
 from .matching import SIZES, Kind
 from .recall import CURVE_COUNTS, Recall

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..errors import DataError
 from ..files import write_text
-from ..visualize import plot_training
+from ..plots import plot_training
 
 LOG, CURVES = "log.csv", "curves.png"
 

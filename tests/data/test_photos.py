@@ -12,7 +12,8 @@ from sharpmask.data import formats
 from sharpmask.data.images import load_image
 from sharpmask.data.photos import find_photos
 from sharpmask.errors import DataError
-from sharpmask.visualize import save_figure, save_picture
+from sharpmask.plots import save_figure
+from sharpmask.visualize import save_picture
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
 
