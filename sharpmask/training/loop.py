@@ -91,12 +91,7 @@ class Run:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        found = (config.out / STATE).exists()
-        if found and not config.resume:
-            raise DataError(f"out: {config.out} holds a run already; --resume goes on with it")
-        if not found and (config.out / CHECKPOINT).exists():
-            raise DataError(f"out: {config.out} holds a {CHECKPOINT} without its {STATE}; choose another folder")
-        resumed = found or config.resume is True
+        resumed = is_resumed(config)
         # A resumed run has its weights from the state, and the file that it began with may be gone.
         start = replace(config, trunk_weights=None) if resumed else config
         self.model = initial_model(start).to(self.device).to(memory_format=torch.channels_last).train()
@@ -120,11 +115,7 @@ class Run:
         share_weights(self.model)
         self.data, held_out = self._read_data()
         self.batches = make_batches(self.data, config, self.part.whole)
-        self.validator = None
-        if config.validation is not None:
-            held_out = Mixture([self._read_folder(config.validation, config.validation_annotations)])
-        if held_out is not None and rank == 0:
-            self.validator = Validator(held_out, self.model.config, samples=config.validation_samples)
+        self.validator = self._make_validator(held_out)
         if rank == 0:
             settings = to_plain(replace(config, resume=False, change=()))
             write_text(config.out / SETTINGS, as_yaml(settings))
@@ -144,6 +135,15 @@ class Run:
         check_left(pairs)
         held_out = [held for _, held in pairs if held.photos]
         return Mixture([rest for rest, _ in pairs], [d.weight for d in sets]), Mixture(held_out) if held_out else None
+
+    def _make_validator(self, held_out: Mixture | None) -> Validator | None:
+        """What validates, in the first process: on a data set of its own, or on the photos held out, if any."""
+        config = self.config
+        if config.validation is not None:
+            held_out = Mixture([self._read_folder(config.validation, config.validation_annotations)])
+        if held_out is None or self.rank:
+            return None
+        return Validator(held_out, self.model.config, samples=config.validation_samples)
 
     def _read_folder(self, path: Path, annotations: Path | None, *, partial: bool = False) -> CocoFolder:
         config = self.config
@@ -347,6 +347,16 @@ class Run:
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def is_resumed(config: TrainConfig) -> bool:
+    """Whether the run goes on from a state. Raises ``DataError`` for a folder of another run."""
+    found = (config.out / STATE).exists()
+    if found and not config.resume:
+        raise DataError(f"out: {config.out} holds a run already; --resume goes on with it")
+    if not found and (config.out / CHECKPOINT).exists():
+        raise DataError(f"out: {config.out} holds a {CHECKPOINT} without its {STATE}; choose another folder")
+    return found or config.resume is True
 
 
 def check_left(pairs: Sequence[tuple[CocoFolder, CocoFolder]]) -> None:
