@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from bench import record
 from bench.gpu import __main__ as gpu
-from bench.gpu import clock, compiling, failures, measure, prove, ready, run, sanitize, tune
+from bench.gpu import clock, compiling, failures, measure, photo, prove, ready, run, sanitize, tune
 from bench.gpu.report import Report
 from bench.gpu.stages import STAGES
 from bench.gpu.steps import NAMES, Plan, Result, Stage, Step, judged, no_tables
@@ -31,6 +31,15 @@ from sharpmask_kernels.backends.triton.tuning import Config, Shape
 ROOT = Path(__file__).parents[1]
 
 MARKED = re.compile(r"^(pytestmark = |@)pytest\.mark\.gpu", re.MULTILINE)
+
+
+def test_a_photo_on_which_other_masks_are_found_has_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # as it was afterwards
+    monkeypatch.setattr(photo.outcome, "ROUNDED", photo.outcome.ROUNDED._replace(masks=1.1))
+    found = photo.Answers(tmp_path, rehearse=True).time("shipped", "fp32", "torch")
+    assert found["status"] == "failed"
+    assert "ours differ from fp32: masks have a mean best IoU of 1.0" in found["said"]
+    assert [row["who"] for row in found["rows"] if row["seconds"] > 0] == ["ours", "PyTorch's ops"]
 
 
 def test_a_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

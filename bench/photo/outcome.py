@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def check(name: str, found: Outcome, expected: Outcome, tolerance: Tolerance) ->
         raise WrongResult(f"{name} differs from plain PyTorch, so it is not timed: {problem}")
 
 
-def problems(found: Outcome, expected: Outcome, tolerance: Tolerance) -> Any:
+def problems(found: Outcome, expected: Outcome, tolerance: Tolerance) -> Iterator[str]:
     """What exceeds the tolerance, in words."""
     places = [{tuple(window): i for i, window in enumerate(o.windows.tolist())} for o in (found, expected)]
     both = [(places[0][place], i) for place, i in places[1].items() if place in places[0]]
