@@ -28,21 +28,7 @@ KINDS = {"refined": True, "coarse": False}
 
 def evaluate(options: Eval) -> int:
     """Measure, write and print average recall. Returns the exit status."""
-    folder = CocoFolder(
-        options.dataset,
-        annotations=options.annotations,
-        categories=list(options.categories) or None,
-        skip_bad=options.skip_bad,
-        exif=options.exif,
-        links=options.links,
-    )
-    for note in folder.notes:
-        say(note, ERR)
-    truth = folder.ground_truth()
-    if all(entry["iscrowd"] for entry in truth["annotations"]):
-        raise DataError(f"{folder.annotation_file}: must hold an object to measure, got {_nothing(folder)}")
-    if "source" in options.groupings:
-        group_names(truth, "source")  # before the search, because photos may not say their source
+    folder, truth = read_folder(options)
     patches: dict[str, float] = {}
     with output_folder(options.out, *KINDS):
         other = {} if options.against is None else {other_name(options): read_results(options.against, truth, folder)}
@@ -71,6 +57,26 @@ def evaluate(options: Eval) -> int:
         say(f"left out {entries}, first: {folder.skipped[0]}", ERR)
     say(f"{options.out}: recall.json{f', {GALLERY}' if options.gallery else ''}")
     return 0
+
+
+def read_folder(options: Eval) -> tuple[CocoFolder, dict[str, Any]]:
+    """The data set and its ground truth. Raises ``DataError`` for one on which nothing can be measured."""
+    folder = CocoFolder(
+        options.dataset,
+        annotations=options.annotations,
+        categories=list(options.categories) or None,
+        skip_bad=options.skip_bad,
+        exif=options.exif,
+        links=options.links,
+    )
+    for note in folder.notes:
+        say(note, ERR)
+    truth = folder.ground_truth()
+    if all(entry["iscrowd"] for entry in truth["annotations"]):
+        raise DataError(f"{folder.annotation_file}: must hold an object to measure, got {_nothing(folder)}")
+    if "source" in options.groupings:
+        group_names(truth, "source")  # before the search, because photos may not say their source
+    return folder, truth
 
 
 def read_results(path: Path, truth: dict[str, Any], folder: CocoFolder) -> Results:
