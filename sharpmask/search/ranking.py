@@ -6,11 +6,12 @@ of the window does not: the score is computed before the masks of the best windo
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from sharpmask_kernels.windows import logit
 
 STEP = 3
 """Of a mask's pixels, one in so many on each axis is looked at."""
@@ -31,7 +32,7 @@ class Looks(NamedTuple):
 
 def statistics(logits: Tensor, looks: Looks, threshold: float) -> Tensor:
     """What a ranking is learned from, (N, 13) by ``RANKED_BY``, of mask logits (N, S, S) and the masks' probability."""
-    limit = math.log(threshold / (1 - threshold))
+    limit = logit(threshold)
     # In parts that stay in cache.
     parts = [_of_masks(part[:, ::STEP, ::STEP].float().nan_to_num(-100.0), limit) for part in logits.split(32)]
     known = torch.stack([x.float() for x in looks], 1)

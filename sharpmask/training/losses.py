@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sharpmask_kernels.windows import logit
 
 from ..data.tiles import TileBatch
 from ..evaluation import mask_iou, resize_masks
@@ -115,7 +116,7 @@ def quality(logits: Tensor, target: Tensor, kind: ScoreTarget, threshold: float)
     It is the mask's IoU, or for the ``kind`` "soft" clamp(1.1 IoU, .3, 1). The mask is what the search will take it
     for: the pixels of a probability above ``threshold``.
     """
-    overlap = mask_iou(resize_masks(logits.float(), target), target, math.log(threshold / (1 - threshold)))
+    overlap = mask_iou(resize_masks(logits.float(), target), target, logit(threshold))
     return (overlap if kind == "quality" else (1.1 * overlap).clamp(0.3, 1)).to(target)
 
 
