@@ -51,10 +51,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Length:
-    """How many entries a list may have."""
+    """How many entries a list may have, and whether they must differ."""
 
     least: int
     most: int
+    distinct: bool = False
 
 
 class Settings:
@@ -137,7 +138,10 @@ def _tuple(args: tuple[Any, ...], value: Any, name: str, limit: Length | None) -
         count = f"{limit.least}" if limit.least == limit.most else f"{limit.least} to {limit.most}"
         raise DataError(f"{name} must have {count} entries, got {len(value)}: {shown(value)}")
     hints = args if args[-1] is not Ellipsis else args[:1] * len(value)
-    return tuple(convert(hint, entry, name) for hint, entry in zip(hints, value, strict=True))
+    entries = tuple(convert(hint, entry, name) for hint, entry in zip(hints, value, strict=True))
+    if limit is not None and limit.distinct:
+        _require(len(set(entries)) == len(entries), value, name, "entries that differ")
+    return entries
 
 
 def shown(value: Any) -> str:

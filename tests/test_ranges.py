@@ -123,6 +123,7 @@ def test_values_out_of_range_are_refused_by_name(base: Settings) -> None:
         (lambda: TileConfig(free_scales=(2.0, 1.0)), "free_scales must be the smallest and the largest scale"),
         (lambda: TileConfig(free_scales=(1.0,)), r"free_scales must have 2 entries, got 1: \(1.0,\)"),  # type: ignore[arg-type]
         (lambda: SearchConfig(scales=(16.0,) * 65), "scales must have 1 to 64 entries, got 65"),
+        (lambda: SearchConfig(scales=(1, 0.5, 1.0)), r"scales must be entries that differ, got \(1, 0.5, 1.0\)"),
         (lambda: TrainConfig((Path("a"),), Path("b"), milestones=(5, 2)), "milestones must rise"),
         (lambda: TrainConfig((Path("a"),), Path("b"), skip_bad=1), "skip_bad must be of type bool, got 1"),  # type: ignore[arg-type]
         (lambda: TrainConfig((Path("a"),), Path("b"), model="resnet"), "model must be of type ModelConfig"),  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from ..ranges import Length, Range, Settings, field_types
 class StoredSearch(Settings):
     """How full images are searched, as checkpoints may say. Settings that are not given come from the checkpoint."""
 
-    scales: Annotated[tuple[SearchScale, ...], Length(1, 64)] | None = None
+    scales: Annotated[tuple[SearchScale, ...], Length(1, 64, distinct=True)] | None = None
     """Scales at which an image is searched, e.g. 0.25 0.5 1."""
     threshold: Annotated[float, INSIDE] | None = None
     """Probability above which a pixel belongs to a mask."""

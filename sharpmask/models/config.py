@@ -94,7 +94,7 @@ class ModelConfig(Settings):
 class SearchConfig(Settings):
     """How a model's windows are searched over full images. The defaults are the paper's."""
 
-    scales: Annotated[tuple[SearchScale, ...], Length(1, 64)] = tuple(2 ** (e / 2) for e in range(-5, 2))
+    scales: Annotated[tuple[SearchScale, ...], Length(1, 64, distinct=True)] = tuple(2 ** (e / 2) for e in range(-5, 2))
     """Factors by which an image is resized; each is searched."""
     threshold: Annotated[float, INSIDE] = 0.2
     """Probability above which a pixel belongs to a mask."""
