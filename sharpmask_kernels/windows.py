@@ -48,7 +48,8 @@ def grid_size(height: int, width: int, window: int) -> tuple[int, int]:
 
     The trunk halves the padded image four times, rounding up; a window takes ``window / 16`` of those cells.
     """
-    return tuple(math.ceil((side + window) / STRIDE) - window // STRIDE + 1 for side in (height, width))  # type: ignore[return-value]
+    rows, cols = (math.ceil((side + window) / STRIDE) - window // STRIDE + 1 for side in (height, width))
+    return rows, cols
 
 
 def sample_positions(length: int, scale: float, cell: int, window: int) -> tuple[int, npt.NDArray[np.float64]]:

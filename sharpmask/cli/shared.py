@@ -1,4 +1,4 @@
-"""What several commands share: the check of the device, the generator, and the table of times."""
+"""What several commands share: the generator, how many photos it searches at once, and the table of times."""
 
 from __future__ import annotations
 
