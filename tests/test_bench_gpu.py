@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -22,6 +24,7 @@ from bench.gpu import clock, compiling, failures, measure, photo, prove, ready, 
 from bench.gpu.report import Report
 from bench.gpu.stages import STAGES
 from bench.gpu.steps import NAMES, Plan, Result, Stage, Step, judged, no_tables
+from bench.photo.outcome import Outcome
 from bench.process import Failed
 from bench.workloads import FULL
 from sharpmask_kernels import registry
@@ -33,13 +36,20 @@ ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"^(pytestmark = |@)pytest\.mark\.gpu", re.MULTILINE)
 
 
-def test_a_photo_on_which_other_masks_are_found_has_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_photo_on_which_other_windows_are_found_has_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # as it was afterwards
-    monkeypatch.setattr(photo.outcome, "ROUNDED", photo.outcome.ROUNDED._replace(masks=1.1))
-    found = photo.Answers(tmp_path, rehearse=True).time("shipped", "fp32", "torch")
-    assert found["status"] == "failed"
-    assert "ours differ from fp32: masks have a mean best IoU of 1.0" in found["said"]
-    assert [row["who"] for row in found["rows"] if row["seconds"] > 0] == ["ours", "PyTorch's ops"]
+    none, one = (
+        Outcome(np.zeros((n, 3), np.int64), *(np.zeros(shape, np.float32) for shape in (n, (n, 4, 4))), [], np.zeros(n))
+        for n in (0, 1)
+    )
+    found = iter([one, none, one])  # what is expected, and what each of the two finds
+    monkeypatch.setattr(photo, "outcome_of", lambda *_: next(found))
+    monkeypatch.setattr(photo.Answers, "generator", lambda *_: SimpleNamespace(precision="fp32"))
+    monkeypatch.setattr(photo.Answers, "taken", lambda *_: {"seconds": 0.5, "stages": {}})
+    answer = photo.Answers(tmp_path, rehearse=True).time("shipped", "fp32", "torch")
+    told = "500.0 ms, 1.00 times as fast as PyTorch's ops; ours differ from fp32: 0.0% of the windows are the same"
+    assert answer["status"] == "failed" and answer["said"].startswith(told)
+    assert [row["who"] for row in answer["rows"]] == ["ours", "PyTorch's ops"]
 
 
 def test_a_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,8 +73,8 @@ def synthesize(
 
     The folder appears only when it is complete. `progress` shows a bar on stderr.
 
-    Returns `out`. Raises DataError for arguments out of range, and if
-    `out` is not a new or empty folder or cannot be written.
+    Returns `out`. Raises DataError for arguments out of range, and if `out` is not a new or empty folder or cannot be
+    written.
     """
     out = Path(out)
     _check_arguments(out, images, seed, size, objects)

@@ -51,9 +51,9 @@ def propose(
 
     ``workers``: of one core each, by default as many as the cluster has room for, with ``memory`` gigabytes reserved,
     and ``gpu_share`` of a GPU where the device is "cuda". ``address``: "local" for this machine, "auto" for the cluster
-    that it is part of, or an address. ``resume`` goes on with a stopped run of the same settings, with
-    ``retry_errors`` also with photos whose rows have an error, ``restart`` removes
-    its results first. A worker that has no result for a photo after ``photo_seconds`` is replaced.
+    that it is part of, or an address. ``resume`` goes on with a stopped run of the same settings, with ``retry_errors``
+    also with photos whose rows have an error; ``restart`` removes its results first. A worker that has no result for a
+    photo after ``photo_seconds`` is replaced.
 
     ``say`` is given lines for the user, ``progress`` the numbers of photos that are done and of all.
 
