@@ -35,8 +35,8 @@ def lowered(**options):
 default = lowered()
 smooth = lowered(interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR})
 print(
-    "a disc of 21 pixels' width in a photo of 640x480: moved by {:.1f} and {:.1f}, IoU with its mask {:.2f}; by area and "
-    "linear: {:.1f} and {:.1f}, IoU {:.2f}".format(*default, *map(abs, smooth))
+    "a disc of 21 pixels' width in a photo of 640x480: moved by {:.1f} and {:.1f}, IoU with its mask {:.2f}; by area "
+    "and linear: {:.1f} and {:.1f}, IoU {:.2f}".format(*default, *map(abs, smooth))
 )
 assert min(default[:2]) > 1 and default[2] < 0.8, "the behaviour has changed"
 assert max(map(abs, smooth[:2])) < 0.2 and smooth[2] > 0.9, "the behaviour has changed"

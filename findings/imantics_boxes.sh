@@ -4,11 +4,11 @@
 # Expected: a mask's annotation gives by yolo() "class x y width height", x and y those of the box's centre, and by
 # coco() the mask's box.
 # Behaviour: x and y are those of the upper left corner, so each box lies up and left of its object by half its size.
-# Width and height, here and in COCO, count from the first to the last pixel without the last one. Nothing warns, and the
-# numbers are in range. Compute boxes with pycocotools' toBbox() from the mask.
+# Width and height, here and in COCO, count from the first to the last pixel without the last one. Nothing warns, and
+# the numbers are in range. Compute boxes with pycocotools' toBbox() from the mask.
 #
-# Seen: "40x20 pixels at 20, 10 in a photo of 100x80: YOLO 0.200 0.125 0.390 0.237, right is 0.400 0.250 0.400 0.250, IoU
-# 0.14; COCO 20 10 39 19".
+# Seen: "40x20 pixels at 20, 10 in a photo of 100x80: YOLO 0.200 0.125 0.390 0.237, right is 0.400 0.250 0.400 0.250,
+# IoU 0.14; COCO 20 10 39 19".
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -13,7 +13,8 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.14.1 torchvision==0.29.1 torchmetrics==1.9.0 pycocotools==2.0.11 numpy==2.4.6
+"$work/venv/bin/pip" install --quiet torch==2.14.1 torchvision==0.29.1 torchmetrics==1.9.0 pycocotools==2.0.11 \
+    numpy==2.4.6
 cd "$work"
 "$work/venv/bin/python" - <<'PYTHON'
 import contextlib
@@ -64,8 +65,8 @@ seen = [
     by_pycocotools(right + alarm),
 ]
 print(
-    "results equal to the objects: precision {:.2f}, as xywh {:.2f}, by pycocotools {:.2f}; and a false alarm in a photo "
-    "without objects: as xywh {:.2f}, by pycocotools {:.2f}".format(*seen)
+    "results equal to the objects: precision {:.2f}, as xywh {:.2f}, by pycocotools {:.2f}; and a false alarm in a "
+    "photo without objects: as xywh {:.2f}, by pycocotools {:.2f}".format(*seen)
 )
 assert np.allclose(seen, [0, 1, 1, 1, 0.5]), "the behaviour has changed"
 PYTHON
