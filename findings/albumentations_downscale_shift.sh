@@ -5,7 +5,7 @@
 # place, so masks and boxes, which the transform leaves as they are, still fit.
 # Behaviour: by default both steps take the nearest pixel. OpenCV's INTER_NEAREST takes the upper left pixel of each
 # block when it shrinks, and puts it over the whole block when it enlarges. The photo moves right and down, at the
-# default factor of 0.25 by 1.5 pixels, at others by more. A model learns masks that lie up and left of the objects.
+# default factor of 0.25 by 1.5 pixels. A model learns masks that lie up and left of the objects.
 # With interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR} it stays where it is.
 #
 # Seen: "a disc of 21 pixels' width in a photo of 640x480: moved by 1.5 and 1.5, IoU with its mask 0.75; by area and

@@ -4,10 +4,8 @@
 # Expected: a dataset that is imported and exported as "coco_instances" has the same objects: an RLE with "iscrowd": 0,
 # as COCO's tools read it, stays that mask of that one object.
 # Behaviour: by default the mask becomes polygons around its outer edge, through the centres of pixels: holes are
-# filled, a row and a column go, and an object of two rows or columns has no pixel left ("segmentation": []). The area
-# is that of the new mask, or the box's. With segmentation_mode="mask" the pixels are right, and each object is a crowd,
-# which trainers leave out and evaluators do not count. No mode keeps both. Polygons and crowds come back as they were
-# by default.
+# filled, a row and a column go, and an object of two columns has no pixel left. With segmentation_mode="mask" the
+# pixels are right, and each object is a crowd, which trainers leave out and evaluators do not count.
 #
 # Seen: "default: ring 1521 of 1200 pixels, pole 0 of 60, crowds 0 of 2; segmentation_mode mask: ring 1200 of 1200
 # pixels, pole 60 of 60, crowds 2 of 2".

@@ -4,7 +4,7 @@
 # Expected: MeanAveragePrecision(average="micro") takes all objects as of one class. class_metrics=True adds figures per
 # class and leaves the others as they are.
 # Behaviour: with iou_type=("bbox", "segm"), boxes are evaluated first; for their figures per class the data are written
-# anew with their classes, and these data then serve for the masks too. So the figures of masks, also recall, are those
+# anew with their classes, and these data then serve for the masks too. So the figures of masks are those
 # with classes, under the same names. Measure boxes and masks by two metrics.
 #
 # Seen: "2 objects found with each other's class: boxes 1.00, masks 1.00; with figures per class: boxes 1.00, masks

@@ -37,7 +37,8 @@ MARKED = re.compile(r"^(pytestmark = |@)pytest\.mark\.gpu", re.MULTILINE)
 
 
 def test_a_photo_on_which_other_windows_are_found_has_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # as it was afterwards
+    for name in ("benchmark", "allow_tf32"):  # the bench changes them
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
     none, one = (
         Outcome(np.zeros((n, 3), np.int64), *(np.zeros(shape, np.float32) for shape in (n, (n, 4, 4))), [], np.zeros(n))
         for n in (0, 1)

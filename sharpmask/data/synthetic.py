@@ -127,7 +127,7 @@ def _write(
         "categories": [{"id": number, "name": name} for number, name in enumerate(FAMILIES, 1)],
         "annotations": [],
     }
-    for index in track(range(images), "Drawing", console=Console(stderr=True), disable=not progress):
+    for index in track(range(images), "Drawing", console=Console(stderr=True), disable=not progress or images == 1):
         rng = np.random.default_rng([seed, index])
         scene, labels = _compose(rng, height, width, objects)
         name = f"{index + 1:06d}.png"

@@ -135,4 +135,7 @@ class SearchConfig(Settings):
         """The settings that a checkpoint has. Raises ``DataError`` that names the ``place`` for what is none."""
         if isinstance(plain, dict) and isinstance(plain.get("stability"), bool):  # in older ones it was a switch
             plain = plain | {"stability": float(plain["stability"])}
+        if isinstance(plain, dict) and isinstance(plain.get("scales"), list):  # some older ones have a scale twice
+            scales = plain["scales"]
+            plain = plain | {"scales": [scale for i, scale in enumerate(scales) if scale not in scales[:i]]}
         return from_plain(cls, plain, place)

@@ -101,6 +101,10 @@ def test_the_best_of_more_candidates_are_returned(tiny_sharpmask: SharpMask, ref
     assert found(60, 10) == many, "candidates are at least so many"
 
 
+def test_a_scale_may_stand_twice_in_older_checkpoints() -> None:
+    assert SearchConfig.stored({"scales": [1, 0.5, 1.0]}, "search").scales == (1.0, 0.5)
+
+
 def test_stability_was_a_switch_in_older_checkpoints() -> None:
     assert SearchConfig.stored({"stability": True}, "search") == SearchConfig(stability=1.0)
     assert SearchConfig.stored({"stability": False}, "search") == SearchConfig()
