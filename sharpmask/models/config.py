@@ -135,7 +135,7 @@ class SearchConfig(Settings):
         """The settings that a checkpoint has. Raises ``DataError`` that names the ``place`` for what is none."""
         if isinstance(plain, dict) and isinstance(plain.get("stability"), bool):  # in older ones it was a switch
             plain = plain | {"stability": float(plain["stability"])}
-        if isinstance(plain, dict) and isinstance(plain.get("scales"), list):  # some older ones have a scale twice
-            scales = plain["scales"]
-            plain = plain | {"scales": [scale for i, scale in enumerate(scales) if scale not in scales[:i]]}
+        scales = plain.get("scales") if isinstance(plain, dict) else None
+        if isinstance(scales, list) and all(isinstance(scale, int | float) for scale in scales):
+            plain = plain | {"scales": list(dict.fromkeys(scales))}  # some older ones have a scale twice
         return from_plain(cls, plain, place)

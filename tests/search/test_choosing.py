@@ -103,6 +103,9 @@ def test_the_best_of_more_candidates_are_returned(tiny_sharpmask: SharpMask, ref
 
 def test_a_scale_may_stand_twice_in_older_checkpoints() -> None:
     assert SearchConfig.stored({"scales": [1, 0.5, 1.0]}, "search").scales == (1.0, 0.5)
+    for scales in ([], [[1.0], [1.0]], [1.0, "1"], list(range(1, 100_001))):
+        with pytest.raises(DataError, match="search: scales must"):
+            SearchConfig.stored({"scales": scales}, "search")
 
 
 def test_stability_was_a_switch_in_older_checkpoints() -> None:
